@@ -1,0 +1,17 @@
+"""Errors by what the caller should do; their names are the `ErrorEquals` contract of the state machines."""
+
+
+class Retryable(Exception):
+    """The attempt failed for a passing reason: try again, with backoff, while attempts are left."""
+
+
+class Permanent(Exception):
+    """Trying again cannot help (bad input, a refused plan): fail for good, at once."""
+
+
+class AlreadyRunning(Exception):
+    """A singleton job type is held by another run, which the message names: do not start a second one."""
+
+
+class LostLease(Exception):
+    """This attempt is no longer the owner of its job (timed out, cancelled or finished elsewhere): stop, change nothing."""
