@@ -1,0 +1,235 @@
+"""The job row: what the ledger knows of one job, and how it is spelled in the table.
+
+A row is immutable here; `transitions` makes a new one from an old one and `store` writes the difference, fenced.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zlib
+from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import Any, Final
+
+from ulid import ULID
+
+SHARDS: Final = 4
+"""Partitions of each hot index. One takes about 1 000 writes a second ("Best practices for partition keys")."""
+
+TTL_BACKSTOP: Final = timedelta(days=90)
+"""DynamoDB TTL of a finished row: only a backstop, a job keeps the promised retention (REQUIREMENTS B3)."""
+
+
+class Status(StrEnum):
+    """Where a job stands (REQUIREMENTS K1)."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def terminal(self) -> bool:
+        """Whether a job in this status can never change again."""
+        return self in (Status.COMPLETED, Status.FAILED, Status.CANCELLED)
+
+
+class Trigger(StrEnum):
+    """What made the job (REQUIREMENTS K1)."""
+
+    SCHEDULE = "schedule"
+    API = "api"
+    CLI = "cli"
+    EVENT = "event"
+    RETRY = "retry"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """How a job type is timed, retried and started. It travels on the row, so the checker needs no catalogue.
+
+    `target` says who starts a released job: `lambda:<job>` and `states:<machine>` are names below the stack's,
+    `bus` puts an event for a worker outside Lambda, and `none` leaves it to a worker that polls.
+    """
+
+    timeout: timedelta
+    target: str = "none"
+    pickup: timedelta = timedelta(minutes=10)
+    heartbeat: timedelta | None = None
+    max_attempts: int = 3
+    backoff_base: timedelta = timedelta(seconds=30)
+    backoff_cap: timedelta = timedelta(minutes=15)
+    poison_rescues: int = 3
+    poison_window: timedelta = timedelta(hours=72)
+    max_continuations: int = 500
+    singleton: bool = False
+    critical: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptError:
+    """Why one attempt ended without success (REQUIREMENTS K1)."""
+
+    type: str
+    message: str
+    attempt: int
+    at: datetime
+    reason: str
+    """`error`, `permanent`, `deadline`, `heartbeat`, `pickup`, `execution` or `continuations`."""
+    stack_trace: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One job. Times are aware UTC; `payload`, `result` and `checkpoint` are JSON objects."""
+
+    job_id: str
+    job_type: str
+    status: Status
+    policy: Policy
+    created_at: datetime
+    run_at: datetime
+    deadline_at: datetime | None = None
+    """When the attempt is dead (running), or should have been picked up (released); None while waiting or finished."""
+    released: bool = True
+    """Whether a pending job may be started now; False while it waits for `run_at`."""
+    attempt: int = 1
+    continuation: int = 0
+    """How often this job went on from a checkpoint; with `attempt`, the fence of every write (K2, K8)."""
+    trigger: Trigger = Trigger.CLI
+    schedule: str | None = None
+    payload: dict[str, Any] = field(default_factory=dict)
+    dry_run: bool = False
+    started_at: datetime | None = None
+    heartbeat_at: datetime | None = None
+    finished_at: datetime | None = None
+    progress: int = 0
+    message: str = ""
+    result: dict[str, Any] | None = None
+    checkpoint: dict[str, Any] | None = None
+    errors: tuple[AttemptError, ...] = ()
+    rescues: tuple[datetime, ...] = ()
+    """When the job was found expired (the poison guard's evidence, K10)."""
+    cancel_requested: bool = False
+    execution_arn: str | None = None
+    input_keys: tuple[str, ...] = ()
+    output_keys: tuple[str, ...] = ()
+    dead_letter: str | None = None
+    """Why the job is on the dead-letter list: `poison`, `exhausted` or `permanent`; None if it is not."""
+    redriven_as: str | None = None
+    redrive_of: str | None = None
+
+    @property
+    def max_attempts(self) -> int:
+        """How many attempts the job has in all (K5)."""
+        return self.policy.max_attempts
+
+    @property
+    def expires_at(self) -> datetime | None:
+        """When the checker should look at the job: its deadline, or sooner if its heartbeats stop."""
+        if self.status is Status.RUNNING and self.policy.heartbeat and self.heartbeat_at and self.deadline_at:
+            return min(self.deadline_at, self.heartbeat_at + self.policy.heartbeat)
+        return self.deadline_at
+
+    @property
+    def shard(self) -> int:
+        """Which partition of the sharded indexes holds the job."""
+        return zlib.crc32(self.job_id.encode()) % SHARDS
+
+
+def new_job_id(now: datetime, randomness: bytes) -> str:
+    """A ULID of `now` (millisecond precision) and ten bytes of randomness."""
+    return str(ULID.from_bytes(int(now.timestamp() * 1000).to_bytes(6) + randomness[:10]))
+
+
+def derived_job_id(at: datetime, *seed: str) -> str:
+    """The one job_id that belongs to `seed` at `at`: how the same tick, or the same redrive, makes one row (K6)."""
+    return new_job_id(at, hashlib.sha256("\0".join(seed).encode()).digest())
+
+
+def to_text(moment: datetime) -> str:
+    """ISO-8601 in UTC with milliseconds, which sorts as text: `2026-11-22T03:00:00.000Z`."""
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def from_text(text: str) -> datetime:
+    """The aware moment that `to_text` wrote."""
+    return datetime.fromisoformat(text)
+
+
+_KEY_PREFIX: Final = "JOB#"
+_TIMES: Final = ("created_at", "run_at", "deadline_at", "started_at", "heartbeat_at", "finished_at")
+_JSON: Final = ("payload", "result", "checkpoint")
+_DURATIONS: Final = ("timeout", "pickup", "heartbeat", "backoff_base", "backoff_cap", "poison_window")
+
+
+def job_key(job_id: str) -> str:
+    """The partition key of a job's row."""
+    return _KEY_PREFIX + job_id
+
+
+def encode(job: Job) -> dict[str, Any]:
+    """The row's attributes as plain values (text, int, bool, list, dict), index keys included; None is left out."""
+    item: dict[str, Any] = {f.name: getattr(job, f.name) for f in fields(job)}
+    for name in _TIMES:
+        item[name] = to_text(item[name]) if item[name] else None
+    for name in _JSON:
+        item[name] = json.dumps(item[name], separators=(",", ":")) if item[name] is not None else None
+    item["policy"] = _encode_policy(job.policy)
+    item["max_attempts"] = job.max_attempts
+    item["errors"] = [asdict(error) | {"at": to_text(error.at)} for error in job.errors]
+    item["rescues"] = [to_text(moment) for moment in job.rescues]
+    item["input_keys"], item["output_keys"] = list(job.input_keys), list(job.output_keys)
+    item["status"], item["trigger"] = job.status.value, job.trigger.value
+    item |= _index_keys(job)
+    return {"pk": job_key(job.job_id)} | {name: value for name, value in item.items() if value is not None}
+
+
+def _index_keys(job: Job) -> dict[str, str | int | None]:
+    live = not job.status.terminal
+    waiting = job.status is Status.PENDING and not job.released
+    return {
+        "live_shard": f"live#{job.shard}" if live else None,
+        "expires_at": to_text(job.expires_at) if live and job.expires_at else None,
+        "due_shard": f"due#{job.shard}" if waiting else None,
+        "status_shard": None if live else f"{job.status}#{job.shard}",
+        "ttl": int((job.finished_at + TTL_BACKSTOP).timestamp()) if job.finished_at else None,
+    }
+
+
+def _encode_policy(policy: Policy) -> dict[str, Any]:
+    item = {f.name: getattr(policy, f.name) for f in fields(policy)}
+    item |= {name: int(item[name].total_seconds()) for name in _DURATIONS if item[name] is not None}
+    return {name: value for name, value in item.items() if value is not None}
+
+
+def decode(item: dict[str, Any]) -> Job:
+    """The job that `encode` wrote; a row read through an index may lack attributes, which take their defaults."""
+    values = {f.name: item[f.name] for f in fields(Job) if f.name in item}
+    values["job_id"] = item["pk"].removeprefix(_KEY_PREFIX)
+    values |= {name: from_text(values[name]) for name in _TIMES if name in values}
+    values |= {name: json.loads(values[name]) for name in _JSON if name in values}
+    values["policy"] = _decode_policy(item["policy"])
+    values["status"] = Status(item["status"])
+    values["trigger"] = Trigger(item.get("trigger", Trigger.CLI))
+    values["errors"] = tuple(
+        AttemptError(**error | {"at": from_text(error["at"]), "attempt": int(error["attempt"])})
+        for error in item.get("errors", ())
+    )
+    values["rescues"] = tuple(from_text(moment) for moment in item.get("rescues", ()))
+    values |= {name: tuple(item.get(name, ())) for name in ("input_keys", "output_keys")}
+    values |= {name: int(values[name]) for name in ("attempt", "continuation", "progress") if name in values}
+    return Job(**values)
+
+
+def _decode_policy(item: dict[str, Any]) -> Policy:
+    values = dict(item)
+    for name, value in item.items():
+        if name in _DURATIONS:
+            values[name] = timedelta(seconds=int(value))
+        elif not isinstance(value, str | bool):
+            values[name] = int(value)  # DynamoDB gives numbers as Decimal
+    return Policy(**values)

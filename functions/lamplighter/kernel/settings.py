@@ -1,0 +1,198 @@
+"""Every default of REQUIREMENTS as a setting: from the environment, overridden at run time, validated (K4).
+
+`LAMPLIGHTER_<SETTING>` variables come from the template's parameters. One SSM parameter (`SETTINGS_PARAMETER`) holds
+a JSON object that overrides them without a redeploy; a bad one is refused as a whole, the newest earlier version of
+it that is good stays in force, and an alert is raised.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Annotated, Any, Final
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from lamplighter.kernel.errors import Permanent
+
+PREFIX: Final = "LAMPLIGHTER_"
+FRESH_SECONDS: Final = 60
+"""How old a warm function's view of the override may be."""
+
+
+class SettingsError(Permanent):
+    """A setting is unknown or its value is invalid; the message names it and what it takes."""
+
+
+def _from_json(value: object) -> object:
+    return json.loads(value) if isinstance(value, str) else value
+
+
+class Settings(BaseModel):
+    """All settings, with REQUIREMENTS' defaults."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    orphan_cleanup_enabled: bool = True
+    """Whether scheduled runs of the orphan cleanup do anything (A6)."""
+    orphan_cleanup_scan_interval_hours: int = Field(24, ge=1, le=720)
+    """Hours between scheduled runs; applied by starting the schedule (A6)."""
+    orphan_cleanup_age_threshold_hours: float = Field(24, ge=0)
+    """Younger files are skipped (A2)."""
+    orphan_cleanup_dry_run: bool = True
+    """Whether a run that does not say so only previews (A3)."""
+    orphan_cleanup_max_delete_gb: float = Field(10.0, ge=0)
+    """Stop before cumulative deletion exceeds this, in GB of 10^9 bytes (A4)."""
+    orphan_cleanup_quarantine_hours: float = Field(24, ge=0)
+    """A scheduled run removes only what a manifest at least this old already listed (A7)."""
+    orphan_cleanup_max_orphan_share: float = Field(0.5, gt=0, le=1)
+    """Refuse to delete when more than this share of the files are orphans (A7)."""
+    orphan_cleanup_max_reference_shrink: float = Field(0.2, ge=0, le=1)
+    """Refuse to delete when the references shrank by more than this share since the last run (A7)."""
+    orphan_cleanup_max_unmapped_references: int = Field(0, ge=0)
+    """Refuse to delete when more references than this cannot be mapped to a key (A7)."""
+    allow_override: bool = False
+    """The second of the two switches that let a run pass the governor (A7)."""
+    retry_max_attempts: int = Field(3, ge=1, le=10)
+    """Attempts of a job, the first included (K5)."""
+    retry_base_seconds: int = Field(30, ge=1)
+    """Longest wait before the second attempt; doubles with each (K5)."""
+    retry_cap_seconds: int = Field(900, ge=1)
+    """Longest wait before any attempt (K5)."""
+    poison_rescues: int = Field(3, ge=1)
+    """A job found expired this often within the window is failed for good (K10)."""
+    poison_window_hours: int = Field(72, ge=1)
+    """The poison guard's window (K10)."""
+    schedule_grace_minutes: int = Field(15, ge=0)
+    """How long after its interval a schedule without a completed run is reported (K12)."""
+    job_timeout_minutes: Annotated[dict[str, int], BeforeValidator(_from_json)] = Field(
+        default={
+            "sync": 30,
+            "sync_scenes": 30,
+            "analysis": 60,
+            "apply_plan": 30,
+            "generate_details": 45,
+            "export": 15,
+            "import": 15,
+            "cleanup": 5,
+            "default": 30,
+        }
+    )
+    """Minutes an attempt of a job outside Lambda may take, by job type (B1); a JSON object."""
+
+    def job_timeout(self, job_type: str) -> timedelta:
+        """How long an attempt of `job_type` may take (REQUIREMENTS B1)."""
+        default = Settings.model_fields["job_timeout_minutes"].default["default"]
+        minutes = self.job_timeout_minutes
+        return timedelta(minutes=minutes.get(job_type, minutes.get("default", default)))
+
+
+def parse(values: Mapping[str, object], *, source: str) -> Settings:
+    """The settings that `values` gives, defaults for the rest.
+
+    Raises:
+        SettingsError: a name is unknown or a value invalid; says which, and where it was found (`source`).
+    """
+    try:
+        return Settings.model_validate(values)
+    except (ValidationError, ValueError) as error:
+        raise SettingsError(_explain(error, source)) from None
+
+
+def from_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """The raw values of the `LAMPLIGHTER_` variables, by setting name."""
+    return {
+        name.removeprefix(PREFIX).lower(): value
+        for name, value in environment.items()
+        if name.startswith(PREFIX) and value != ""
+    }
+
+
+def merge(base: Mapping[str, object], override: str) -> Settings:
+    """The settings of `base` with the JSON object `override` on top.
+
+    Raises:
+        SettingsError: the override is not a JSON object, or holds an unknown or invalid setting.
+    """
+    source = "the settings parameter"
+    try:
+        values = json.loads(override)
+    except ValueError as error:
+        raise SettingsError(f"In {source}: it must hold a JSON object of settings ({error}).") from None
+    if not isinstance(values, dict):
+        raise SettingsError(f"In {source}: it must hold a JSON object of settings, not {type(values).__name__}.")
+    parse(values, source=source)  # names the override as the culprit, even where the base is bad too
+    return parse({**base, **values}, source=source)
+
+
+def _explain(error: ValueError, source: str) -> str:
+    if not isinstance(error, ValidationError):
+        return f"In {source}: {error}"
+    sentences = []
+    for problem in error.errors(include_url=False):
+        name = ".".join(map(str, problem["loc"]))
+        if problem["type"] == "extra_forbidden":
+            sentences.append(f"{name} is not a setting (known: {', '.join(Settings.model_fields)})")
+        else:
+            sentences.append(f"{name}: {problem['msg'].lower()}, got {problem['input']!r}")
+    return f"In {source}: {'; '.join(sentences)}."
+
+
+def load() -> Settings:
+    """The settings in force now: environment, overridden by the SSM parameter where one is named.
+
+    Raises:
+        SettingsError: the environment is bad (the function was deployed so: nothing to fall back on).
+        Retryable: the parameter cannot be read; guessing could delete what an override protects.
+    """
+    base = from_environment(os.environ)
+    settings = parse(base, source="the environment")
+    name = os.environ.get("SETTINGS_PARAMETER")
+    return _overridden(base, name) if name else settings
+
+
+def _overridden(base: Mapping[str, object], name: str) -> Settings:
+    from aws_lambda_powertools.utilities.parameters import SSMProvider
+    from aws_lambda_powertools.utilities.parameters.exceptions import GetParameterError
+
+    from lamplighter.kernel.aws import client
+    from lamplighter.kernel.errors import Retryable
+
+    global _provider  # noqa: PLW0603 - the provider holds the cache, which has to outlive the call
+    _provider = _provider or SSMProvider(boto3_client=client("ssm"))
+    try:
+        value = _provider.get(name, max_age=FRESH_SECONDS)
+    except GetParameterError as error:
+        raise Retryable(f"The settings parameter {name} cannot be read: {error}") from error
+    try:
+        return merge(base, str(value))
+    except SettingsError as error:
+        return _last_good(base, name, error)
+
+
+_provider: Any = None
+
+
+def _last_good(base: Mapping[str, object], name: str, problem: SettingsError) -> Settings:
+    from lamplighter.kernel.aws import client
+    from lamplighter.kernel.notify import alert
+
+    pages = client("ssm").get_paginator("get_parameter_history").paginate(Name=name)
+    versions = sorted((v for page in pages for v in page["Parameters"]), key=lambda v: -v["Version"])
+    for version in versions[1:]:
+        try:
+            settings = merge(base, version["Value"])
+        except SettingsError:
+            continue
+        kept = f"version {version['Version']} stays in force"
+        break
+    else:
+        settings, kept = parse(base, source="the environment"), "the deployed settings stay in force"
+    alert(
+        f"settings#{name}#{versions[0]['Version']}",
+        subject="A bad settings override was refused",
+        message=f"{problem} Version {versions[0]['Version']} of {name} was refused as a whole; {kept}.",
+    )
+    return settings
