@@ -1,0 +1,298 @@
+"""Postgres: where it is, how to reach it, and the tables that are ours.
+
+One engine a process, made when first asked for. The address comes from the first of these that is set:
+`DATABASE_URL`; `DATABASE_SECRET_ARN` (a Secrets Manager secret as RDS makes them); `DATABASE_HOST` with
+`DATABASE_NAME`, `DATABASE_USER` and perhaps `DATABASE_PORT` (an IAM token as the password). Secret and token are read
+anew for each connection, so rotating them needs no restart.
+
+This module imports SQLAlchemy and pg8000: import it inside the function that needs it, to keep cold starts short.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import cache
+from typing import Any, Final
+
+import pg8000.dbapi
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Connection,
+    DateTime,
+    Engine,
+    Identity,
+    MetaData,
+    Table,
+    Text,
+    Uuid,
+    create_engine,
+    event,
+    func,
+    make_url,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.exc import ArgumentError
+
+from lamplighter.kernel.errors import Permanent, Retryable
+
+CONNECT_TIMEOUT: Final = timedelta(seconds=5)
+STATEMENT_TIMEOUT: Final = timedelta(seconds=60)
+LOCK_TIMEOUT: Final = timedelta(seconds=5)
+RECYCLE: Final = timedelta(minutes=5)
+"""A connection that a frozen process kept for longer is not trusted."""
+
+_SSL_REQUEST: Final = (8).to_bytes(4) + (80877103).to_bytes(4)
+"""What a client sends to ask for TLS (PostgreSQL, "Message Formats", SSLRequest)."""
+_GONE: Final = ("08", "53", "57P")
+"""SQLSTATE classes of a server that is out of reach, out of resources or shutting down: they pass."""
+
+metadata = MetaData()
+"""Our own tables as the newest migration leaves them."""
+
+media_files = Table(
+    "media_files",
+    metadata,
+    Column("id", BigInteger, Identity(), primary_key=True),
+    Column("storage_key", Text, nullable=False, index=True),
+    Column("created_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+)
+
+system_logs = Table(
+    "system_logs",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("job_id", Text, nullable=False, index=True),
+    Column("job_type", Text, nullable=False),
+    Column("level", Text, nullable=False),
+    Column("message", Text, nullable=False),
+    Column("details", JSONB, nullable=False, server_default="{}"),
+    Column("created_at", DateTime(timezone=True), nullable=False, server_default=func.now(), index=True),
+)
+
+
+class DatabaseUnavailable(Retryable):
+    """The database cannot be reached now, or went away in the middle."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Address:
+    """Where the database is and who asks; without TLS only when the server is this machine or the URL says so."""
+
+    name: str
+    user: str
+    password: str | None = field(repr=False)
+    host: str
+    """A host name, or the directory of a Unix socket (it starts with a slash)."""
+    port: int = 5432
+    tls: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}/{self.name}"
+
+
+def address(environment: Mapping[str, str]) -> Address:
+    """The database that `environment` names.
+
+    Raises:
+        Permanent: none is named, or the settings are incomplete or contradict themselves.
+        Retryable: the secret cannot be read now.
+    """
+    if url := environment.get("DATABASE_URL"):
+        return _from_url(url)
+    if arn := environment.get("DATABASE_SECRET_ARN"):
+        return _from_secret(arn, environment)
+    if environment.get("DATABASE_HOST"):
+        return _from_token(environment)
+    raise Permanent(
+        "No database is configured: give DATABASE_URL, DATABASE_SECRET_ARN, or DATABASE_HOST with DATABASE_NAME and "
+        "DATABASE_USER."
+    )
+
+
+def _from_url(url: str) -> Address:
+    try:
+        parts = make_url(url)
+        host = str(parts.query.get("host") or parts.host or "")
+        mode = str(parts.query.get("sslmode") or ("disable" if _is_local(host) else "verify-full"))
+        if not (host and parts.database and parts.username and parts.get_backend_name() == "postgresql"):
+            raise ArgumentError
+    except (ArgumentError, ValueError):
+        raise Permanent("DATABASE_URL must look like postgresql://user:password@host:port/name.") from None
+    if mode not in {"disable", "require", "verify-ca", "verify-full"}:
+        raise Permanent(f"DATABASE_URL: sslmode takes disable or verify-full (TLS is always verified), not {mode}.")
+    return Address(
+        name=parts.database,
+        user=parts.username,
+        password=parts.password,
+        host=host,
+        port=parts.port or 5432,
+        tls=mode != "disable",
+    )
+
+
+def _is_local(host: str) -> bool:
+    return host.startswith("/") or host in {"localhost", "127.0.0.1", "::1"}
+
+
+def _from_secret(arn: str, environment: Mapping[str, str]) -> Address:
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    from lamplighter.kernel.aws import client
+
+    try:
+        secret = json.loads(client("secretsmanager").get_secret_value(SecretId=arn)["SecretString"])
+        # The secret that RDS itself manages holds only the user and the password; the rest stands beside it.
+        return Address(
+            name=secret.get("dbname") or environment["DATABASE_NAME"],
+            user=secret["username"],
+            password=secret["password"],
+            host=secret.get("host") or environment["DATABASE_HOST"],
+            port=int(secret.get("port") or environment.get("DATABASE_PORT") or 5432),
+        )
+    except (BotoCoreError, ClientError) as error:
+        raise Retryable(f"The database secret {arn} cannot be read: {error}") from error
+    except KeyError as error:
+        raise Permanent(
+            f"The database secret {arn} lacks {error}: it must hold username and password, and host and dbname unless "
+            "DATABASE_HOST and DATABASE_NAME give them."
+        ) from None
+    except (ValueError, AttributeError):
+        raise Permanent(f"The database secret {arn} must hold a JSON object with username and password.") from None
+
+
+def _from_token(environment: Mapping[str, str]) -> Address:
+    from lamplighter.kernel.aws import client
+
+    missing = [name for name in ("DATABASE_NAME", "DATABASE_USER") if not environment.get(name)]
+    if missing:
+        raise Permanent(f"DATABASE_HOST is set but {' and '.join(missing)} is not.")
+    host, port, user = (
+        environment["DATABASE_HOST"],
+        environment.get("DATABASE_PORT") or "5432",
+        environment["DATABASE_USER"],
+    )
+    if not port.isdecimal():
+        raise Permanent(f"DATABASE_PORT takes a port number, not {port}.")
+    token = client("rds").generate_db_auth_token(DBHostname=host, Port=int(port), DBUsername=user)
+    return Address(name=environment["DATABASE_NAME"], user=user, password=token, host=host, port=int(port))
+
+
+@cache
+def engine() -> Engine:
+    """The process's engine. Statements and lock waits are bounded; a lost server raises `DatabaseUnavailable`."""
+    made = create_engine(
+        "postgresql+pg8000://",
+        creator=lambda: _connect(address(os.environ)),
+        pool_size=1,  # a Lambda process works on one event at a time
+        max_overflow=3,
+        pool_pre_ping=True,
+        pool_recycle=RECYCLE.total_seconds(),
+    )
+    event.listen(made, "handle_error", _name_the_loss)
+    return made
+
+
+def bound_statements(connection: Connection, *, statement: timedelta, lock: timedelta = LOCK_TIMEOUT) -> None:
+    """Bounds each statement and lock wait of the current transaction; zero means without bound."""
+    for name, limit in (("statement_timeout", statement), ("lock_timeout", lock)):
+        connection.execute(
+            text("SELECT set_config(:name, :limit, true)"), {"name": name, "limit": f"{_milliseconds(limit)}ms"}
+        )
+
+
+def _connect(where: Address) -> Any:
+    """A pg8000 connection.
+
+    Raises:
+        DatabaseUnavailable: it cannot be reached, or it refuses us; never shows the password.
+    """
+    try:
+        sock = _dial(where)
+        try:
+            connection = pg8000.dbapi.connect(
+                user=where.user,
+                password=where.password,
+                database=where.name,
+                sock=sock,
+                ssl_context=False,  # `_dial` has done it
+                application_name="lamplighter",
+                startup_params={
+                    "statement_timeout": str(_milliseconds(STATEMENT_TIMEOUT)),
+                    "lock_timeout": str(_milliseconds(LOCK_TIMEOUT)),
+                    "TimeZone": "UTC",
+                },
+            )
+        except BaseException:
+            sock.close()
+            raise
+    except (OSError, pg8000.dbapi.Error) as error:
+        raise DatabaseUnavailable(f"The database at {where} cannot be reached: {_reason(error)}") from None
+    sock.settimeout(None)  # from here on the server bounds statements, and keepalive finds a dead peer
+    return connection
+
+
+def _dial(where: Address) -> socket.socket:
+    """An open socket to the server, TLS done and verified where it is asked for, that gives up connecting in time.
+
+    pg8000 would dial by itself, but leaves Nagle's algorithm on (a large parameter then waits for the server's delayed
+    acknowledgement: 2.30 s became 0.40 s) and keeps one timeout for connecting and for the longest statement.
+    """
+    seconds = CONNECT_TIMEOUT.total_seconds()
+    if where.host.startswith("/"):
+        local = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        local.settimeout(seconds)
+        try:
+            local.connect(f"{where.host}/.s.PGSQL.{where.port}")
+        except OSError:
+            local.close()
+            raise
+        return local
+    sock = socket.create_connection((where.host, where.port), seconds)
+    try:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3)):
+            if hasattr(socket, option):  # not on every system that developers use
+                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+        return _secure(sock, where) if where.tls else sock
+    except BaseException:
+        sock.close()
+        raise
+
+
+def _secure(sock: socket.socket, where: Address) -> socket.socket:
+    context = ssl.create_default_context(cafile=os.environ.get("DATABASE_CA_FILE") or None)
+    sock.sendall(_SSL_REQUEST)
+    if sock.recv(1) != b"S":
+        raise ConnectionError("the server does not offer TLS")
+    return context.wrap_socket(sock, server_hostname=where.host)
+
+
+def _reason(error: BaseException) -> str:
+    while isinstance(error.__context__, pg8000.dbapi.Error):  # pg8000's close, after a refusal, may fail over it
+        error = error.__context__
+    facts = error.args[0] if error.args else None
+    return str(facts["M"] if isinstance(facts, dict) and "M" in facts else error)
+
+
+def _name_the_loss(context: Any) -> None:
+    """Turns the many faces of a lost server into one error that says try again."""
+    error = context.original_exception
+    facts = error.args[0] if error.args else None
+    state = str(facts.get("C", "")) if isinstance(facts, dict) else ""
+    if context.is_disconnect or state.startswith(_GONE):
+        context.is_disconnect = True
+        if not context.is_pre_ping:
+            raise DatabaseUnavailable(f"The database went away: {_reason(error)}") from error
+
+
+def _milliseconds(duration: timedelta) -> int:
+    return int(duration / timedelta(milliseconds=1))

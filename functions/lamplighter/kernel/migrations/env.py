@@ -1,0 +1,15 @@
+"""Alembic's entry: runs the migrations on the connection that `jobs/migrate.py` (or a developer) hands over."""
+
+from __future__ import annotations
+
+from alembic import context
+
+options = context.config.attributes
+context.configure(
+    connection=options["connection"],
+    target_metadata=options.get("target_metadata"),
+    on_version_apply=options.get("on_version_apply"),
+    version_table="lamplighter_schema",  # the owner's own Alembic keeps its `alembic_version` beside ours
+)
+with context.begin_transaction():
+    context.run_migrations()
