@@ -235,12 +235,9 @@ class JobHandler[P: Params]:
             at = _scheduled_at(scheduled_time)
             values |= {"trigger": Trigger.SCHEDULE, "schedule": schedule}
             values["job_id"] = derived_job_id(at, "tick", schedule, at.isoformat())
-            if self.enabled_by and not getattr(settings, self.enabled_by):
-                logger.info("switched off", extra={"setting": self.enabled_by})
-                return {"status": "skipped", "reason": f"The setting {self.enabled_by} is false."}
         new = ledger.new_job(self.job_type, self._policy(settings), **values)
         try:
-            return ledger.start(new)
+            started = ledger.start(new)
         except DuplicateJob:
             ran = ledger.get(new.job_id)
             logger.info("duplicate delivery of a tick", extra={"job_id": ran.job_id, "found": ran.status})
@@ -250,6 +247,13 @@ class JobHandler[P: Params]:
                 raise
             logger.warning("tick refused", extra={"reason": str(refusal)})
             return {"status": "already_running", "reason": str(refusal)}
+        if schedule is not None and self.enabled_by and not getattr(settings, self.enabled_by):
+            # A row all the same: the history shows the tick, and the dead-man watch sees that the schedule lives.
+            answer = {"status": "skipped", "reason": f"The setting {self.enabled_by} is false."}
+            ledger.complete(started, answer)
+            logger.info("skipped", extra={"job_id": started.job_id, "reason": answer["reason"]})
+            return answer | {"job_id": started.job_id}
+        return started
 
     def _policy(self, settings: Settings) -> Policy:
         return replace(
@@ -392,7 +396,7 @@ def _heartbeats(run: Run) -> Iterator[None]:
 @contextmanager
 def _measured(run: Run, job_type: str) -> Iterator[Metrics]:
     """EMF metrics of a run, flushed however it ends (REQUIREMENTS K9)."""
-    metrics = Metrics(namespace="Lamplighter")
+    metrics = Metrics()
     metrics.add_dimension(name="job", value=job_type)
     metrics.add_metric(name="Runs", unit=MetricUnit.Count, value=1)
     began = run.now()

@@ -7,11 +7,13 @@ in-memory store of the tests keeps the same contract and runs through the same t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass
 from datetime import datetime
+from enum import StrEnum
 from itertools import batched
 from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from aws_lambda_powertools import Logger
 
 from lamplighter.kernel.aws import client
 from lamplighter.kernel.errors import LostLease
@@ -19,6 +21,8 @@ from lamplighter.kernel.ledger.row import SHARDS, Job, Status, decode, encode, j
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb.client import DynamoDBClient
+
+logger = Logger(child=True)
 
 FENCE: Final = ("status", "attempt", "continuation", "released")
 """What every write demands to find unchanged (REQUIREMENTS K2)."""
@@ -59,6 +63,14 @@ class Change:
     unchanged: tuple[str, ...] = ()
 
 
+class Outcome(StrEnum):
+    """What became of one change among many."""
+
+    WRITTEN = "written"
+    LOST = "lost"
+    ERROR = "errors"
+
+
 class Store(Protocol):
     """What the ledger needs of its table."""
 
@@ -83,8 +95,8 @@ class Store(Protocol):
         """
         ...
 
-    def apply_many(self, changes: Sequence[Change], executor: Executor) -> list[bool]:
-        """Write many differences, each on its own; True where it was written, False where the row had moved on."""
+    def apply_many(self, changes: Sequence[Change]) -> list[Outcome]:
+        """Write many differences, each on its own and fenced like `apply`; one's failure does not stop the rest."""
         ...
 
     def expired(self, shard: int, now: datetime, *, limit: int, cursor: Cursor | None = None) -> Page:
@@ -235,48 +247,39 @@ class DynamoStore:
             "ExpressionAttributeValues": _to_item(values),
         }
 
-    def apply_many(self, changes: Sequence[Change], executor: Executor) -> list[bool]:
-        results = [False] * len(changes)
+    def apply_many(self, changes: Sequence[Change]) -> list[Outcome]:
+        outcomes: dict[int, Outcome] = {}
         plain = [index for index, change in enumerate(changes) if not _frees_lock(change)]
-        groups = list(batched(plain, BATCH, strict=False))
-        for group, written in zip(
-            groups, executor.map(self._apply_batch, [[changes[i] for i in g] for g in groups]), strict=True
-        ):
-            for index, done in zip(group, written, strict=True):
-                results[index] = done
-        for index in set(range(len(changes))) - set(plain):
-            try:
-                self.apply(changes[index])
-                results[index] = True
-            except LostLease:
-                results[index] = False
-        return results
+        for group in batched(plain, BATCH, strict=False):
+            outcomes |= zip(group, self._apply_batch([changes[index] for index in group]), strict=True)
+        for index in range(len(changes)):
+            if index not in outcomes:  # a transaction of its own
+                outcomes[index] = self._apply_single(changes[index])
+        return [outcomes[index] for index in range(len(changes))]
 
-    def _apply_batch(self, changes: Sequence[Change]) -> list[bool]:
+    def _apply_batch(self, changes: Sequence[Change]) -> list[Outcome]:
         statements: list[Any] = [self._statement(change) for change in changes]
         answers = self._client.batch_execute_statement(Statements=statements)["Responses"]
-        written = []
-        for change, statement, answer in zip(changes, statements, answers, strict=True):
-            code: str | None = answer.get("Error", {}).get("Code")
-            if code in (
-                "ThrottlingError",
-                "ProvisionedThroughputExceeded",
-                "TransactionConflict",
-                "InternalServerError",
-            ):
-                # The rest of the batch stands; this one is tried again on its own, with the client's backoff.
-                code = self._code_of_single(statement)
-            if code not in (None, "ConditionalCheckFailed"):
-                raise RuntimeError(f"The row of job {change.old.job_id} could not be written: {answer['Error']}")
-            written.append(code is None)
-        return written
+        outcomes = []
+        for change, answer in zip(changes, answers, strict=True):
+            match answer.get("Error", {}).get("Code"):
+                case None:
+                    outcomes.append(Outcome.WRITTEN)
+                case "ConditionalCheckFailed":
+                    outcomes.append(Outcome.LOST)
+                case _:  # throttled, most likely: on its own it has the client's backoff
+                    outcomes.append(self._apply_single(change))
+        return outcomes
 
-    def _code_of_single(self, statement: dict[str, Any]) -> str | None:
+    def _apply_single(self, change: Change) -> Outcome:
         try:
-            self._client.execute_statement(**statement)
-        except self._client.exceptions.ConditionalCheckFailedException:
-            return "ConditionalCheckFailed"
-        return None
+            self.apply(change)
+        except LostLease:
+            return Outcome.LOST
+        except self._client.exceptions.ClientError:
+            logger.exception("a row could not be written", extra={"job_id": change.old.job_id})
+            return Outcome.ERROR
+        return Outcome.WRITTEN
 
     def _statement(self, change: Change) -> dict[str, Any]:
         diff, expected = difference(change), expectation(change)

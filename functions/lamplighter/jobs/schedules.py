@@ -1,0 +1,47 @@
+"""Schedules: start or stop one by hand, without a deployment; doing it twice is the same as once (REQUIREMENTS A6)."""
+
+from __future__ import annotations
+
+from typing import Any, Final, Literal
+
+from aws_lambda_powertools import Logger
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from lamplighter.kernel import settings
+from lamplighter.kernel.errors import Permanent
+from lamplighter.kernel.schedules import switch
+
+logger = Logger()
+
+_INTERVAL_HOURS: Final = {"orphan-cleanup": "orphan_cleanup_scan_interval_hours"}
+"""The settings that give a schedule its interval: starting it applies them."""
+
+
+class Event(BaseModel):
+    """What to do with which schedule (its short name, such as `orphan-cleanup`)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schedule: str
+    action: Literal["start", "stop"]
+
+
+@logger.inject_lambda_context
+def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:  # noqa: ARG001 - Lambda's signature
+    """Switch the schedule and say whether anything changed.
+
+    Raises:
+        Permanent: the event is not as `Event`, or there is no such schedule.
+    """
+    try:
+        told = Event.model_validate(event)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        raise Permanent(f"{problem['loc'][0]}: {problem['msg'].lower()}; takes schedule and action.") from None
+    expression = None
+    if told.action == "start" and told.schedule in _INTERVAL_HOURS:
+        hours = getattr(settings.load(), _INTERVAL_HOURS[told.schedule])
+        expression = f"rate({hours} hour{'s' if hours > 1 else ''})"
+    changed = switch(told.schedule, on=told.action == "start", expression=expression)
+    logger.info("schedule switched", extra={"switched": told.schedule, "action": told.action, "changed": changed})
+    return {"schedule": told.schedule, "enabled": told.action == "start", "changed": changed}

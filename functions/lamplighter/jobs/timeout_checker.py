@@ -1,0 +1,192 @@
+"""Timeout checker: every 30 seconds finds jobs that are past their deadline, and jobs whose time has come.
+
+An expired job is judged on evidence: its deadline, its heartbeat, and for Step Functions the execution's own status.
+It is then retried, failed or, where the execution in fact succeeded, completed; a waiting job that is due is released
+to the dispatcher. The sparse indexes hold only such jobs, so a pass costs in proportion to what it finds. It stops
+in time and says where (`cursors`), and the state machine around it goes on from there (REQUIREMENTS A13, B1, B2, K10).
+
+It is the ledger's machinery and no ledger job itself: watched from outside by an alarm on `CheckerHeartbeat`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any, Final, Literal
+
+from aws_lambda_powertools import Logger, Metrics
+from aws_lambda_powertools.metrics import MetricUnit
+from pydantic import BaseModel, ConfigDict
+
+from lamplighter.kernel.aws import client
+from lamplighter.kernel.errors import LostLease
+from lamplighter.kernel.ledger import transitions
+from lamplighter.kernel.ledger.ledger import Ledger
+from lamplighter.kernel.ledger.row import Job, Status
+from lamplighter.kernel.ledger.store import Change, Cursor, Outcome, Page, shards
+
+logger = Logger()
+
+PAGE: Final = 250
+"""Jobs read and written before the time is looked at again: about 12 requests, a second at the worst."""
+
+STOP_MARGIN: Final = timedelta(seconds=5)
+"""How long before the function's timeout no new page is begun."""
+
+
+class Event(BaseModel):
+    """What a pass is told: nothing by hand (`run_once`), the cursors of the pass before when it goes on."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    cursors: dict[str, Cursor | Literal["done"]] = {}
+    schedule: str | None = None
+    scheduled_time: str | None = None
+
+
+@dataclass(slots=True)
+class Pass:
+    """What one lane (an index's shard) found and did."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    oldest_overdue: timedelta = timedelta()
+    cursor: Cursor | Literal["done"] = "done"
+
+
+class Checker:
+    """One pass over all lanes, in parallel, until `stop_at`."""
+
+    def __init__(self, ledger: Ledger, *, stop_at: datetime, execution: Callable[[Job], str | None]) -> None:
+        """`execution` gives the status of the Step Functions execution behind a job, None where there is none."""
+        self._ledger = ledger
+        self._stop_at = stop_at
+        self._execution = execution
+
+    def run(self, cursors: Mapping[str, Cursor | Literal["done"]]) -> dict[str, Any]:
+        """The report of a pass that begins where `cursors` say. A lane that fails does not stop the others."""
+        lanes = {f"{kind}/{shard}": (kind, shard) for kind in ("due", "expired") for shard in shards()}
+        open_lanes = {name: lane for name, lane in lanes.items() if cursors.get(name) != "done"}
+        passes = {name: Pass() for name in lanes}
+        with ThreadPoolExecutor(max_workers=len(lanes)) as executor:
+            futures = {
+                name: executor.submit(self._drain, kind, shard, cursors.get(name), passes[name])
+                for name, (kind, shard) in open_lanes.items()
+            }
+        failures = {name: future.exception() for name, future in futures.items()}
+        for name, failure in failures.items():
+            if failure:
+                logger.error("a lane failed", extra={"lane": name}, exc_info=failure)
+        return _report(passes, failed_lanes=sum(failure is not None for failure in failures.values()))
+
+    def _drain(self, kind: str, shard: int, cursor: Cursor | Literal["done"] | None, result: Pass) -> None:
+        now = self._ledger.clock()
+        at = cursor if isinstance(cursor, dict) else None
+        store = self._ledger.store
+        read = store.due if kind == "due" else store.expired
+        while True:
+            page: Page = read(shard, now, limit=PAGE, cursor=at)
+            self._settle(kind, page, now, result)
+            at = page.next
+            if at is None:
+                return
+            if self._ledger.clock() >= self._stop_at:
+                result.cursor = at
+                return
+
+    def _settle(self, kind: str, page: Page, now: datetime, result: Pass) -> None:
+        changes, labels = [], []
+        for job in page.jobs:
+            since = job.run_at if kind == "due" else job.expires_at
+            result.oldest_overdue = max(result.oldest_overdue, now - (since or now))
+            try:
+                change = self._due(job) if kind == "due" else self._expired(job)
+            except LostLease:
+                result.counts["lost"] += 1  # the index was behind the row
+            except Exception:
+                result.counts["errors"] += 1  # one job's trouble is not the others'
+                logger.exception("a job could not be judged", extra={"job_id": job.job_id})
+            else:
+                changes.append(change)
+                labels.append(_label(change))
+        for label, change, outcome in zip(labels, changes, self._ledger.store.apply_many(changes), strict=True):
+            result.counts[label if outcome is Outcome.WRITTEN else outcome.value] += 1
+            if outcome is Outcome.WRITTEN and kind == "expired":
+                logger.warning(
+                    "job " + label,
+                    extra={"job_id": change.old.job_id, "job": change.old.job_type, "attempt": change.old.attempt},
+                )
+
+    def _due(self, job: Job) -> Change:
+        return Change(old=job, new=transitions.release(job, now=self._ledger.clock()))
+
+    def _expired(self, job: Job) -> Change:
+        status = self._execution(job) if job.execution_arn and job.status is Status.RUNNING else None
+        now = self._ledger.clock()
+        if status == "SUCCEEDED":
+            done = {"note": "The execution succeeded, but its end was not reported."}
+            return Change(old=job, new=transitions.complete(job, now=now, result=done), unchanged=("expires_at",))
+        if status == "RUNNING":
+            try:
+                return Change(old=job, new=transitions.extend(job, now=now), unchanged=("expires_at",))
+            except LostLease:
+                client("stepfunctions").stop_execution(
+                    executionArn=job.execution_arn, error="TimedOut", cause="Ran past its extended deadline."
+                )
+        if status in ("FAILED", "TIMED_OUT", "ABORTED"):
+            return self._ledger.expiry(job, reason="execution", message=f"Its execution is {status}.")
+        return self._ledger.expiry(job)
+
+
+def execution_status(job: Job) -> str | None:
+    """What Step Functions says of the execution behind a job; None if it knows of none."""
+    states = client("stepfunctions")
+    try:
+        return str(states.describe_execution(executionArn=job.execution_arn)["status"])
+    except states.exceptions.ExecutionDoesNotExist:
+        return None
+
+
+def _label(change: Change) -> str:
+    if change.new.status is Status.PENDING:
+        return "released" if change.new.attempt == change.old.attempt else "retried"
+    return "extended" if change.new.status is Status.RUNNING else change.new.status.value
+
+
+def _report(passes: Mapping[str, Pass], *, failed_lanes: int) -> dict[str, Any]:
+    counts: Counter[str] = sum((lane.counts for lane in passes.values()), Counter())
+    names = ("retried", "failed", "completed", "cancelled", "extended", "released", "lost", "errors")
+    finished = all(lane.cursor == "done" for lane in passes.values())
+    return {
+        "finished": finished,
+        "expired": sum(counts[name] for name in ("retried", "failed", "completed", "cancelled", "extended")),
+        **{name: counts[name] for name in names},
+        "oldest_overdue_seconds": max(lane.oldest_overdue for lane in passes.values()).total_seconds(),
+        "failed_lanes": failed_lanes,
+        "cursors": {} if finished else {name: lane.cursor for name, lane in passes.items()},
+    }
+
+
+@logger.inject_lambda_context
+def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
+    """One pass; answers its report, with `finished` false and `cursors` when time ran out."""
+    told = Event.model_validate(event)
+    ledger = Ledger.from_environment()
+    left = timedelta(milliseconds=context.get_remaining_time_in_millis())
+    checker = Checker(ledger, stop_at=ledger.clock() + left - STOP_MARGIN, execution=execution_status)
+    report = checker.run(told.cursors)
+    _measure(report)
+    logger.info("pass done", extra=report)
+    return report
+
+
+def _measure(report: Mapping[str, Any]) -> None:
+    metrics = Metrics()
+    if not report["failed_lanes"]:  # silence is what the alarm listens for
+        metrics.add_metric(name="CheckerHeartbeat", unit=MetricUnit.Count, value=1)
+    metrics.add_metric(name="OldestOverdueSeconds", unit=MetricUnit.Seconds, value=report["oldest_overdue_seconds"])
+    for name, metric in (("expired", "JobsExpired"), ("released", "JobsReleased"), ("failed", "JobsFailed")):
+        metrics.add_metric(name=metric, unit=MetricUnit.Count, value=report[name])
+    metrics.flush_metrics()
