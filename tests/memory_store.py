@@ -1,0 +1,128 @@
+"""The ledger's store in memory, for tests: the contract of `Store`, proven by the suite that DynamoDB passes too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from threading import RLock
+from typing import Any
+
+from lamplighter.kernel.errors import LostLease
+from lamplighter.kernel.ledger.row import Job, Status, decode, encode, job_key, to_text
+from lamplighter.kernel.ledger.store import (
+    Change,
+    Cursor,
+    DuplicateJob,
+    LockHeld,
+    Outcome,
+    Page,
+    difference,
+    expectation,
+)
+
+
+class MemoryStore:
+    """Items by key. `listener` is told of every change, as the stream would be: (old, new)."""
+
+    def __init__(self, listener: Callable[[Job | None, Job | None], None] | None = None) -> None:
+        self.items: dict[str, dict[str, Any]] = {}
+        self.locks: dict[str, str] = {}
+        self.requests = 0
+        self._listener = listener
+        self._lock = RLock()
+
+    def create(self, job: Job, *, instead_of: str | None = None) -> None:
+        with self._lock:
+            self.requests += 1
+            key = job_key(job.job_id)
+            if key in self.items:
+                raise DuplicateJob(job.job_id)
+            if job.policy.singleton:
+                holder = self.locks.get(job.job_type)
+                if holder not in (None, instead_of):
+                    raise LockHeld(str(holder))
+                self.locks[job.job_type] = job.job_id
+            self.items[key] = encode(job)
+            self._tell(None, job)
+
+    def get(self, job_id: str) -> Job | None:
+        with self._lock:
+            self.requests += 1
+            item = self.items.get(job_key(job_id))
+            return decode(item) if item else None
+
+    def apply(self, change: Change) -> Job:
+        with self._lock:
+            self.requests += 1
+            item = self.items.get(job_key(change.old.job_id))
+            expected = expectation(change)
+            if item is None or any(item.get(name) != value for name, value in expected.items()):
+                raise LostLease(change.old.job_id)
+            before = decode(item)
+            diff = difference(change)
+            item |= diff.set
+            for name, tail in diff.append.items():
+                item[name] = [*item[name], *tail]
+            for name in diff.remove:
+                item.pop(name, None)
+            frees = change.new.status.terminal and not change.old.status.terminal
+            if frees and self.locks.get(change.old.job_type) == change.old.job_id:
+                del self.locks[change.old.job_type]
+            after = decode(item)
+            self._tell(before, after)
+            return after
+
+    def apply_many(self, changes: Sequence[Change]) -> list[Outcome]:
+        outcomes = []
+        for change in changes:
+            try:
+                self.apply(change)
+            except LostLease:
+                outcomes.append(Outcome.LOST)
+            else:
+                outcomes.append(Outcome.WRITTEN)
+        return outcomes
+
+    def expired(self, shard: int, now: datetime, *, limit: int, cursor: Cursor | None = None) -> Page:
+        return self._page("live_shard", f"live#{shard}", "expires_at", now, limit, cursor)
+
+    def due(self, shard: int, now: datetime, *, limit: int, cursor: Cursor | None = None) -> Page:
+        return self._page("due_shard", f"due#{shard}", "run_at", now, limit, cursor)
+
+    def finished(
+        self, status: Status, shard: int, before: datetime, *, limit: int, cursor: Cursor | None = None
+    ) -> Page:
+        return self._page("status_shard", f"{status}#{shard}", "finished_at", before, limit, cursor)
+
+    def of_type(self, job_type: str, *, limit: int, cursor: Cursor | None = None) -> Page:
+        return self._page("job_type", job_type, "created_at", None, limit, cursor, newest_first=True)
+
+    def _page(
+        self,
+        key: str,
+        value: str,
+        sort_key: str,
+        until: datetime | None,
+        limit: int,
+        cursor: Cursor | None,
+        *,
+        newest_first: bool = False,
+    ) -> Page:
+        with self._lock:
+            self.requests += 1
+            rows = [
+                (item[sort_key], pk)
+                for pk, item in self.items.items()
+                if item.get(key) == value and sort_key in item and (until is None or item[sort_key] <= to_text(until))
+            ]
+            rows.sort(reverse=newest_first)
+            if cursor:
+                at = (cursor["at"], cursor["pk"])
+                rows = [row for row in rows if (row < at if newest_first else row > at)]
+            page = rows[:limit]
+            end = {"at": page[-1][0], "pk": page[-1][1]} if len(rows) > limit else None
+            return Page(jobs=tuple(decode(self.items[pk]) for _, pk in page), next=end)
+
+    def _tell(self, old: Job | None, new: Job | None) -> None:
+        if self._listener:
+            self._listener(old, new)
