@@ -111,13 +111,13 @@ class Checker:
             else:
                 changes.append(change)
                 labels.append(_label(change))
+        told = []
         for label, change, outcome in zip(labels, changes, self._ledger.store.apply_many(changes), strict=True):
             result.counts[label if outcome is Outcome.WRITTEN else outcome.value] += 1
             if outcome is Outcome.WRITTEN and kind == "expired":
-                logger.warning(
-                    "job " + label,
-                    extra={"job_id": change.old.job_id, "job": change.old.job_type, "attempt": change.old.attempt},
-                )
+                told.append(f"{change.old.job_type} {change.old.job_id} attempt {change.old.attempt}: {label}")
+        if told:
+            logger.warning("jobs expired", extra={"jobs": told})
 
     def _due(self, job: Job) -> Change:
         return Change(old=job, new=transitions.release(job, now=self._ledger.clock()))

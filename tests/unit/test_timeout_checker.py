@@ -1,0 +1,215 @@
+"""The timeout checker over the in-memory ledger: evidence, paging, resuming, cost (REQUIREMENTS A13, B1, B2, K10)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from lamplighter.jobs import timeout_checker
+from lamplighter.jobs.timeout_checker import Checker
+from lamplighter.kernel.ledger.ledger import Ledger
+from lamplighter.kernel.ledger.row import Job, Policy, Status
+from lamplighter.kernel.ledger.store import SHARDS
+from lamplighter.kernel.settings import Settings
+from tests.memory_store import MemoryStore
+from tests.unit.conftest import FakeClock
+
+POLICY = Policy(timeout=timedelta(minutes=30), target="lambda:sync")
+
+
+def no_execution(job: Job) -> str | None:
+    return None
+
+
+@pytest.fixture
+def check(ledger: Ledger, clock: FakeClock) -> Callable[..., dict[str, Any]]:
+    def _check(execution: Callable[[Job], str | None] = no_execution, **event: Any) -> dict[str, Any]:
+        stop_at = clock() + timedelta(seconds=50)
+        return Checker(ledger, stop_at=stop_at, execution=execution).run(event.get("cursors", {}))
+
+    return _check
+
+
+def start(ledger: Ledger, policy: Policy = POLICY, **values: Any) -> Job:
+    return ledger.start(ledger.new_job("sync", policy, **values))
+
+
+def test_an_expired_attempt_is_retried_once_even_by_two_checkers(ledger: Ledger, clock: FakeClock, check: Any) -> None:
+    job = start(ledger)
+    clock.tick(minutes=30)
+    assert check()["retried"] == 1
+    assert check()["expired"] == 0
+    row = ledger.get(job.job_id)
+    assert (row.status, row.attempt, row.errors[0].reason) == (Status.PENDING, 2, "deadline")
+
+
+def test_nothing_that_lives_is_touched(ledger: Ledger, clock: FakeClock, check: Any, store: MemoryStore) -> None:
+    """FAILURES 1: jobs of 9 to 47 minutes, and a rescuer that took six."""
+    for job_type, timeout in Settings().job_timeout_minutes.items():
+        ledger.start(ledger.new_job(job_type, replace(POLICY, timeout=timedelta(minutes=timeout))))
+    before = {key: item.copy() for key, item in store.items.items()}
+    clock.tick(minutes=4, seconds=59)
+    assert check()["expired"] == 0
+    assert store.items == before
+
+
+@pytest.mark.parametrize("job_type", [name for name in Settings().job_timeout_minutes if name != "default"])
+def test_each_job_type_expires_at_its_own_timeout(ledger: Ledger, clock: FakeClock, check: Any, job_type: str) -> None:
+    """REQUIREMENTS B1."""
+    timeout = Settings().job_timeout(job_type)
+    ledger.start(ledger.new_job(job_type, Policy(timeout=timeout)))
+    clock.now += timeout - timedelta(milliseconds=1)
+    assert check()["expired"] == 0
+    clock.now += timedelta(milliseconds=1)
+    assert check()["expired"] == 1
+
+
+def test_a_job_nobody_picks_up_is_released_again_and_at_last_fails(
+    ledger: Ledger, clock: FakeClock, check: Any
+) -> None:
+    job = ledger.submit(ledger.new_job("sync", POLICY))
+    for _ in range(20):
+        clock.tick(minutes=11)
+        check()
+    row = ledger.get(job.job_id)
+    assert (row.status, row.dead_letter) == (Status.FAILED, "poison")
+    assert [error.reason for error in row.errors] == ["pickup"] * 3
+
+
+def test_a_waiting_job_is_released_when_it_is_due_and_not_before(ledger: Ledger, clock: FakeClock, check: Any) -> None:
+    job = ledger.submit(ledger.new_job("sync", POLICY, run_at=clock() + timedelta(minutes=5)))
+    clock.tick(minutes=4)
+    assert check()["released"] == 0
+    clock.tick(minutes=1)
+    assert check()["released"] == 1
+    row = ledger.get(job.job_id)
+    assert (row.released, row.deadline_at) == (True, clock() + POLICY.pickup)
+
+
+def test_after_an_outage_waiting_jobs_are_released_and_not_punished(
+    ledger: Ledger, clock: FakeClock, check: Any
+) -> None:
+    job = ledger.submit(ledger.new_job("sync", POLICY, run_at=clock() + timedelta(minutes=5)))
+    clock.tick(days=2)
+    check()
+    row = ledger.get(job.job_id)
+    assert (row.status, row.attempt, row.released) == (Status.PENDING, 1, True)
+
+
+@pytest.mark.parametrize(
+    ("execution", "label", "status"),
+    [
+        ("SUCCEEDED", "completed", Status.COMPLETED),
+        ("RUNNING", "extended", Status.RUNNING),
+        ("FAILED", "retried", Status.PENDING),
+        ("ABORTED", "retried", Status.PENDING),
+        ("TIMED_OUT", "retried", Status.PENDING),
+        (None, "retried", Status.PENDING),
+    ],
+)
+def test_an_expired_run_of_a_state_machine_is_judged_by_its_execution(
+    ledger: Ledger, clock: FakeClock, check: Any, execution: str | None, label: str, status: Status
+) -> None:
+    """REQUIREMENTS B2."""
+    job = start(ledger, replace(POLICY, target="states:sync"), execution_arn="arn:execution")
+    clock.tick(minutes=30)
+    assert check(lambda job: execution)[label] == 1
+    assert ledger.get(job.job_id).status is status
+
+
+def test_one_job_that_cannot_be_judged_stops_no_other(ledger: Ledger, clock: FakeClock, check: Any) -> None:
+    start(ledger, execution_arn="arn:broken")
+    others = [start(ledger) for _ in range(9)]
+    clock.tick(minutes=30)
+
+    def execution(job: Job) -> str | None:
+        raise RuntimeError("Step Functions is down")
+
+    report = check(execution)
+    assert (report["retried"], report["errors"]) == (9, 1)
+    assert all(ledger.get(job.job_id).attempt == 2 for job in others)
+
+
+def test_a_lane_that_fails_stops_no_other_and_silences_the_heartbeat(
+    ledger: Ledger, clock: FakeClock, check: Any, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = [start(ledger) for _ in range(40)]
+    clock.tick(minutes=30)
+    whole = store.expired
+
+    def broken(shard: int, *args: Any, **options: Any) -> Any:
+        if shard == 0:
+            raise ConnectionError("DynamoDB is down")
+        return whole(shard, *args, **options)
+
+    monkeypatch.setattr(store, "expired", broken)
+    report = check()
+    assert report["failed_lanes"] == 1
+    assert report["retried"] == sum(job.shard != 0 for job in jobs) > 0
+
+
+def test_out_of_time_it_says_where_it_is_and_goes_on_from_there(
+    ledger: Ledger, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """REQUIREMENTS A13; FAILURES 2: a batch of others starved the later ones."""
+    monkeypatch.setattr(timeout_checker, "PAGE", 5)
+    jobs = [start(ledger) for _ in range(100)]
+    clock.tick(minutes=30)
+    cursors: dict[str, Any] = {}
+    reports = []
+    for _ in range(20):
+        report = Checker(ledger, stop_at=clock(), execution=no_execution).run(cursors)  # a page a lane, then stop
+        reports.append(report)
+        cursors = report["cursors"]
+        if report["finished"]:
+            break
+    assert len(reports) > 3
+    assert sum(report["retried"] for report in reports) == 100
+    assert all(ledger.get(job.job_id).attempt == 2 for job in jobs)
+
+
+def test_its_cost_grows_with_the_expired_jobs_alone(
+    ledger: Ledger, clock: FakeClock, check: Any, store: MemoryStore
+) -> None:
+    """REQUIREMENTS A13."""
+    for _ in range(500):
+        start(ledger, replace(POLICY, timeout=timedelta(hours=9)))
+    store.requests = 0
+    check()
+    assert store.requests == 2 * SHARDS
+    old = start(ledger)
+    clock.tick(minutes=30)
+    store.requests = 0
+    assert check()["retried"] == 1
+    assert store.requests == 2 * SHARDS + 1
+    assert ledger.get(old.job_id).attempt == 2
+
+
+def test_it_tells_how_long_the_oldest_was_overdue(ledger: Ledger, clock: FakeClock, check: Any) -> None:
+    start(ledger)
+    clock.tick(minutes=42)
+    assert check()["oldest_overdue_seconds"] == 12 * 60
+    assert check()["oldest_overdue_seconds"] == 0
+
+
+def test_a_singleton_that_dies_for_good_frees_its_lock(
+    ledger: Ledger, clock: FakeClock, check: Any, store: MemoryStore
+) -> None:
+    policy = replace(POLICY, singleton=True, max_attempts=1)
+    start(ledger, policy)
+    clock.tick(minutes=30)
+    assert check()["failed"] == 1
+    assert store.locks == {}
+    start(ledger, policy)
+
+
+def test_many_are_counted_by_what_became_of_them(ledger: Ledger, clock: FakeClock, check: Any) -> None:
+    for index in range(30):
+        start(ledger, replace(POLICY, max_attempts=1 + index % 3))
+    clock.tick(minutes=30)
+    report = check()
+    assert (report["expired"], report["retried"], report["failed"]) == (30, 20, 10)
