@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import socket
-import subprocess
-import sys
 import tempfile
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import boto3
 import pytest
+import yaml
 from sqlalchemy import Engine, create_engine, text
 
 from lamplighter.kernel import aws, database
+from local.stack import ROOT, LocalAws
 
 
 @pytest.fixture(scope="session")
@@ -58,55 +56,58 @@ def engine(database_url: str) -> Engine:
 
 
 @pytest.fixture(scope="session")
-def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def aws_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a MiniStack of this test process."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    directory = tmp_path_factory.mktemp("ministack")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "DATABASE_"))}
-    environment |= {
-        "GATEWAY_PORT": str(port),
-        "BIND_HOST": "127.0.0.1",
-        "IOT_MTLS_ENABLED": "0",
-        "SFTP_ENABLED": "0",
-        "TMPDIR": str(directory),
-    }
-    url = f"http://127.0.0.1:{port}"
-    with (directory / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "ministack"], env=environment, cwd=directory, stdout=log, stderr=log
-        )
-        try:
-            _await(f"{url}/_ministack/health", process, directory / "log")
-            yield url
-        finally:
-            process.terminate()
-            process.wait(10)
-
-
-def _await(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    for _ in range(300):
-        try:
-            with urllib.request.urlopen(url, timeout=1):
-                return
-        except OSError:
-            if process.poll() is not None:
-                break
-            time.sleep(0.1)
-    raise RuntimeError(f"MiniStack did not come up:\n{log.read_text()[-2000:]}")
+    local = LocalAws(directory=tmp_path_factory.mktemp("ministack"), first_port=port)
+    server = local.ministack()
+    server.start()
+    yield local.endpoint_url
+    server.stop()
 
 
 @pytest.fixture
-def s3(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """An S3 client of an account of this test's own; `lamplighter.kernel.aws` hands out clients of the same."""
+def aws_account(aws_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """An AWS account of this test's own: `lamplighter.kernel.aws` hands out clients of it."""
     for name, value in {
-        "AWS_ENDPOINT_URL": s3_endpoint,
+        "AWS_ENDPOINT_URL": aws_endpoint,
         "AWS_ACCESS_KEY_ID": f"{uuid4().int % 10**12:012d}",  # MiniStack: each is an account
         "AWS_SECRET_ACCESS_KEY": "test",
         "AWS_DEFAULT_REGION": "us-east-1",
     }.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)  # it would keep the credentials of another test
     aws._client.cache_clear()
-    yield aws.client("s3")
+    yield
     aws._client.cache_clear()
+
+
+@pytest.fixture
+def s3(aws_account: None) -> Any:
+    """An S3 client of the test's account."""
+    return aws.client("s3")
+
+
+@pytest.fixture
+def jobs_table(aws_account: None, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The job table as the template describes it, in the test's account."""
+    template = yaml.load((ROOT / "template.yaml").read_text(), Loader=_TagBlindLoader)
+    properties = template["Resources"]["JobsTable"]["Properties"]
+    aws.client("dynamodb").create_table(
+        TableName="lamplighter-jobs",
+        **{
+            name: properties[name]
+            for name in ("BillingMode", "KeySchema", "AttributeDefinitions", "GlobalSecondaryIndexes")
+        },
+    )
+    monkeypatch.setenv("JOBS_TABLE", "lamplighter-jobs")
+    return "lamplighter-jobs"
+
+
+class _TagBlindLoader(yaml.SafeLoader):
+    """YAML with CloudFormation's tags, which the table's own description does not use."""
+
+
+_TagBlindLoader.add_multi_constructor("!", lambda loader, suffix, node: None)

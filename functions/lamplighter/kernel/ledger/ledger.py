@@ -24,8 +24,9 @@ _TRIES: Final = 5
 
 
 def utc_now() -> datetime:
-    """The current moment, aware."""
-    return datetime.now(UTC)
+    """The current moment, aware, in whole milliseconds, as the row keeps time."""
+    now = datetime.now(UTC)
+    return now.replace(microsecond=now.microsecond // 1000 * 1000)
 
 
 class UnknownJob(Permanent):

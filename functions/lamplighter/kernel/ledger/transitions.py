@@ -22,17 +22,21 @@ MESSAGE_LIMIT: Final = 1_000
 STACK_TRACE_LIMIT: Final = 8_000
 """Characters kept of an error, so that three of them stay far below the 400 KB of a DynamoDB item."""
 
+MILLISECOND: Final = timedelta(milliseconds=1)
+
 EXTENSIONS: Final = 2
 """A run whose execution proves to be alive may take this many times its timeout before it is stopped."""
 
 
 def backoff(policy: Policy, failed_attempt: int, jitter: float) -> timedelta:
-    """How long to wait after `failed_attempt` (1-based): exponential, capped, full jitter (REQUIREMENTS K5).
+    """How long to wait after `failed_attempt` (1-based): exponential, capped, full jitter (REQUIREMENTS K5); in whole
+    milliseconds, as the row keeps time.
 
     `jitter` is uniform in [0, 1]. Source: AWS Architecture Blog, "Exponential Backoff And Jitter".
     """
     doublings = min(failed_attempt - 1, 32)  # far above any cap; keeps the product finite
-    return min(policy.backoff_cap, policy.backoff_base * (1 << doublings)) * jitter
+    wait = min(policy.backoff_cap, policy.backoff_base * (1 << doublings)) * jitter
+    return wait // MILLISECOND * MILLISECOND
 
 
 def claim(job: Job, *, attempt: int, continuation: int, now: datetime, execution_arn: str | None = None) -> Job:

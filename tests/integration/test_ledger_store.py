@@ -1,0 +1,310 @@
+"""The ledger's store: one suite, run over DynamoDB and over the in-memory store that the unit tests use."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from lamplighter.kernel.errors import AlreadyRunning, LostLease, Permanent
+from lamplighter.kernel.ledger import transitions
+from lamplighter.kernel.ledger.ledger import Ledger
+from lamplighter.kernel.ledger.row import AttemptError, Job, Policy, Status
+from lamplighter.kernel.ledger.store import Change, DuplicateJob, DynamoStore, LockHeld, Outcome, Store, shards
+from tests.memory_store import MemoryStore
+
+START = datetime(2026, 1, 31, 3, 0, tzinfo=UTC)
+POLICY = Policy(timeout=timedelta(minutes=30), target="lambda:sync")
+SINGLE = replace(POLICY, singleton=True)
+
+
+class Clock:
+    now = START
+
+    def __call__(self) -> datetime:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture(params=["dynamodb", "memory"])
+def store(request: pytest.FixtureRequest) -> Store:
+    return DynamoStore(request.getfixturevalue("jobs_table")) if request.param == "dynamodb" else MemoryStore()
+
+
+@pytest.fixture
+def ledger(store: Store, clock: Clock) -> Ledger:
+    return Ledger(store, clock=clock)
+
+
+def start(ledger: Ledger, policy: Policy = POLICY, **values: Any) -> Job:
+    return ledger.start(ledger.new_job("sync", policy, **values))
+
+
+def test_a_row_comes_back_whole(ledger: Ledger) -> None:
+    job = start(ledger, payload={"sizes": [1, 2.5, None], "name": "ü"}, schedule="sync", input_keys=("a", "b"))
+    assert ledger.get(job.job_id) == job
+
+
+def test_an_unknown_job_is_named(ledger: Ledger) -> None:
+    with pytest.raises(Permanent, match="job_id: there is no job 'nonesuch'"):
+        ledger.get("nonesuch")
+
+
+def test_the_same_id_is_created_once(ledger: Ledger) -> None:
+    job = start(ledger, payload={"first": True})
+    with pytest.raises(DuplicateJob):
+        ledger.submit(replace(job, payload={"first": False}))
+    assert ledger.get(job.job_id).payload == {"first": True}
+
+
+def test_the_same_claim_is_won_once_by_many_that_try_together(ledger: Ledger) -> None:
+    job = ledger.submit(ledger.new_job("sync", POLICY))
+
+    def claim(_: int) -> bool:
+        try:
+            ledger.claim(job.job_id, attempt=1, continuation=0)
+        except LostLease:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as executor:
+        assert sum(executor.map(claim, range(24))) == 1
+
+
+def test_a_whole_life(ledger: Ledger, clock: Clock) -> None:
+    job = ledger.claim(start_pending(ledger).job_id, attempt=1, continuation=0, execution_arn="arn:one")
+    job = ledger.heartbeat(job, progress=30, message="a third")
+    job = ledger.continue_later(job, checkpoint={"key": "m"}, result={"done": 1})
+    job = ledger.claim(job.job_id, attempt=1, continuation=1)
+    assert job.checkpoint == {"key": "m"}
+    job = ledger.fail(job, ValueError("boom"))
+    assert (job.status, job.attempt, job.execution_arn) == (Status.PENDING, 2, None)
+    clock.now = job.run_at
+    assert ledger.store.apply_many(ledger.releases([job])) == [Outcome.WRITTEN]
+    job = ledger.claim(job.job_id, attempt=2, continuation=1)
+    assert job.checkpoint == {"key": "m"}
+    clock.now += timedelta(minutes=3)
+    done = ledger.complete(job, {"done": 9})
+    assert ledger.get(job.job_id) == done
+    assert (done.status, done.finished_at, done.checkpoint, done.deadline_at) == (
+        Status.COMPLETED,
+        clock.now,
+        None,
+        None,
+    )
+    assert [error.type for error in done.errors] == ["ValueError"]
+
+
+def start_pending(ledger: Ledger, **values: Any) -> Job:
+    return ledger.submit(ledger.new_job("sync", POLICY, **values))
+
+
+def test_a_zombie_can_write_nothing(ledger: Ledger, clock: Clock) -> None:
+    """REQUIREMENTS K2; FAILURES 4."""
+    zombie = start(ledger)
+    clock.now += POLICY.timeout
+    after = ledger.expire(zombie)
+    for write in (
+        lambda: ledger.heartbeat(zombie, progress=99, message="still here"),
+        lambda: ledger.complete(zombie, {"late": True}),
+        lambda: ledger.fail(zombie, ValueError("late")),
+        lambda: ledger.finish_cancelled(zombie, None),
+        lambda: ledger.continue_later(zombie, checkpoint={"late": True}, result=None),
+    ):
+        with pytest.raises(LostLease, match="moved on"):
+            write()
+    assert ledger.get(zombie.job_id) == after
+
+
+def test_a_finished_job_cannot_be_expired_by_one_who_saw_it_running(ledger: Ledger, clock: Clock) -> None:
+    """FAILURES 4: a successful job was later marked abandoned."""
+    job = start(ledger)
+    clock.now += POLICY.timeout
+    change = ledger.expiry(job)
+    done = ledger.complete(job, {"in": "time"})
+    with pytest.raises(LostLease):
+        ledger.store.apply(change)
+    assert ledger.store.apply_many([change]) == [Outcome.LOST]
+    assert ledger.get(job.job_id) == done
+
+
+def test_an_expiry_loses_against_a_heartbeat(ledger: Ledger, clock: Clock) -> None:
+    """FAILURES 1."""
+    job = start(ledger, replace(POLICY, heartbeat=timedelta(minutes=2)))
+    clock.now += timedelta(minutes=3)
+    change = ledger.expiry(job)
+    ledger.heartbeat(job, progress=1, message="alive")
+    assert ledger.store.apply_many([change]) == [Outcome.LOST]
+
+
+def test_many_changes_are_each_on_their_own(ledger: Ledger, clock: Clock) -> None:
+    jobs = [start(ledger, replace(POLICY, max_attempts=1 + index % 2)) for index in range(60)]
+    clock.now += POLICY.timeout
+    changes = [ledger.expiry(job) for job in jobs]
+    for index in (0, 30, 59):
+        ledger.complete(jobs[index], None)
+    outcomes = ledger.store.apply_many(changes)
+    assert [index for index, outcome in enumerate(outcomes) if outcome is Outcome.LOST] == [0, 30, 59]
+    for index, job in enumerate(jobs):
+        row = ledger.get(job.job_id)
+        if index in (0, 30, 59):
+            assert row.status is Status.COMPLETED
+        else:
+            assert row == changes[index].new
+
+
+def test_a_change_from_a_row_read_through_an_index_keeps_what_the_index_does_not_hold(
+    ledger: Ledger, store: Store, clock: Clock
+) -> None:
+    job = start(ledger, payload={"keep": "me"}, input_keys=("a",))
+    clock.now += POLICY.timeout
+    (seen,) = store.expired(job.shard, clock.now, limit=10).jobs
+    store.apply_many([ledger.expiry(seen)])
+    clock.now = ledger.get(job.job_id).run_at
+    (seen,) = store.due(job.shard, clock.now, limit=10).jobs
+    store.apply_many(ledger.releases([seen]))
+    again = ledger.claim(job.job_id, attempt=2, continuation=0)
+    clock.now += POLICY.timeout
+    (seen,) = store.expired(job.shard, clock.now, limit=10).jobs
+    store.apply_many([ledger.expiry(seen)])
+    row = ledger.get(job.job_id)
+    assert (row.payload, row.input_keys, row.started_at) == ({"keep": "me"}, ("a",), again.started_at)
+    assert [error.attempt for error in row.errors] == [1, 2]
+    assert len(row.rescues) == 2
+
+
+def test_the_indexes_show_only_what_is_asked_for_in_order_page_by_page(
+    ledger: Ledger, store: Store, clock: Clock
+) -> None:
+    expired = [start(ledger, replace(POLICY, timeout=timedelta(minutes=1 + index))) for index in range(12)]
+    for _ in range(5):
+        start(ledger, replace(POLICY, timeout=timedelta(days=1)))
+    for job in expired[:2]:
+        ledger.complete(job, None)
+    waiting = [start_pending(ledger, run_at=clock.now + timedelta(minutes=5 + index)) for index in range(7)]
+    clock.now += timedelta(minutes=12)
+    assert seen(store, "expired", clock.now) == {job.job_id for job in expired[2:]}
+    assert seen(store, "due", clock.now) == {job.job_id for job in waiting}
+    assert seen(store, "due", clock.now - timedelta(minutes=6)) == {job.job_id for job in waiting[:2]}
+
+
+def seen(store: Store, kind: str, now: datetime) -> set[str]:
+    found: list[Job] = []
+    for shard in shards():
+        cursor = None
+        while True:
+            page = getattr(store, kind)(shard, now, limit=2, cursor=cursor)
+            found += page.jobs
+            cursor = page.next
+            if cursor is None:
+                break
+    assert len({job.job_id for job in found}) == len(found)
+    return {job.job_id for job in found}
+
+
+def test_finished_jobs_stand_by_status_and_time_and_all_by_type(ledger: Ledger, store: Store, clock: Clock) -> None:
+    first = ledger.complete(start(ledger), None)
+    clock.now += timedelta(days=1)
+    second = ledger.complete(start(ledger), None)
+    start(ledger)
+    before = {
+        job.job_id
+        for shard in shards()
+        for job in store.finished(Status.COMPLETED, shard, START + timedelta(hours=1), limit=10).jobs
+    }
+    assert before == {first.job_id}
+    newest = store.of_type("sync", limit=2)
+    assert newest.jobs[0].created_at >= newest.jobs[1].created_at
+    (last,) = store.of_type("sync", limit=2, cursor=newest.next).jobs
+    assert last == first
+    assert second.job_id in {job.job_id for job in newest.jobs}
+
+
+def test_a_singleton_is_refused_while_another_lives_and_free_when_it_ends(
+    ledger: Ledger, store: Store, clock: Clock
+) -> None:
+    """REQUIREMENTS K3."""
+    holder = start(ledger, SINGLE)
+    with pytest.raises(LockHeld):
+        store.create(ledger.new_job("sync", SINGLE))
+    with pytest.raises(AlreadyRunning, match=f"sync is already running: job {holder.job_id}"):
+        start(ledger, SINGLE)
+    with pytest.raises(DuplicateJob):  # the same tick again is a duplicate, not a rival
+        ledger.submit(holder)
+    ledger.complete(holder, None)
+    assert start(ledger, SINGLE).status is Status.RUNNING
+
+
+def test_a_singleton_that_lost_its_lease_frees_no_lock(ledger: Ledger, clock: Clock) -> None:
+    zombie = start(ledger, replace(SINGLE, max_attempts=1))
+    clock.now += POLICY.timeout
+    second = start(ledger, replace(SINGLE, max_attempts=1))  # the dead holder was expired on the way
+    assert ledger.get(zombie.job_id).status is Status.FAILED
+    with pytest.raises(LostLease):
+        ledger.complete(zombie, None)
+    with pytest.raises(AlreadyRunning, match=second.job_id):
+        start(ledger, SINGLE)
+
+
+def test_of_many_that_start_a_singleton_together_one_runs(ledger: Ledger) -> None:
+    def attempt(_: int) -> bool:
+        try:
+            start(ledger, SINGLE)
+        except AlreadyRunning:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as executor:
+        assert sum(executor.map(attempt, range(16))) == 1
+
+
+def test_a_dead_letter_is_listed_until_it_is_redriven_and_redriving_twice_is_once(ledger: Ledger, clock: Clock) -> None:
+    """REQUIREMENTS K10."""
+    failed = [ledger.fail(start(ledger, payload={"n": n}), Permanent("no")) for n in range(5)]
+    ledger.complete(start(ledger), None)
+    assert {job.job_id for job in ledger.dead_letters(limit=10)} == {job.job_id for job in failed}
+    assert len(ledger.dead_letters(limit=3)) == 3
+    again = ledger.redrive(failed[2].job_id)
+    assert ledger.redrive(failed[2].job_id).job_id == again.job_id
+    assert (again.status, again.payload, again.redrive_of) == (Status.PENDING, {"n": 2}, failed[2].job_id)
+    assert failed[2].job_id not in {job.job_id for job in ledger.dead_letters(limit=10)}
+    old = ledger.get(failed[2].job_id)
+    assert replace(old, redriven_as=None) == failed[2]
+    with pytest.raises(Permanent, match="not on the dead-letter list"):
+        ledger.redrive(again.job_id)
+
+
+def test_a_cancellation_that_races_a_heartbeat_is_seen_by_the_next(ledger: Ledger) -> None:
+    job = start(ledger)
+    ledger.cancel(job.job_id)
+    beaten = ledger.heartbeat(job, progress=5, message="unaware")
+    assert beaten.cancel_requested is True
+
+
+def test_a_row_with_the_longest_errors_and_report_fits(ledger: Ledger) -> None:
+    error = AttemptError(
+        type="E",
+        message="ü" * transitions.MESSAGE_LIMIT,
+        stack_trace="ü" * transitions.STACK_TRACE_LIMIT,
+        attempt=1,
+        at=START,
+        reason="error",
+    )
+    job = start(ledger, errors=(error,) * 9, result={"report": "x" * 200_000})
+    assert ledger.get(job.job_id) == job
+
+
+def test_an_empty_change_still_demands_its_fence(ledger: Ledger, store: Store) -> None:
+    job = start(ledger)
+    assert store.apply(Change(old=job, new=job)) == job
+    done = ledger.complete(job, None)
+    with pytest.raises(LostLease):
+        store.apply(Change(old=job, new=job))
+    assert ledger.get(job.job_id) == done
