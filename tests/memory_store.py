@@ -18,6 +18,7 @@ from lamplighter.kernel.ledger.store import (
     Page,
     difference,
     expectation,
+    lost,
 )
 
 
@@ -57,7 +58,7 @@ class MemoryStore:
             item = self.items.get(job_key(change.old.job_id))
             expected = expectation(change)
             if item is None or any(item.get(name) != value for name, value in expected.items()):
-                raise LostLease(change.old.job_id)
+                raise lost(change)
             before = decode(item)
             diff = difference(change)
             item |= diff.set

@@ -201,7 +201,7 @@ class DynamoStore:
         try:
             answer = self._client.update_item(**update, ReturnValues="ALL_NEW")
         except self._client.exceptions.ConditionalCheckFailedException:
-            raise _lost(change) from None
+            raise lost(change) from None
         return from_item(answer["Attributes"])
 
     def _apply_and_unlock(self, change: Change, update: dict[str, Any]) -> Job:
@@ -216,7 +216,7 @@ class DynamoStore:
         except self._client.exceptions.TransactionCanceledException as error:
             row, _ = _reasons(error)
             if row.get("Code") == "ConditionalCheckFailed":
-                raise _lost(change) from None
+                raise lost(change) from None
             raise
         return change.new
 
@@ -385,7 +385,8 @@ def _reasons(error: Any) -> list[dict[str, Any]]:
     return reasons
 
 
-def _lost(change: Change) -> LostLease:
+def lost(change: Change) -> LostLease:
+    """The error of a change whose row had moved on."""
     old = change.old
     return LostLease(
         f"Job {old.job_id} moved on from {old.status} at attempt {old.attempt}.{old.continuation}: nothing was changed."
