@@ -1,0 +1,47 @@
+"""Runs MiniStack, the local AWS, mended where it differs from AWS in ways this project would notice.
+
+Started by `local.stack` as `python -m local.launcher`; configured by MiniStack's own environment variables
+(GATEWAY_PORT, BIND_HOST, AUTH, TMPDIR ...). Each patch is a function of its own in `local/patches/`, says why it is
+there, and refuses to run when what it mends has changed.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib.metadata import version
+
+MINISTACK = "1.5.33"
+
+# Function workers inherit this process's environment: they shall write bytecode, and talk to no AWS but this one.
+NOT_FOR_FUNCTIONS = (
+    "PYTHONDONTWRITEBYTECODE",
+    "PYTHONPATH",
+    "VIRTUAL_ENV",
+    "AWS_ENDPOINT_URL",
+    "AWS_PROFILE",
+    "AWS_SESSION_TOKEN",
+)
+
+
+def main() -> None:
+    found = version("ministack")
+    if found != MINISTACK:
+        raise SystemExit(
+            f"The patches in local/patches were proved on ministack {MINISTACK}, but {found} is installed."
+        )
+    for name in NOT_FOR_FUNCTIONS:
+        os.environ.pop(name, None)
+
+    # Not before: MiniStack reads the environment when it is imported.
+    from local.patches import alarms, dynamodb, functions, metrics, permissions, schedules, streams
+
+    for patches in (functions, dynamodb, streams, schedules, metrics, alarms, permissions):
+        patches.apply()
+
+    from ministack.app import main as serve
+
+    serve()
+
+
+if __name__ == "__main__":
+    main()

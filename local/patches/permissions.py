@@ -1,0 +1,38 @@
+"""IAM: what a request acts on, and how it came in."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+
+def apply() -> None:
+    count_loopback_as_tls()
+    name_the_schedule_group()
+
+
+def count_loopback_as_tls() -> None:
+    """The gateway speaks plain HTTP on 127.0.0.1; policies that demand TLS would deny everything."""
+    from ministack import app
+    from ministack.core.iam_evaluator import pin_request_origin
+
+    assert app.pin_request_origin is pin_request_origin, "MiniStack pins a request's origin elsewhere"
+    app.pin_request_origin = lambda source_ip, _: pin_request_origin(source_ip, True)
+
+
+def name_the_schedule_group() -> None:
+    """A schedule's ARN holds its group; MiniStack takes every schedule for one of the group `default`."""
+    from ministack.core import iam_actions
+
+    extract = iam_actions.extract_resource_arn
+
+    def extract_with_group(service: str, method: str, path: str, *request: Any) -> str:
+        arn: str = extract(service, method, path, *request)
+        _headers, body, query_params, *_scope = request
+        if service != "scheduler" or ":schedule/default/" not in arn:
+            return arn
+        group = json.loads(body)["GroupName"] if body and b'"GroupName"' in body else query_params.get("groupName")
+        group = group[0] if isinstance(group, list) else group
+        return arn.replace(":schedule/default/", f":schedule/{group or 'default'}/")
+
+    iam_actions.extract_resource_arn = extract_with_group
