@@ -13,8 +13,8 @@ from lamplighter.kernel.schedules import switch
 
 logger = Logger()
 
-_INTERVAL_HOURS: Final = {"orphan-cleanup": "orphan_cleanup_scan_interval_hours"}
-"""The settings that give a schedule its interval: starting it applies them."""
+_SETTINGS: Final = {"orphan-cleanup": ("orphan_cleanup_enabled", "orphan_cleanup_scan_interval_hours")}
+"""The settings that switch a schedule's ticks and give its interval in hours: starting it obeys them."""
 
 
 class Event(BaseModel):
@@ -31,7 +31,7 @@ def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:  # noqa: ARG
     """Switch the schedule and say whether anything changed.
 
     Raises:
-        Permanent: the event is not as `Event`, or there is no such schedule.
+        Permanent: the event is not as `Event`, there is no such schedule, or its setting is off.
     """
     try:
         told = Event.model_validate(event)
@@ -39,8 +39,12 @@ def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:  # noqa: ARG
         problem = error.errors(include_url=False)[0]
         raise Permanent(f"{problem['loc'][0]}: {problem['msg'].lower()}; takes schedule and action.") from None
     expression = None
-    if told.action == "start" and told.schedule in _INTERVAL_HOURS:
-        hours = getattr(settings.load(), _INTERVAL_HOURS[told.schedule])
+    if told.action == "start" and told.schedule in _SETTINGS:
+        enabled, interval = _SETTINGS[told.schedule]
+        in_force = settings.load()
+        if not getattr(in_force, enabled):
+            raise Permanent(f"schedule: {told.schedule} would skip every tick while the setting {enabled} is false.")
+        hours = getattr(in_force, interval)
         expression = f"rate({hours} hour{'s' if hours > 1 else ''})"
     changed = switch(told.schedule, on=told.action == "start", expression=expression)
     logger.info("schedule switched", extra={"switched": told.schedule, "action": told.action, "changed": changed})

@@ -162,7 +162,7 @@ class DynamoStore:
     def create(self, job: Job, *, instead_of: str | None = None) -> None:
         put: dict[str, Any] = {
             "TableName": self.table,
-            "Item": _to_item(encode(job)),
+            "Item": to_item(job),
             "ConditionExpression": "attribute_not_exists(pk)",
         }
         if not job.policy.singleton:
@@ -173,7 +173,7 @@ class DynamoStore:
             return
         lock: dict[str, Any] = {
             "TableName": self.table,
-            "Item": _to_item({"pk": lock_key(job.job_type), "holder": job.job_id}),
+            "Item": _typed({"pk": lock_key(job.job_type), "holder": job.job_id}),
             "ConditionExpression": "attribute_not_exists(pk)",
             "ReturnValuesOnConditionCheckFailure": "ALL_OLD",
         }
@@ -244,7 +244,7 @@ class DynamoStore:
             **({"UpdateExpression": expression} if expression else {}),
             "ConditionExpression": condition,
             "ExpressionAttributeNames": names,
-            "ExpressionAttributeValues": _to_item(values),
+            "ExpressionAttributeValues": _typed(values),
         }
 
     def apply_many(self, changes: Sequence[Change]) -> list[Outcome]:
@@ -362,13 +362,18 @@ def from_item(item: dict[str, Any]) -> Job:
     return decode({name: deserialize(value) for name, value in item.items()})
 
 
+def to_item(job: Job) -> dict[str, Any]:
+    """The DynamoDB item of a job."""
+    return _typed(encode(job))
+
+
 def _serialize(value: Any) -> dict[str, Any]:
     from boto3.dynamodb.types import TypeSerializer
 
     return dict(TypeSerializer().serialize(value))
 
 
-def _to_item(values: dict[str, Any]) -> dict[str, Any]:
+def _typed(values: dict[str, Any]) -> dict[str, Any]:
     return {name: _serialize(value) for name, value in values.items()}
 
 
