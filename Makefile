@@ -48,10 +48,10 @@ test-sam-local: .venv/stamp  ## Run every sample event through `sam local invoke
 check: .venv/stamp  ## Lint and type-check the code, lint the templates, compare the layer with uv.lock
 	ruff check .
 	ruff format --check .
-	mypy
+	mypy -p lamplighter -p local
 	cfn-lint template.yaml
 	sam validate --lint --region us-east-1
-	uv tool run --python python3.13 checkov==$(CHECKOV_VERSION) --config-file .checkov.yaml
+	uv tool run --quiet --python "$$(realpath .tools/bin/python3.13)" checkov==$(CHECKOV_VERSION) --config-file .checkov.yaml
 	@$(EXPORT) --output-file .tools/requirements.txt && diff -u $(REQUIREMENTS) .tools/requirements.txt || \
 	  { echo "$(REQUIREMENTS) is not what uv.lock says: run make layer and commit it." >&2; exit 1; }
 

@@ -7,20 +7,9 @@ there, and refuses to run when what it mends has changed.
 
 from __future__ import annotations
 
-import os
 from importlib.metadata import version
 
 MINISTACK = "1.5.33"
-
-# Function workers inherit this process's environment: they shall write bytecode, and talk to no AWS but this one.
-NOT_FOR_FUNCTIONS = (
-    "PYTHONDONTWRITEBYTECODE",
-    "PYTHONPATH",
-    "VIRTUAL_ENV",
-    "AWS_ENDPOINT_URL",
-    "AWS_PROFILE",
-    "AWS_SESSION_TOKEN",
-)
 
 
 def main() -> None:
@@ -29,8 +18,6 @@ def main() -> None:
         raise SystemExit(
             f"The patches in local/patches were proved on ministack {MINISTACK}, but {found} is installed."
         )
-    for name in NOT_FOR_FUNCTIONS:
-        os.environ.pop(name, None)
 
     # Not before: MiniStack reads the environment when it is imported.
     from local.patches import alarms, dynamodb, functions, metrics, permissions, schedules, streams

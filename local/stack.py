@@ -12,7 +12,6 @@ import json
 import os
 import platform
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -128,7 +127,12 @@ class LocalAws:
             self._deployed.unlink(missing_ok=True)
             temporary.mkdir(parents=True, exist_ok=True)
 
-        settings = {
+        # All that functions inherit: nothing of the user's own shell, as on AWS.
+        environment = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(temporary),
+            "LANG": "C.UTF-8",
+            "TZ": "UTC",
             "GATEWAY_PORT": str(self.first_port),
             "BIND_HOST": "127.0.0.1",
             "MINISTACK_HOST": "127.0.0.1",
@@ -143,7 +147,7 @@ class LocalAws:
             command=(sys.executable, "-m", "local.launcher"),
             directory=self._logs,
             is_ready=self._is_healthy,
-            environment=_without_aws(os.environ) | settings,
+            environment=environment,
             working_directory=ROOT,
             prepare=forget,
         )
@@ -288,7 +292,6 @@ def _short(answer: Any) -> str:
 def main() -> None:
     command = sys.argv[1:]
     aws = LocalAws(first_port=int(os.environ.get("LOCAL_PORT") or FIRST_PORT))
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         if command == ["up"]:
             aws.start()
@@ -301,6 +304,8 @@ def main() -> None:
             aws.stop()
         else:
             raise SystemExit("usage: python -m local.stack up | down")
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
     except LocalAwsError as error:
         console.print(f"\n{error}", style="red", markup=False, soft_wrap=True)
         raise SystemExit(1) from None
