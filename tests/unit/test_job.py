@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from lamplighter.kernel.errors import AlreadyRunning, LostLease, Permanent, Refused, Retryable
+from lamplighter.kernel.deletion import Refused
+from lamplighter.kernel.errors import AlreadyRunning, LostLease, Permanent, Retryable
 from lamplighter.kernel.job import GRACE, RESULT_LIMIT, JobHandler, Params, Report, Run, Unfinished, job
 from lamplighter.kernel.ledger.ledger import Ledger
 from lamplighter.kernel.ledger.row import Job, Status, Trigger
@@ -168,7 +169,7 @@ def test_a_failure_is_recorded_with_its_stack_trace_and_raised(
 
 def test_a_refusal_keeps_its_report(make: Any, store: MemoryStore, ledger: Ledger) -> None:
     def body(run: Run, params: SweepParams) -> SweepReport:
-        raise Refused("too many", SweepReport(status="refused", swept=9))
+        raise Refused(["Too many."], SweepReport(status="refused", swept=9))
 
     with pytest.raises(Refused):
         make(body)({}, FakeContext())

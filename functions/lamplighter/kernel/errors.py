@@ -15,11 +15,3 @@ class AlreadyRunning(Exception):
 
 class LostLease(Exception):
     """This attempt no longer owns its job (it timed out, or ended elsewhere): stop, change nothing."""
-
-
-class Refused(Permanent):
-    """The governor found a plan unsafe and nothing was destroyed; the report says what the plan was."""
-
-    def __init__(self, message: str, report: object) -> None:
-        super().__init__(message)
-        self.report = report
