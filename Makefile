@@ -83,9 +83,10 @@ clean:  ## Stop the local AWS and remove all that was built
 	  fi; \
 	done
 	@if [ ! -x .tools/bin/python3.13 ]; then \
-	  uv=$$(command -v uv) || { rm -rf .fetch && python3 -m venv .fetch && .fetch/bin/pip install --quiet uv==$(UV_VERSION) && uv=.fetch/bin/uv; } || \
-	    { echo "No Python 3.13 found: install it, with its venv module, or name one: make PYTHON=/path/to/python3.13" >&2; exit 1; }; \
-	  UV_PYTHON_DOWNLOADS=automatic "$$uv" venv --quiet --seed --clear --python 3.13 .tools; rm -rf .fetch; \
+	  fetch=$$(mktemp -d); trap 'rm -rf "$$fetch"' EXIT; \
+	  { python3 -m venv "$$fetch" && "$$fetch/bin/pip" install --quiet uv==$(UV_VERSION) && \
+	    UV_PYTHON_DOWNLOADS=automatic "$$fetch/bin/uv" venv --quiet --seed --clear --python 3.13 .tools; } || \
+	  { echo "Python 3.13 was neither found nor fetched. Install it, or name one: make PYTHON=/path/to/python3.13" >&2; exit 1; }; \
 	fi
 	@.tools/bin/python3.13 -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 	@touch $@
