@@ -16,6 +16,7 @@ from sqlalchemy import Engine, create_engine, text
 
 from lamplighter.kernel import aws, database
 from local.stack import ROOT, LocalAws
+from tests.integration.media_world import World
 
 
 @pytest.fixture(scope="session")
@@ -111,3 +112,11 @@ class _TagBlindLoader(yaml.SafeLoader):
 
 
 _TagBlindLoader.add_multi_constructor("!", lambda loader, suffix, node: None)
+
+
+@pytest.fixture
+def world(s3: Any, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> World:
+    """An empty media bucket, an archive, a migrated database."""
+    world = World(s3, engine)
+    monkeypatch.setenv("ARCHIVE_BUCKET", world.archive)
+    return world

@@ -1,0 +1,414 @@
+"""One protocol for everything that destroys: plan, governor, re-check, act, manifest, undo.
+
+A run writes down what it would destroy (the plan, in parts of `PART` entries), lets the governor (`refusals`) judge the
+whole before anything is touched, then goes through the parts: the domain's `act` re-checks each entry and destroys it,
+and what became of each is written down before the next part begins. Last comes the manifest, which lists the parts with
+their SHA-256 and is never overwritten; undo reads it.
+
+All of it lies in the archive bucket, so that a run that is continued, or comes back after a crash, learns from there
+what has been done. Objects of a run:
+
+    runs/<job_type>/<job_id>/plan-000000.jsonl.gz ...    what is to be destroyed
+    runs/<job_type>/<job_id>/plan.json                   the plan is complete: `Plan`
+    runs/<job_type>/<job_id>/outcome-000000.jsonl.gz ... what became of the plan's part of the same number
+    manifests/<job_type>/<scope>/<time>-<job_id>.json    `Manifest`
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from itertools import islice
+from typing import Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from lamplighter.kernel.errors import Permanent, Retryable
+from lamplighter.kernel.job import Report
+
+PART: Final = 1000
+"""Entries in a part: what one DeleteObjects request takes."""
+NAMED_FAILURES: Final = 100
+"""Failures that a report spells out; the manifest has all."""
+SEARCHED: Final = 200
+"""Earlier manifests that are looked into, newest first."""
+
+
+class Refused(Permanent):
+    """The governor refused: nothing was touched. `report` says what would have been done, and why not."""
+
+    def __init__(self, sentences: Sequence[str], report: Report) -> None:
+        super().__init__(" ".join(sentences))
+        self.report = report
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One thing to destroy, as the plan saw it, and what became of it."""
+
+    key: str
+    size: int
+    """Bytes."""
+    etag: str
+    """The state the plan saw; in any other state the thing is kept."""
+    last_modified: str
+    outcome: str = ""
+    """Empty in a plan."""
+    error: str | None = None
+    delete_marker_version_id: str | None = None
+    """What undo removes."""
+
+
+# -- governor --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What the governor lets pass."""
+
+    max_share: float
+    """Of what was looked at, how much may be destroyed."""
+    max_reference_shrink: float
+    """By how much of its former size a set of references may have shrunk."""
+    max_unmapped: int
+    """How many references may be impossible to understand."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measure:
+    """A plan in numbers."""
+
+    scanned: int
+    planned: int
+    references: Mapping[str, int]
+    """How many references each source holds."""
+    unmapped: Mapping[str, int]
+    """How many of them cannot be understood."""
+    baseline: Mapping[str, int] | None
+    """`references` as the last accepted run found them, or None when there was none."""
+
+
+def refusals(measure: Measure, limits: Limits) -> list[str]:
+    """Why the plan must not be carried out, a sentence each; empty when it may be (REQUIREMENTS A7)."""
+    found = []
+    if not sum(measure.references.values()):
+        found.append(f"There are no references at all in {', '.join(measure.references)}: everything looks orphaned.")
+    for source, before in (measure.baseline or {}).items():
+        now = measure.references.get(source, 0)
+        if now < before * (1 - limits.max_reference_shrink):
+            found.append(
+                f"{source} holds {now} references, {before} at the last accepted run: more than "
+                f"{limits.max_reference_shrink:.0%} fewer."
+            )
+    for source, unmapped in measure.unmapped.items():
+        if unmapped > limits.max_unmapped:
+            found.append(f"{unmapped} references in {source} cannot be mapped to keys; {limits.max_unmapped} may be.")
+    if measure.planned > limits.max_share * measure.scanned:
+        found.append(
+            f"{measure.planned} of {measure.scanned} files ({measure.planned / measure.scanned:.0%}) are orphans; "
+            f"{limits.max_share:.0%} may be."
+        )
+    return found
+
+
+# -- what is written down --------------------------------------------------------------------------------------------
+
+
+class Part(BaseModel):
+    """One object of entries."""
+
+    model_config = ConfigDict(frozen=True)
+
+    key: str
+    sha256: str
+    entries: int
+
+
+class Plan(BaseModel):
+    """What a run decided before it touched anything."""
+
+    model_config = ConfigDict(frozen=True)
+
+    job_id: str
+    scope: str
+    planned_at: datetime
+    started_at: datetime
+    parts: int
+    references: dict[str, int]
+    refusals: list[str]
+    accepted: bool
+    """Whether the governor let it pass, or was overridden."""
+    facts: dict[str, Any]
+    """What the domain needs to go on, JSON-able."""
+
+
+class Manifest(BaseModel):
+    """Every entry of a run, by its parts, and what the run was."""
+
+    model_config = ConfigDict(frozen=True)
+
+    job_id: str
+    scope: str
+    planned_at: datetime
+    finished_at: datetime
+    dry_run: bool
+    complete: bool
+    """Whether every planned entry is in it: false for a run that was cancelled."""
+    accepted: bool
+    refusals: list[str]
+    references: dict[str, int]
+    parts: list[Part]
+
+
+class ManifestAddress(BaseModel):
+    """Where a manifest is, and the hash that proves it unaltered; kept in the ledger, away from the archive."""
+
+    model_config = ConfigDict(frozen=True)
+
+    bucket: str
+    key: str
+    sha256: str
+
+
+class Tally:
+    """How many entries, of how many bytes, came to which outcome."""
+
+    def __init__(self) -> None:
+        self.count: Counter[str] = Counter()
+        self.size: Counter[str] = Counter()
+        self.failures: list[str] = []
+
+    def add(self, entries: Sequence[Entry]) -> None:
+        """Count `entries` in."""
+        for entry in entries:
+            self.count[entry.outcome] += 1
+            self.size[entry.outcome] += entry.size
+            if entry.outcome == "failed" and len(self.failures) < NAMED_FAILURES:
+                self.failures.append(f"{entry.key}: {entry.error}")
+
+
+class Archive:
+    """What a job of one type has written down, and writes down now, in the archive bucket."""
+
+    def __init__(self, s3: Any, bucket: str, *, job_type: str, scope: str, job_id: str) -> None:
+        """`scope` is what runs have in common whose manifests can be compared: a bucket and folder, say."""
+        self._s3 = s3
+        self.bucket = bucket
+        self.scope = scope
+        self._run = f"runs/{job_type}/{job_id}"
+        self._manifests = f"manifests/{job_type}/{scope}/"
+
+    def write_plan_part(self, number: int, entries: Sequence[Entry]) -> None:
+        """Part `number` of the plan; a run that starts over writes it again."""
+        self._s3.put_object(Bucket=self.bucket, Key=self._plan_key(number), Body=_pack(entries))
+
+    def write_plan(self, plan: Plan) -> ManifestAddress:
+        """The plan is complete. Where it is, and its hash."""
+        return self._write_once(f"{self._run}/plan.json", plan.model_dump_json(indent=1).encode())
+
+    def plan(self) -> tuple[Plan, ManifestAddress] | None:
+        """The plan of this run, if it was complete."""
+        key = f"{self._run}/plan.json"
+        body = self._read(key)
+        if body is None:
+            return None
+        return Plan.model_validate_json(body), ManifestAddress(bucket=self.bucket, key=key, sha256=_sha256(body))
+
+    def plan_part(self, number: int) -> list[Entry]:
+        """The entries of part `number` of the plan."""
+        body = self._read(self._plan_key(number))
+        if body is None:
+            raise Permanent(f"Part {number} of the plan is gone from {self.bucket}: nothing more was touched.")
+        return _unpack(body)
+
+    def write_outcome(self, number: int, entries: Sequence[Entry]) -> Part:
+        """What became of part `number`; never overwritten.
+
+        Raises:
+            Retryable: another attempt of this run has written it; the next attempt goes on from there.
+        """
+        key, body = self._outcome_key(number), _pack(entries)
+        written = self._write_once(key, body)
+        if written.sha256 != _sha256(body):
+            raise Retryable(f"Another attempt of this run has dealt with part {number}.")
+        return Part(key=key, sha256=written.sha256, entries=len(entries))
+
+    def outcome(self, number: int) -> tuple[Part, list[Entry]] | None:
+        """What became of part `number`, if it is known."""
+        body = self._read(self._outcome_key(number))
+        if body is None:
+            return None
+        entries = _unpack(body)
+        return Part(key=self._outcome_key(number), sha256=_sha256(body), entries=len(entries)), entries
+
+    def write_manifest(self, manifest: Manifest) -> ManifestAddress:
+        """The last word on this run; when an attempt before has had it, that one stands."""
+        key = f"{self._manifests}{manifest.planned_at:%Y-%m-%dT%H:%M:%S}Z-{manifest.job_id}.json"
+        return self._write_once(key, manifest.model_dump_json(indent=1).encode())
+
+    def earlier(self, *, planned_by: datetime | None = None) -> Manifest | None:
+        """The newest manifest of this scope that is complete and accepted, planned no later than `planned_by`."""
+        pages = self._s3.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self._manifests)
+        keys = [entry["Key"] for page in pages for entry in page.get("Contents", ())]
+        for key in islice(reversed(keys), SEARCHED):
+            body = self._read(key)
+            if body is None:
+                continue
+            manifest = Manifest.model_validate_json(body)
+            if manifest.complete and manifest.accepted and not (planned_by and manifest.planned_at > planned_by):
+                return manifest
+        return None
+
+    def _plan_key(self, number: int) -> str:
+        return f"{self._run}/plan-{number:06}.jsonl.gz"
+
+    def _outcome_key(self, number: int) -> str:
+        return f"{self._run}/outcome-{number:06}.jsonl.gz"
+
+    def _read(self, key: str) -> bytes | None:
+        return read(self._s3, self.bucket, key)
+
+    def _write_once(self, key: str, body: bytes) -> ManifestAddress:
+        from botocore.exceptions import ClientError
+
+        try:
+            self._s3.put_object(Bucket=self.bucket, Key=key, Body=body, IfNoneMatch="*")
+        except ClientError as error:
+            if error.response["Error"]["Code"] != "PreconditionFailed":
+                raise
+            body = self._read(key) or b""
+        return ManifestAddress(bucket=self.bucket, key=key, sha256=_sha256(body))
+
+
+def archive_bucket() -> str:
+    """The bucket in which runs write down what they do.
+
+    Raises:
+        Permanent: none is configured; without it nothing may be destroyed.
+    """
+    bucket = os.environ.get("ARCHIVE_BUCKET")
+    if not bucket:
+        raise Permanent("ARCHIVE_BUCKET is not set: a run has to write down what it does.")
+    return bucket
+
+
+def read(s3: Any, bucket: str, key: str) -> bytes | None:
+    """An object's content, or None if there is no such object."""
+    from botocore.exceptions import ClientError
+
+    try:
+        return bytes(s3.get_object(Bucket=bucket, Key=key)["Body"].read())
+    except ClientError as error:
+        if error.response["Error"]["Code"] == "NoSuchKey":
+            return None
+        raise
+
+
+def verified(s3: Any, address: ManifestAddress) -> Manifest:
+    """The manifest at `address`, once it and all of its parts are proven unaltered.
+
+    Raises:
+        Permanent: it or a part is missing or was altered.
+    """
+    body = read(s3, address.bucket, address.key)
+    if body is None:
+        raise Permanent(f"manifest: there is no {address.key} in {address.bucket}.")
+    if _sha256(body) != address.sha256:
+        raise Permanent(f"manifest: {address.key} is not what was written (its SHA-256 differs): nothing was touched.")
+    manifest = Manifest.model_validate_json(body)
+    for part in manifest.parts:
+        part_entries(s3, address.bucket, part)
+    return manifest
+
+
+def part_entries(s3: Any, bucket: str, part: Part) -> list[Entry]:
+    """The entries of a manifest's part.
+
+    Raises:
+        Permanent: it is missing or was altered.
+    """
+    body = read(s3, bucket, part.key)
+    if body is None or _sha256(body) != part.sha256:
+        raise Permanent(f"manifest: {part.key} is not what was written (its SHA-256 differs): nothing was touched.")
+    return _unpack(body)
+
+
+def entries(s3: Any, bucket: str, manifest: Manifest) -> Iterator[Entry]:
+    """All entries of a manifest in the plan's order, one part in memory at a time."""
+    for part in manifest.parts:
+        yield from part_entries(s3, bucket, part)
+
+
+def _pack(entries: Sequence[Entry]) -> bytes:
+    lines = (
+        json.dumps({name: value for name, value in asdict(entry).items() if value is not None}) + "\n"
+        for entry in entries
+    )
+    return gzip.compress("".join(lines).encode(), compresslevel=3, mtime=0)
+
+
+def _unpack(body: bytes) -> list[Entry]:
+    return [Entry(**json.loads(line)) for line in gzip.decompress(body).splitlines()]
+
+
+def _sha256(body: bytes) -> str:
+    return hashlib.sha256(body).hexdigest()
+
+
+# -- act -------------------------------------------------------------------------------------------------------------
+
+type Stop = Literal["cancelled", "out_of_time"] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CarriedOut:
+    """How far it came."""
+
+    tally: Tally
+    parts: list[Part]
+    stopped: Stop
+
+
+def carry_out(
+    archive: Archive,
+    *,
+    parts: int,
+    resumed: bool,
+    read_part: Callable[[int], list[Entry]],
+    act: Callable[[list[Entry], Tally, bool], list[Entry]],
+    stop: Callable[[], Stop],
+    progress: Callable[[int, int], None],
+) -> CarriedOut:
+    """Goes through the parts, from the first whose outcome is not known; asks `stop` before each.
+
+    Args:
+        archive: of this run.
+        parts: how many there are.
+        resumed: whether an earlier attempt or continuation of the run may have acted.
+        read_part: gives the entries of a part.
+        act: given the entries, the tally so far, and whether an attempt that died may have begun on them; returns
+            them with their outcomes. An error of one entry is an outcome, not an exception.
+        stop: why to stop now, or None.
+        progress: told how many parts of how many are done.
+    """
+    tally, done = Tally(), list[Part]()
+    while len(done) < parts and (known := archive.outcome(len(done))):
+        part, outcomes = known
+        tally.add(outcomes)
+        done.append(part)
+    begun = resumed
+    while len(done) < parts:
+        if reason := stop():
+            return CarriedOut(tally=tally, parts=done, stopped=reason)
+        outcomes = act(read_part(len(done)), tally, begun)
+        done.append(archive.write_outcome(len(done), outcomes))
+        tally.add(outcomes)
+        progress(len(done), parts)
+        begun = False
+    return CarriedOut(tally=tally, parts=done, stopped=None)

@@ -1,0 +1,588 @@
+"""`lamplighter.media.orphan_cleanup` on a real Postgres and an S3 that keeps its promises."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from lamplighter.kernel.database import DatabaseUnavailable
+from lamplighter.kernel.deletion import Refused
+from lamplighter.kernel.errors import Permanent
+from lamplighter.kernel.job import Unfinished
+from lamplighter.kernel.ledger.row import Trigger
+from lamplighter.media import listing, orphan_cleanup
+from tests.integration.media_world import World, before, numbered
+
+ODD_KEYS = [
+    "uploads/with space.jpg",
+    "uploads/a+b.jpg",
+    "uploads/a%2Bb.jpg",
+    "uploads/Übergröße-日本-🎞.jpg",
+    "uploads/<&\">'.jpg",
+    "uploads/&lt;.jpg",
+    "uploads/line\nbreak\ttab\r.jpg",
+    "uploads/unit\x1fseparator.jpg",
+    "uploads/back\\slash.jpg",
+    "uploads/query?a=b#c.jpg",
+    "uploads//double.jpg",
+    f"uploads/{'long' * 253}.jpg",
+]
+
+
+def test_orphans_are_deleted_and_nothing_else(world: World) -> None:
+    world.put(
+        "uploads/used.jpg", "uploads/orphan.jpg", "uploads/ORPHAN.MP4", "uploads/notes.txt", "uploads/folder.jpg/"
+    )
+    world.put("elsewhere/orphan.jpg")
+    world.refer("uploads/used.jpg")
+
+    report = world.clean(base_path="uploads")
+
+    assert world.keys() == ["elsewhere/orphan.jpg", "uploads/folder.jpg/", "uploads/notes.txt", "uploads/used.jpg"]
+    assert (report.status, report.scanned_files, report.orphaned_files, report.deleted_files) == ("completed", 3, 2, 2)
+    assert (report.deleted_bytes, report.skipped_not_media, report.dry_run) == (2, 2, False)
+    assert {e.outcome for e in world.outcomes(report.manifest).values()} == {"deleted"}
+
+
+def test_a_preview_is_the_default_and_lists_what_would_go(world: World) -> None:
+    world.put("used.jpg", "orphan.jpg")
+    world.refer("used.jpg")
+    params = orphan_cleanup.handler.validated({"bucket": world.media, "min_age_hours": 0})
+
+    report = orphan_cleanup.handler.body(world.run(), params)
+
+    assert isinstance(report, orphan_cleanup.Report)
+    assert world.keys() == ["orphan.jpg", "used.jpg"]
+    assert (report.dry_run, report.orphaned_files, report.would_delete_files, report.deleted_files) == (True, 1, 1, 0)
+    assert world.outcomes(report.manifest)["orphan.jpg"].outcome == "would_delete"
+
+
+def test_young_files_are_skipped_and_counted(world: World) -> None:
+    world.put("used.jpg", "orphan.jpg")
+    world.refer("used.jpg")
+
+    early = world.clean(world.run(after=timedelta(hours=23)), min_age_hours=24)
+    late = world.clean(world.run(after=timedelta(hours=25)), min_age_hours=24)
+
+    assert (early.skipped_young, early.orphaned_files, early.deleted_files) == (2, 0, 0)
+    assert (late.skipped_young, late.orphaned_files, late.deleted_files) == (0, 1, 1)
+
+
+def test_deletion_stops_before_the_size_limit_and_counts_the_rest(world: World) -> None:
+    world.put(*numbered(range(5)), body=b"x" * 400)
+
+    world.refer("kept")
+    report = world.clean(world.run(settings={"orphan_cleanup_max_unmapped_references": 1}), max_delete_gb=1000e-9)
+
+    assert (report.deleted_files, report.deleted_bytes, report.skipped_size_limit) == (2, 800, 3)
+    assert world.keys() == numbered(range(2, 5))
+
+
+def test_odd_keys_are_kept_when_referenced_and_deleted_when_not(world: World) -> None:
+    world.put(*ODD_KEYS, "uploads/used.jpg")
+    world.refer("uploads/used.jpg", *ODD_KEYS)
+
+    assert world.clean(base_path="uploads").orphaned_files == 0
+
+    world.sql("DELETE FROM media_files WHERE storage_key <> 'uploads/used.jpg'")
+    report = world.clean(world.run(settings={"allow_override": True}), base_path="uploads", override=True)
+
+    assert (report.failed_deletions, report.deleted_files) == ([], len(ODD_KEYS))
+    assert world.keys() == ["uploads/used.jpg"]
+    assert world.undo(report.manifest).restored_files == len(ODD_KEYS)
+    assert set(world.keys()) == {*ODD_KEYS, "uploads/used.jpg"}
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        "{key}",
+        "/{key}",
+        "{rest}",
+        "/{rest}",
+        "https://cdn.example.com/{key}",
+        "https://cdn.example.com/{rest}",
+        "https://{bucket}.s3.amazonaws.com/{encoded}",
+        "https://s3.us-east-1.amazonaws.com/{bucket}/{encoded}",
+        "s3://{bucket}/{key}",
+    ],
+)
+def test_each_way_of_storing_a_key_keeps_its_object(world: World, form: str) -> None:
+    """FAILURES 6 (immich #7436): absolute and relative paths mixed up made nine files of ten look untracked."""
+    from urllib.parse import quote
+
+    used = [f"prod/uploads/{n} ä.jpg" for n in range(30)]
+    world.put(*used, "prod/uploads/orphan.jpg")
+    for key in used:
+        rest = key.removeprefix("prod/")
+        world.refer(form.format(key=key, rest=rest, encoded=quote(key), bucket=world.media))
+
+    report = world.clean(base_path="prod/uploads", max_orphan_share=0.1)
+
+    assert world.keys() == sorted(used)
+    assert report.deleted_files == 1
+    assert (report.references[0].values, report.references[0].unmapped) == (30, 0)
+
+
+def test_rare_forms_beside_a_usual_one_keep_their_objects(world: World) -> None:
+    keys = numbered(range(40))
+    world.put(*keys, "uploads/orphan.jpg")
+    world.refer(
+        *keys[:36], f"/{keys[36]}", f"https://a.example/{keys[37]}", f"http://b.example/{world.media}/{keys[38]}"
+    )
+    world.refer(keys[39].removeprefix("uploads/"))
+
+    report = world.clean(base_path="uploads")
+
+    assert report.deleted_files == 1
+    assert world.keys() == keys
+
+
+def test_several_columns_keep_objects(world: World) -> None:
+    world.sql("CREATE TABLE users (id int, avatar varchar(200))")
+    world.put("a.jpg", "b.jpg", "c.jpg")
+    world.refer("a.jpg")
+    world.sql("INSERT INTO users VALUES (1, 'https://cdn.example/b.jpg'), (2, NULL)")
+
+    report = world.clean(
+        references=[{"table": "media_files", "column": "storage_key"}, {"table": "public.users", "column": "avatar"}]
+    )
+
+    assert world.keys() == ["a.jpg", "b.jpg"]
+    assert [(r.column, r.values, r.mapped) for r in report.references] == [
+        ("media_files.storage_key", 1, 1),
+        ("public.users.avatar", 1, 1),
+    ]
+
+
+# -- the governor ----------------------------------------------------------------------------------------------------
+
+
+def refused(world: World, run: Any = None, **params: Any) -> Refused:
+    held = world.keys()
+    with pytest.raises(Refused) as caught:
+        world.clean(run, **params)
+    assert world.keys() == held, "a refused run touches nothing"
+    assert isinstance(caught.value.report, orphan_cleanup.Report)
+    assert caught.value.report.status == "refused"
+    assert caught.value.report.refusals
+    return caught.value
+
+
+def test_an_empty_database_deletes_nothing(world: World) -> None:
+    """FAILURES 8 (romm #3971)."""
+    world.put("a.jpg", "b.jpg")
+
+    assert "no references at all in media_files.storage_key" in str(refused(world))
+
+
+def test_too_large_a_share_of_orphans_deletes_nothing(world: World) -> None:
+    """FAILURES 7 (mastodon #33948)."""
+    world.put("a.jpg", "b.jpg", "c.jpg")
+    world.refer("a.jpg")
+
+    assert "2 of 3 files (67%) are orphans; 50% may be." in str(refused(world, max_orphan_share=None))
+
+
+def test_references_that_shrank_delete_nothing(world: World) -> None:
+    keys = numbered(range(20))
+    world.put(*keys)
+    world.refer(*keys)
+    world.clean()
+    world.sql("DELETE FROM media_files WHERE id % 4 = 0")
+
+    assert "15 references, 20 at the last accepted run" in str(refused(world))
+    preview = world.clean(dry_run=True)
+    assert preview.refusals
+    assert "15 references, 20 at" in str(refused(world)), (
+        "neither a refused run nor a refused preview moves the baseline"
+    )
+
+
+def test_a_reference_column_that_is_dropped_from_the_parameters_deletes_nothing(world: World) -> None:
+    """FAILURES 10 (restic #4764): a slip in what is to be kept."""
+    world.sql("CREATE TABLE users (avatar text)")
+    world.sql("INSERT INTO users VALUES ('b.jpg')")
+    world.put("a.jpg", "b.jpg")
+    world.refer("a.jpg")
+    world.clean(references=[{"table": "media_files", "column": "storage_key"}, {"table": "users", "column": "avatar"}])
+
+    assert "users.avatar holds 0 references, 1 at the last" in str(refused(world))
+
+
+@pytest.mark.parametrize("value", ["https://cdn.example/assets/{}", "https://cdn.example/{}?v=2", "id:{}", ""])
+def test_references_that_cannot_be_mapped_delete_nothing(world: World, value: str) -> None:
+    keys = numbered(range(40))
+    world.put(*keys)
+    world.refer(*keys[:30], *(value.format(key) for key in keys[30:]))
+
+    if value == "id:{}":  # looks like a key: its share of the sample decides
+        world.sql("UPDATE media_files SET storage_key = 'id:' || storage_key")
+    refusal = refused(world)
+
+    assert "cannot be mapped to keys; 0 may be." in str(refusal)
+    assert refusal.report.references[0].unmapped >= 10  # type: ignore[attr-defined]
+
+
+def test_an_override_takes_both_switches(world: World) -> None:
+    world.put("a.jpg")
+    on = {"allow_override": True}
+
+    assert "set the parameter override and the setting allow_override to true" in str(refused(world))
+    assert "set the setting allow_override to true" in str(refused(world, override=True))
+    assert "set the parameter override to true" in str(refused(world, world.run(settings=on)))
+    assert world.clean(world.run(settings=on), override=True).deleted_files == 1
+
+
+# -- the re-check ----------------------------------------------------------------------------------------------------
+
+
+def test_a_file_adopted_since_the_scan_is_kept(world: World) -> None:
+    """FAILURES 5 (immich #30933) and 9 (django-cleanup #79)."""
+    world.put("used.jpg", "adopted.jpg", "orphan.jpg")
+    world.refer("used.jpg")
+    end = before(world.s3, "GetObject", lambda params: adopt() if "/plan-" in params["Key"] else None)
+
+    def adopt() -> None:
+        world.refer("/adopted.jpg")
+
+    report = world.clean()
+    end()
+
+    assert (report.deleted_files, report.kept_referenced_again) == (1, 1)
+    assert world.keys() == ["adopted.jpg", "used.jpg"]
+
+
+def test_an_object_that_changed_since_the_scan_is_kept(world: World) -> None:
+    world.put("used.jpg", "changed.jpg", "gone.jpg", "orphan.jpg", "odd\x01.jpg")
+    world.refer("used.jpg")
+
+    def change(params: Any) -> None:
+        if "/plan-" in params["Key"]:
+            world.put("changed.jpg", "odd\x01.jpg", body=b"new")
+            world.s3.delete_object(Bucket=world.media, Key="gone.jpg")
+
+    end = before(world.s3, "GetObject", change)
+    report = world.clean()
+    end()
+
+    assert (report.failed_deletions, report.deleted_files, report.kept_changed, report.already_gone) == ([], 1, 2, 1)
+    assert world.keys() == ["changed.jpg", "odd\x01.jpg", "used.jpg"]
+
+
+def test_one_object_that_cannot_be_deleted_stops_no_other(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.put("used.jpg", "locked.jpg", "orphan.jpg")
+    world.refer("used.jpg")
+    delete = world.s3.delete_objects
+
+    def deny(**request: Any) -> Any:
+        objects = request["Delete"]["Objects"]
+        answer = delete(Bucket=world.media, Delete={"Objects": [o for o in objects if o["Key"] != "locked.jpg"]})
+        return answer | {"Errors": [{"Key": "locked.jpg", "Code": "AccessDenied", "Message": "Access Denied"}]}
+
+    monkeypatch.setattr(world.s3, "delete_objects", deny)
+    report = world.clean()
+
+    assert (report.status, report.deleted_files) == ("completed_with_errors", 1)
+    assert report.failed_deletions == ["locked.jpg: AccessDenied: Access Denied"]
+    assert world.outcomes(report.manifest)["locked.jpg"].outcome == "failed"
+
+
+# -- quarantine ------------------------------------------------------------------------------------------------------
+
+
+def test_a_scheduled_run_deletes_only_what_an_old_enough_manifest_lists(world: World) -> None:
+    """FAILURES 7: nothing is deleted at first sight."""
+    world.put("used.jpg", "old.jpg", "changing.jpg")
+    world.refer("used.jpg")
+    hour = timedelta(hours=1)
+
+    first = world.clean(world.run(trigger=Trigger.SCHEDULE))
+    world.put("new.jpg", "aa.jpg")
+    world.put("changing.jpg", body=b"new")
+    soon = world.clean(world.run(trigger=Trigger.SCHEDULE, after=23 * hour))
+    late = world.clean(world.run(trigger=Trigger.SCHEDULE, after=25 * hour))
+    later = world.clean(world.run(trigger=Trigger.SCHEDULE, after=48 * hour))
+
+    assert [(r.deleted_files, r.skipped_quarantine) for r in (first, soon, late, later)] == [
+        (0, 2),
+        (0, 4),
+        (1, 3),
+        (3, 0),
+    ]
+    assert world.keys() == ["used.jpg"]
+
+
+def test_a_preview_starts_the_quarantine_and_a_refused_one_does_not(world: World) -> None:
+    keys = numbered(range(10))
+    world.put(*keys, "orphan.jpg")
+    refused_preview = world.clean(dry_run=True)
+    world.refer(*keys)
+
+    assert refused_preview.refusals
+    assert world.clean(world.run(after=timedelta(hours=3)), quarantine_hours=2).deleted_files == 0
+    assert world.clean(world.run(after=timedelta(hours=6)), quarantine_hours=2, dry_run=True).would_delete_files == 1
+    assert world.clean(world.run(after=timedelta(hours=6)), quarantine_hours=2).deleted_files == 1
+
+
+# -- time, cancellation, crashes -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small pages and parts, so that few objects make many."""
+    monkeypatch.setattr(orphan_cleanup, "PART", 3)
+    monkeypatch.setattr(listing, "PAGES_A_BATCH", 1)
+    fetch = listing._list
+    monkeypatch.setattr(listing, "_list", lambda client, **request: fetch(client, **{"MaxKeys": 5} | request))
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_a_run_that_is_continued_again_and_again_counts_everything_once(world: World, dry_run: bool) -> None:
+    keys = numbered(range(23))
+    world.put(*keys)
+    world.refer(*keys[::2])
+    world.clean(dry_run=True)  # the baseline, and the manifest for the quarantine
+
+    job_id, checkpoint, continuations = None, None, 0
+    while True:
+        run = world.run(job_id=job_id, checkpoint=checkpoint, stops={2: "out_of_time"})
+        outcome = world.attempt(run, dry_run=dry_run)
+        if not isinstance(outcome, Unfinished):
+            break
+        job_id, checkpoint = run.job_id, outcome.checkpoint
+        continuations += 1
+
+    assert isinstance(outcome, orphan_cleanup.Report)
+    assert continuations > 3
+    assert (outcome.scanned_files, outcome.orphaned_files) == (23, 11)
+    assert outcome.would_delete_files + outcome.deleted_files == 11
+    assert list(world.outcomes(outcome.manifest)) == keys[1::2]
+    assert world.keys() == (keys if dry_run else keys[::2])
+
+
+@pytest.mark.usefixtures("small")
+def test_a_cancelled_run_says_what_it_had_done_and_that_can_be_undone(world: World) -> None:
+    keys = numbered(range(12))
+    world.put(*keys)
+    world.refer(keys[0])
+
+    report = world.clean(world.run(stops={6: "cancelled"}))
+
+    assert 0 < report.deleted_files < 11
+    assert len(world.outcomes(report.manifest)) == report.deleted_files
+    assert world.undo(report.manifest).restored_files == report.deleted_files
+    assert world.keys() == keys
+
+
+@pytest.mark.usefixtures("small")
+def test_cancelled_while_scanning_nothing_is_deleted(world: World) -> None:
+    world.put(*numbered(range(12)))
+
+    report = world.clean(world.run(stops={1: "cancelled"}))
+
+    assert (report.deleted_files, report.manifest) == (0, None)
+    assert len(world.keys()) == 12
+
+
+class Crash(BaseException):
+    """The process dies here."""
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("written", ["plan-000001", "plan.json", "outcome-000000", "outcome-000002", "manifests/"])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_an_attempt_that_dies_anywhere_is_taken_up_by_the_next(world: World, written: str, when: str) -> None:
+    keys = numbered(range(12))
+    world.put(*keys)
+    world.refer(keys[0])
+    first = world.run()
+
+    def crash(params: Any = None, **_: Any) -> None:
+        if written in (params or {}).get("Key", "") or written in (params or {}).get("url_path", ""):
+            raise Crash
+
+    crashed: list[str] = []
+
+    def note(params: Any, **_: Any) -> None:
+        crashed.append(params["Key"])
+
+    def after(**_: Any) -> None:
+        if written in crashed[-1]:
+            raise Crash
+
+    event = "provide-client-params.s3.PutObject"
+    world.s3.meta.events.register(event, crash if when == "before" else note)
+    if when == "after":
+        world.s3.meta.events.register("after-call.s3.PutObject", after)
+    with pytest.raises(Crash):
+        world.clean(first)
+    world.s3.meta.events.unregister(event, crash if when == "before" else note)
+    world.s3.meta.events.unregister("after-call.s3.PutObject", after)
+
+    report = world.clean(world.run(job_id=first.job_id, attempt=2))
+
+    assert (report.scanned_files, report.orphaned_files, report.deleted_files) == (12, 11, 11)
+    assert world.keys() == keys[:1]
+    assert world.undo(report.manifest).restored_files == 11
+    assert world.keys() == keys
+
+
+def test_a_database_that_goes_away_in_mid_run_stops_the_run_and_the_next_attempt_goes_on(world: World) -> None:
+    """FAILURES 8."""
+    world.put("used.jpg", "orphan.jpg")
+    world.refer("used.jpg")
+    first = world.run()
+
+    def kill(params: Any) -> None:
+        if "/plan-" in params["Key"]:
+            world.sql(
+                "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
+                " AND datname = current_database()"
+            )
+
+    end = before(world.s3, "GetObject", kill)
+    with pytest.raises(DatabaseUnavailable):
+        world.clean(first)
+    end()
+
+    assert world.keys() == ["orphan.jpg", "used.jpg"]
+    assert world.clean(world.run(job_id=first.job_id, attempt=2)).deleted_files == 1
+
+
+# -- bad input -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("params", "sentence"),
+    [
+        ({"dry-run": True}, "dry-run is not a parameter of orphan_cleanup"),
+        ({"min_age_hours": -1}, "min_age_hours: input should be greater than or equal to 0"),
+        ({"max_delete_gb": -0.1}, "max_delete_gb: input should be greater than or equal to 0"),
+        ({"max_orphan_share": 2}, "max_orphan_share: input should be less than or equal to 1"),
+        ({"references": []}, "references: tuple should have at least 1 item"),
+        ({"references": [{"table": "media_files", "colum": "x"}]}, "references.0.column"),
+        ({"bucket": "no-such-bucket"}, "bucket: there is no bucket named no-such-bucket."),
+        ({"references": [{"table": "nowhere", "column": "x"}]}, "references: there is no table nowhere"),
+        (
+            {"references": [{"table": "media_files", "column": "path"}]},
+            "references: the table media_files has no column path.",
+        ),
+        (
+            {"references": [{"table": "media_files", "column": "id"}]},
+            "references: media_files.id is of type bigint; a column of text or varchar is needed.",
+        ),
+        (
+            {"references": [{"table": 'media_files"; DROP TABLE media_files; --', "column": "x"}]},
+            "references: there is no table",
+        ),
+    ],
+)
+def test_bad_input_is_one_sentence_that_names_it(world: World, params: dict[str, Any], sentence: str) -> None:
+    world.put("a.jpg", "b.jpg")
+    world.refer("a.jpg")
+
+    with pytest.raises(Permanent) as caught:
+        world.clean(**params)
+
+    assert sentence in str(caught.value)
+    assert world.keys() == ["a.jpg", "b.jpg"]
+
+
+def test_a_folder_without_objects_is_a_completed_run_that_scanned_nothing(world: World) -> None:
+    world.put("a.jpg")
+    world.refer("a.jpg")
+
+    report = world.clean(base_path="/nothing/here/")
+
+    assert (report.status, report.scanned_files, report.orphaned_files) == ("completed", 0, 0)
+
+
+def test_without_a_bucket_or_an_archive_the_run_says_which_setting_is_missing(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(Permanent, match="MEDIA_BUCKET"):
+        world.clean(bucket=None)
+    monkeypatch.delenv("ARCHIVE_BUCKET")
+    with pytest.raises(Permanent, match="ARCHIVE_BUCKET"):
+        world.clean()
+
+
+# -- undo ------------------------------------------------------------------------------------------------------------
+
+
+def deleted(world: World) -> orphan_cleanup.Report:
+    world.put("used.jpg", "a.jpg", "b.jpg", "c.jpg")
+    world.refer("used.jpg")
+    return world.clean()
+
+
+def test_undo_brings_everything_back_once(world: World) -> None:
+    report = deleted(world)
+
+    preview = world.undo(report.manifest, dry_run=True)
+    assert (preview.would_restore_files, world.keys()) == (3, ["used.jpg"])
+    assert world.undo(report.manifest).restored_files == 3
+    assert world.keys() == ["a.jpg", "b.jpg", "c.jpg", "used.jpg"]
+    again = world.undo(report.manifest)
+    assert (again.restored_files, again.already_restored, again.status) == (0, 3, "completed")
+
+
+def test_undo_leaves_alone_what_was_made_anew_or_deleted_again(world: World) -> None:
+    report = deleted(world)
+    world.put("a.jpg", "b.jpg", body=b"new")
+    world.s3.delete_object(Bucket=world.media, Key="b.jpg")
+
+    undone = world.undo(report.manifest)
+
+    assert (undone.restored_files, undone.left_alone) == (1, 2)
+    assert world.keys() == ["a.jpg", "c.jpg", "used.jpg"]
+    assert world.s3.get_object(Bucket=world.media, Key="a.jpg")["Body"].read() == b"new"
+
+
+def test_undo_says_when_the_bucket_was_not_versioned(world: World) -> None:
+    world.s3.create_bucket(Bucket=world.plain)
+    world.put("used.jpg", "a.jpg", bucket=world.plain)
+    world.refer("used.jpg")
+    report = world.clean(bucket=world.plain)
+
+    undone = world.undo(report.manifest)
+
+    assert (report.deleted_files, undone.restored_files, undone.not_restorable) == (1, 0, 1)
+    assert undone.status == "completed_with_errors"
+
+
+def test_undo_refuses_a_manifest_or_a_part_that_was_altered(world: World) -> None:
+    report = deleted(world)
+    assert report.manifest
+    altered = report.manifest.model_copy(update={"sha256": "0" * 64})
+    with pytest.raises(Permanent, match="SHA-256 differs"):
+        world.undo(altered)
+    part = next(key for key in world.keys(world.archive) if "/outcome-" in key)
+    world.put(part, body=b"forged", bucket=world.archive)
+
+    with pytest.raises(Permanent, match=rf"{part} is not what was written"):
+        world.undo(report.manifest)
+
+    assert world.keys() == ["used.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("params", "sentence"),
+    [
+        ({"manifest": "nothing.json"}, "manifest: there is no nothing.json in archive-"),
+        ({"manifest": None, "sha256": None}, "give either job_id, or manifest and sha256"),
+        ({"job_id": "x"}, "give either job_id, or manifest and sha256"),
+        ({"sha256": "abc"}, "sha256: string should match pattern"),
+    ],
+)
+def test_undo_explains_what_it_takes(world: World, params: dict[str, Any], sentence: str) -> None:
+    report = deleted(world)
+
+    with pytest.raises(Permanent) as caught:
+        world.undo(report.manifest, **params)
+
+    assert sentence in str(caught.value)
