@@ -1,0 +1,89 @@
+"""Job control: look at jobs, cancel one, redrive a dead letter; by hand, for operators (REQUIREMENTS K7, K10)."""
+
+from __future__ import annotations
+
+from typing import Any, Final, Literal
+
+from aws_lambda_powertools import Logger
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from lamplighter.kernel.errors import Permanent
+from lamplighter.kernel.ledger.ledger import Ledger
+from lamplighter.kernel.ledger.row import Job, encode
+
+logger = Logger()
+
+_NEEDS: Final = {"show": "job_id", "cancel": "job_id", "redrive": "job_id", "list": "job_type"}
+_BRIEF: Final = (
+    "job_id",
+    "job_type",
+    "status",
+    "attempt",
+    "max_attempts",
+    "trigger",
+    "created_at",
+    "finished_at",
+    "progress",
+    "message",
+    "dead_letter",
+)
+
+
+class Event(BaseModel):
+    """`show`, `cancel` and `redrive` a job by its id, `list` the newest of a type, or list the `dead_letters`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    action: Literal["show", "list", "cancel", "dead_letters", "redrive"]
+    job_id: str | None = None
+    job_type: str | None = None
+    limit: int = Field(25, ge=1, le=100)
+
+    @model_validator(mode="after")
+    def _complete(self) -> Event:
+        needed = _NEEDS.get(self.action)
+        if needed and getattr(self, needed) is None:
+            raise ValueError(f"{self.action} needs {needed}")
+        return self
+
+
+@logger.inject_lambda_context
+def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:  # noqa: ARG001 - Lambda's signature
+    """Do what the event says; answers the job, or jobs in brief.
+
+    Raises:
+        Permanent: the event is not as `Event`, there is no such job, or it is not on the dead-letter list.
+        LostLease: the job to cancel has ended.
+        AlreadyRunning: the job to redrive is of a singleton type that runs.
+    """
+    try:
+        told = Event.model_validate(event)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        where = f"{problem['loc'][0]}: " if problem["loc"] else ""
+        raise Permanent(f"{where}{problem['msg'].removeprefix('Value error, ')}.") from None
+    ledger = Ledger.from_environment()
+    job_id = told.job_id or ""
+    match told.action:
+        case "show":
+            return _whole(ledger.get(job_id))
+        case "cancel":
+            return _whole(ledger.cancel(job_id))
+        case "redrive":
+            return _whole(ledger.redrive(job_id))
+        case "dead_letters":
+            return {"jobs": [_brief(job) for job in ledger.dead_letters(limit=told.limit)]}
+        case "list":
+            page = ledger.store.of_type(told.job_type or "", limit=told.limit)
+            return {"jobs": [_brief(job) for job in page.jobs]}
+
+
+def _whole(job: Job) -> dict[str, Any]:
+    hidden = ("pk", "live_shard", "due_shard", "status_shard", "expires_at", "ttl")
+    shown = {name: value for name, value in encode(job).items() if name not in hidden}
+    return shown | {"payload": job.payload, "result": job.result, "checkpoint": job.checkpoint}
+
+
+def _brief(job: Job) -> dict[str, Any]:
+    row = encode(job)
+    return {name: row[name] for name in _BRIEF if name in row}
