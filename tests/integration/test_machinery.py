@@ -308,6 +308,15 @@ def test_the_history_is_written_once_however_often_the_stream_delivers(engine: E
     assert [row.details["result"] for row in rows if row.message == "completed"] == [{"synced": 3}]
 
 
+def test_a_character_that_postgres_cannot_hold_does_not_stop_the_history(engine: Engine) -> None:
+    ledger, changes = life(Policy(timeout=timedelta(minutes=30)))
+    ledger.fail(ledger.start(ledger.new_job("sync", Policy(timeout=timedelta(minutes=30)))), Permanent("a\0b"))
+    history.handler(records(changes), FakeContext())
+    with engine.begin() as connection:
+        (row,) = connection.execute(select(system_logs).where(system_logs.c.level == "ERROR")).all()
+    assert row.details["errors"][0]["message"] == "a\ufffdb"
+
+
 def test_a_database_that_is_down_makes_the_batch_come_again(engine: Engine) -> None:
     ledger, changes = life(Policy(timeout=timedelta(minutes=30)))
     ledger.start(ledger.new_job("sync", Policy(timeout=timedelta(minutes=30))))

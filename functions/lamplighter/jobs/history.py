@@ -38,7 +38,7 @@ def entry(old: Job | None, new: Job | None) -> dict[str, Any] | None:
         "job_type": new.job_type,
         "level": level,
         "message": message,
-        "details": _details(new),
+        "details": _without_nul(_details(new)),
         "created_at": at,
     }
 
@@ -71,6 +71,15 @@ def _details(job: Job) -> dict[str, Any]:
     if job.errors:
         details["errors"] = [asdict(error) | {"at": to_text(error.at)} for error in job.errors]
     return details
+
+
+def _without_nul(value: Any) -> Any:
+    """Postgres's jsonb holds every character but this one, and one row must not stop the stream."""
+    if isinstance(value, str):
+        return value.replace("\0", "\ufffd")
+    if isinstance(value, dict):
+        return {_without_nul(key): _without_nul(item) for key, item in value.items()}
+    return [_without_nul(item) for item in value] if isinstance(value, list) else value
 
 
 @logger.inject_lambda_context

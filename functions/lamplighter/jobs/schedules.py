@@ -44,8 +44,7 @@ def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:  # noqa: ARG
         in_force = settings.load()
         if not getattr(in_force, enabled):
             raise Permanent(f"schedule: {told.schedule} would skip every tick while the setting {enabled} is false.")
-        hours = getattr(in_force, interval)
-        expression = f"rate({hours} hour{'s' if hours > 1 else ''})"
+        expression = f"rate({getattr(in_force, interval)} hours)"
     changed = switch(told.schedule, on=told.action == "start", expression=expression)
     logger.info("schedule switched", extra={"switched": told.schedule, "action": told.action, "changed": changed})
     return {"schedule": told.schedule, "enabled": told.action == "start", "changed": changed}
