@@ -138,6 +138,8 @@ def test_a_finished_job_cannot_be_expired_by_one_who_saw_it_running(ledger: Ledg
 def test_an_expiry_loses_against_a_heartbeat(ledger: Ledger, clock: Clock) -> None:
     """FAILURES 1."""
     job = start(ledger, replace(POLICY, heartbeat=timedelta(minutes=2)))
+    clock.now += timedelta(minutes=1)
+    job = ledger.heartbeat(job, progress=1, message="alive")
     clock.now += timedelta(minutes=3)
     change = ledger.expiry(job)
     ledger.heartbeat(job, progress=1, message="alive")

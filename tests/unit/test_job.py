@@ -167,6 +167,24 @@ def test_a_failure_is_recorded_with_its_stack_trace_and_raised(
     assert emf(capsys)["Failures"] == [1]
 
 
+def test_a_failure_of_a_tick_is_answered_and_left_to_the_ledger(make: Any, store: MemoryStore, ledger: Ledger) -> None:
+    """REQUIREMENTS K5: one owner of retries. Raised, each attempt would be a failed invocation, and an alarm."""
+
+    def body(run: Run, params: SweepParams) -> SweepReport:
+        raise Retryable("the database is down")
+
+    answer = make(body)(TICK, FakeContext())
+    row = only_row(store, ledger)
+    assert answer == {
+        "job_id": row.job_id,
+        "finished": False,
+        "status": "failed",
+        "error": "Retryable: the database is down",
+        "retried": True,
+    }
+    assert (row.status, row.attempt) == (Status.PENDING, 2)
+
+
 def test_a_refusal_keeps_its_report(make: Any, store: MemoryStore, ledger: Ledger) -> None:
     def body(run: Run, params: SweepParams) -> SweepReport:
         raise Refused(["Too many."], SweepReport(status="refused", swept=9))
@@ -203,8 +221,8 @@ def test_out_of_time_it_checkpoints_and_the_next_continuation_goes_on(
     turn = {"job_id": row.job_id, "attempt": 1, "continuation": 1}
     answer = handler(turn, FakeContext(timedelta(minutes=10)))
     assert (answer["finished"], answer["swept"]) == (True, 10)
-    with pytest.raises(LostLease):  # the dispatcher's delivery, once more
-        handler(turn, FakeContext())
+    again = handler(turn, FakeContext())  # the dispatcher's delivery, once more
+    assert (again["status"], again["job_id"]) == ("duplicate", row.job_id)
 
 
 def test_a_cancelled_run_stops_within_a_batch_and_says_what_it_did(
@@ -262,8 +280,8 @@ def test_a_body_that_asks_learns_that_its_lease_is_lost(make: Any, ledger: Ledge
 def test_a_bad_payload_on_the_row_fails_the_attempt_for_good(make: Any, ledger: Ledger) -> None:
     handler = make(lambda run, params: SweepReport())
     row = ledger.submit(ledger.new_job("sweep", handler.policy, payload={"nonsense": 1}))
-    with pytest.raises(Permanent, match="nonsense is not a parameter"):
-        handler({"job_id": row.job_id, "attempt": 1, "continuation": 0}, FakeContext())
+    answer = handler({"job_id": row.job_id, "attempt": 1, "continuation": 0}, FakeContext())
+    assert "nonsense is not a parameter" in answer["error"]
     assert ledger.get(row.job_id).status is Status.FAILED
 
 

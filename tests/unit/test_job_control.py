@@ -61,12 +61,23 @@ def test_a_dead_letter_is_listed_and_redriven(ledger: Ledger) -> None:
     assert ask(action="dead_letters") == {"jobs": []}
 
 
+@pytest.mark.parametrize(("job_type", "minutes"), [("analysis", 60), ("import", 15), ("anything", 30)])
+def test_a_submitted_job_is_timed_by_its_type(ledger: Ledger, clock: FakeClock, job_type: str, minutes: int) -> None:
+    """REQUIREMENTS B1."""
+    shown = ask(action="submit", job_type=job_type, payload={"library": 7})
+    job = ledger.claim(shown["job_id"], attempt=1, continuation=0)
+    assert (job.payload, job.policy.target) == ({"library": 7}, "bus")
+    assert job.deadline_at == clock() + timedelta(minutes=minutes)
+
+
 @pytest.mark.parametrize(
     ("event", "said"),
     [
         ({"action": "destroy"}, "action: .*'show'"),
         ({"action": "show"}, "show needs job_id"),
         ({"action": "list"}, "list needs job_type"),
+        ({"action": "submit", "job_type": "No Such Thing"}, "job_type: .*pattern"),
+        ({"action": "submit", "job_type": "sync", "payload": {"x": "x" * 100_000}}, "payload takes 100000 characters"),
         ({"action": "dead_letters", "limit": 0}, "limit: .*greater than or equal to 1"),
         ({"action": "show", "job_id": "x", "jobid": "y"}, "jobid: extra inputs"),
         ({"action": "show", "job_id": "nonesuch"}, "there is no job 'nonesuch'"),

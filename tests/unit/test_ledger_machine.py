@@ -240,6 +240,8 @@ def test_an_expiry_loses_against_a_heartbeat_that_came_first() -> None:
     store, now = MemoryStore(), [START]
     ledger = Ledger(store, clock=lambda: now[0])
     job = ledger.start(ledger.new_job("beating", POLICIES["beating"]))
+    now[0] += timedelta(minutes=1)
+    job = ledger.heartbeat(job, progress=10, message="alive")
     now[0] += timedelta(minutes=3)
     change = ledger.expiry(job)  # the checker has read the row...
     alive = ledger.heartbeat(job, progress=50, message="alive")  # ...and only then the heartbeat arrives

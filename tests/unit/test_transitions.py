@@ -174,12 +174,14 @@ def test_extensions_are_bounded() -> None:
     assert now == NOW + 2 * POLICY.timeout
 
 
-def test_a_type_that_must_send_heartbeats_expires_when_they_stop() -> None:
+def test_an_attempt_that_has_sent_heartbeats_expires_when_they_stop() -> None:
     policy = replace(POLICY, heartbeat=timedelta(minutes=2))
     job = transitions.claim(pending(policy=policy), attempt=1, continuation=0, now=NOW)
-    assert job.expires_at == NOW + timedelta(minutes=2)
+    assert job.expires_at == NOW + POLICY.timeout  # it may be of a kind that sends none
+    beaten = transitions.heartbeat(job, now=NOW + timedelta(minutes=5), progress=1, message="")
+    assert beaten.expires_at == NOW + timedelta(minutes=7)
     beaten = transitions.heartbeat(job, now=NOW + timedelta(minutes=29), progress=1, message="")
-    assert beaten.expires_at == NOW + POLICY.timeout  # the deadline is not moved by heartbeats
+    assert beaten.expires_at == NOW + POLICY.timeout  # heartbeats do not move the deadline
 
 
 @pytest.mark.parametrize(

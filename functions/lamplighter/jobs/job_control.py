@@ -1,19 +1,34 @@
-"""Job control: look at jobs, cancel one, redrive a dead letter; by hand, for operators (REQUIREMENTS K7, K10)."""
+"""Job control: look at jobs, submit one for a worker outside Lambda, cancel one, redrive a dead letter.
+
+By hand, for operators (REQUIREMENTS K7, K10, B1).
+"""
 
 from __future__ import annotations
 
+import json
 from typing import Any, Final, Literal
 
 from aws_lambda_powertools import Logger
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from lamplighter.kernel import settings
 from lamplighter.kernel.errors import Permanent
 from lamplighter.kernel.ledger.ledger import Ledger
 from lamplighter.kernel.ledger.row import Job, encode
+from lamplighter.kernel.policies import outside
 
 logger = Logger()
 
-_NEEDS: Final = {"show": "job_id", "cancel": "job_id", "redrive": "job_id", "list": "job_type"}
+_NEEDS: Final = {
+    "show": "job_id",
+    "cancel": "job_id",
+    "redrive": "job_id",
+    "list": "job_type",
+    "submit": "job_type",
+}
+
+PAYLOAD_LIMIT: Final = 100_000
+"""Characters of JSON that a row takes as payload; what is larger belongs in S3."""
 _BRIEF: Final = (
     "job_id",
     "job_type",
@@ -30,13 +45,15 @@ _BRIEF: Final = (
 
 
 class Event(BaseModel):
-    """`show`, `cancel` and `redrive` a job by its id, `list` the newest of a type, or list the `dead_letters`."""
+    """`show`, `cancel` and `redrive` a job by its id, `list` the newest of a type or the `dead_letters`, or `submit` a
+    job of a type with a payload."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    action: Literal["show", "list", "cancel", "dead_letters", "redrive"]
+    action: Literal["show", "list", "cancel", "dead_letters", "redrive", "submit"]
     job_id: str | None = None
-    job_type: str | None = None
+    job_type: str | None = Field(None, pattern="^[a-z][a-z0-9_]{0,63}$")
+    payload: dict[str, Any] = {}
     limit: int = Field(25, ge=1, le=100)
 
     @model_validator(mode="after")
@@ -44,6 +61,8 @@ class Event(BaseModel):
         needed = _NEEDS.get(self.action)
         if needed and getattr(self, needed) is None:
             raise ValueError(f"{self.action} needs {needed}")
+        if len(json.dumps(self.payload)) > PAYLOAD_LIMIT:
+            raise ValueError(f"payload takes {PAYLOAD_LIMIT} characters of JSON at most: put the rest into S3")
         return self
 
 
@@ -71,6 +90,9 @@ def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:  # noqa: ARG
             return _whole(ledger.cancel(job_id))
         case "redrive":
             return _whole(ledger.redrive(job_id))
+        case "submit":
+            policy = outside(told.job_type or "", settings.load())
+            return _whole(ledger.submit(ledger.new_job(told.job_type or "", policy, payload=told.payload)))
         case "dead_letters":
             return {"jobs": [_brief(job) for job in ledger.dead_letters(limit=told.limit)]}
         case "list":

@@ -18,7 +18,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final, Literal, Protocol, Self
 
@@ -31,6 +31,7 @@ from lamplighter.kernel.errors import AlreadyRunning, LostLease, Permanent
 from lamplighter.kernel.ledger.ledger import Clock, Ledger, utc_now
 from lamplighter.kernel.ledger.row import Job, Policy, Trigger, derived_job_id, from_text
 from lamplighter.kernel.ledger.store import DuplicateJob
+from lamplighter.kernel.policies import under
 from lamplighter.kernel.settings import Settings
 
 GRACE: Final = timedelta(minutes=1)
@@ -199,28 +200,38 @@ class JobHandler[P: Params]:
     def __call__(self, event: Mapping[str, Any], context: Context) -> dict[str, Any]:
         """Run one attempt and return its report as JSON.
 
+        A failure that the ledger has recorded is raised to a caller by hand only: a scheduled or dispatched run answers
+        with it, because the ledger alone retries and nothing is left to do for Lambda.
+
         Raises:
             Permanent: an event that no job can be made of; nothing was recorded.
             AlreadyRunning: a call by hand of a singleton that runs.
-            LostLease: a late delivery of an attempt, or one that was declared dead while it ran.
-            Exception: what the body raised, once the ledger has it; the ledger alone retries.
+            LostLease: the attempt was declared dead while it ran.
+            Exception: by hand, what the body raised.
         """
         settings = settings_module.load()
         ledger = Ledger.from_environment()
         logger = Logger(service=os.environ.get("POWERTOOLS_SERVICE_NAME", "lamplighter"))
         with _logged_as(logger, job=self.job_type):
-            if "job_id" in event:
-                job = ledger.claim(event["job_id"], attempt=event["attempt"], continuation=event["continuation"])
-            else:
-                begun = self._begin(event, settings, ledger, logger)
-                if not isinstance(begun, Job):
-                    return begun
-                job = begun
+            begin = self._claim if "job_id" in event else self._begin
+            job = begin(event, settings, ledger, logger)
+            if not isinstance(job, Job):
+                return job
             with _logged_as(logger, job_id=job.job_id, attempt=job.attempt, continuation=job.continuation):
                 left = timedelta(milliseconds=context.get_remaining_time_in_millis())
                 stop_at = ledger.clock() + max(left - STOP_MARGIN, left / 2)
                 run = Run(job, settings=settings, stop_at=stop_at, ledger=ledger, clock=ledger.clock, logger=logger)
-                return self._attempt(run, ledger)
+                return self._attempt(run, ledger, by_hand="job_id" not in event and job.trigger is Trigger.CLI)
+
+    def _claim(
+        self, event: Mapping[str, Any], _settings: Settings, ledger: Ledger, logger: Logger
+    ) -> Job | dict[str, Any]:
+        """Claim the attempt that the dispatcher started; or the answer that says who was first."""
+        try:
+            return ledger.claim(event["job_id"], attempt=event["attempt"], continuation=event["continuation"])
+        except LostLease as lost:
+            logger.info("duplicate delivery of an attempt", extra={"reason": str(lost)})
+            return {"status": "duplicate", "job_id": event["job_id"], "reason": str(lost)}
 
     def _begin(
         self, event: Mapping[str, Any], settings: Settings, ledger: Ledger, logger: Logger
@@ -235,7 +246,7 @@ class JobHandler[P: Params]:
             at = _scheduled_at(scheduled_time)
             values |= {"trigger": Trigger.SCHEDULE, "schedule": schedule}
             values["job_id"] = derived_job_id(at, "tick", schedule, at.isoformat())
-        new = ledger.new_job(self.job_type, self._policy(settings), **values)
+        new = ledger.new_job(self.job_type, under(settings, self.policy), **values)
         try:
             started = ledger.start(new)
         except DuplicateJob:
@@ -255,16 +266,6 @@ class JobHandler[P: Params]:
             return answer | {"job_id": started.job_id}
         return started
 
-    def _policy(self, settings: Settings) -> Policy:
-        return replace(
-            self.policy,
-            max_attempts=settings.retry_max_attempts,
-            backoff_base=timedelta(seconds=settings.retry_base_seconds),
-            backoff_cap=timedelta(seconds=settings.retry_cap_seconds),
-            poison_rescues=settings.poison_rescues,
-            poison_window=timedelta(hours=settings.poison_window_hours),
-        )
-
     def validated(self, payload: Mapping[str, Any]) -> P:
         """The parameters that a payload gives.
 
@@ -276,7 +277,7 @@ class JobHandler[P: Params]:
         except ValidationError as error:
             raise Permanent(_explain(self.job_type, self.params, error)) from None
 
-    def _attempt(self, run: Run, ledger: Ledger) -> dict[str, Any]:
+    def _attempt(self, run: Run, ledger: Ledger, *, by_hand: bool) -> dict[str, Any]:
         run.logger.info("started", extra={"trigger": run.trigger})
         with _measured(run, self.job_type) as metrics:
             try:
@@ -288,8 +289,10 @@ class JobHandler[P: Params]:
                 run.logger.warning("the attempt was declared dead: it changes nothing more", extra={"lost": str(lost)})
                 raise
             except Exception as error:
-                _record_failure(run, ledger, error, metrics)
-                raise
+                recorded = _record_failure(run, ledger, error, metrics)
+                if by_hand or not recorded:
+                    raise
+                return recorded
 
 
 def job[P: Params](
@@ -342,7 +345,8 @@ def _record(run: Run, ledger: Ledger, outcome: Report | Unfinished, metrics: Met
     return answer if not run.cancelled else answer | {"status": "cancelled"}
 
 
-def _record_failure(run: Run, ledger: Ledger, error: Exception, metrics: Metrics) -> None:
+def _record_failure(run: Run, ledger: Ledger, error: Exception, metrics: Metrics) -> dict[str, Any] | None:
+    """Have the ledger retry or fail the job; the answer that says so, or None if the lease was lost before."""
     metrics.add_metric(name="Failures", unit=MetricUnit.Count, value=1)
     report = getattr(error, "report", None)
     result = _storable(report.model_dump(mode="json")) if isinstance(report, Report) else None
@@ -351,8 +355,10 @@ def _record_failure(run: Run, ledger: Ledger, error: Exception, metrics: Metrics
         ended = ledger.fail(run.job, error, result=result)
     except LostLease as lost:
         run.logger.warning("the failure came too late to be recorded", extra={"lost": str(lost)})
-    else:
-        run.logger.info("ended", extra={"status": ended.status, "next_attempt": ended.attempt})
+        return None
+    run.logger.info("ended", extra={"status": ended.status, "next_attempt": ended.attempt})
+    answer = {"job_id": run.job_id, "finished": ended.status.terminal, "status": "failed"}
+    return answer | {"error": f"{type(error).__name__}: {error}", "retried": not ended.status.terminal}
 
 
 def _storable(result: dict[str, Any]) -> dict[str, Any]:

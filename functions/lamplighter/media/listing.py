@@ -20,7 +20,7 @@ PAGES_A_BATCH: Final = 4
 
 _OBJECT: Final = re.compile(
     r"<Contents><Key>([^<]*)</Key><LastModified>(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?Z)</LastModified>"
-    r"<ETag>([^<]*)</ETag>(?:<Checksum\w*>[^<]*</Checksum\w*>)*<Size>(\d+)</Size>"
+    r'<ETag>"?([^<"]*)"?</ETag>(?:<Checksum\w*>[^<]*</Checksum\w*>)*<Size>(\d+)</Size>'
 )
 """An object as S3 writes it. Pages of a server that writes otherwise are left to boto3."""
 
@@ -52,7 +52,8 @@ def batches(s3: Any, bucket: str, prefix: str, *, after: str = "") -> Iterator[l
     import boto3
 
     client = boto3.client("s3", config=s3.meta.config)  # of our own: the hook changes what its answers look like
-    client.meta.events.register("before-parse.s3.ListObjectsV2", _take_objects)
+    # First, before botocore's own handler, which parses the whole page to see whether it is an error sent with a 200.
+    client.meta.events.register_first("before-parse.s3.ListObjectsV2", _take_objects)
     request = {"Bucket": bucket, "Prefix": prefix} | ({"StartAfter": after} if after else {})
     with ThreadPoolExecutor(1, thread_name_prefix="listing") as thread:
         coming = thread.submit(_fetch, client, request)
@@ -115,9 +116,7 @@ def _take_objects(response_dict: dict[str, Any], customized_response_dict: dict[
     if "&" in text or "%" in text or "+" in text:
         encoded = b"<EncodingType>url</EncodingType>" in body
         found = [(_decoded(key, encoded), *rest) for key, *rest in found]
-    customized_response_dict["Listed"] = [
-        Listed(key, modified, etag.strip('"'), size) for key, modified, etag, size in found
-    ]
+    customized_response_dict["Listed"] = [*map(Listed._make, found)]
     response_dict["body"] = body[:start] + body[end + len(b"</Contents>") :]
 
 

@@ -52,7 +52,8 @@ class Policy:
     """How a job type is timed, retried and started. It travels on the row, so the checker needs no catalogue.
 
     `target` says who starts a released job: `lambda:<job>` and `states:<machine>` are names below the stack's,
-    `bus` puts an event for a worker outside Lambda, and `none` leaves it to a worker that polls.
+    `bus` puts an event for a worker outside Lambda, and `none` leaves it to a worker that polls. An attempt that sent
+    a heartbeat and then none for as long as `heartbeat` is dead before its deadline.
     """
 
     timeout: timedelta
@@ -129,9 +130,10 @@ class Job:
 
     @property
     def expires_at(self) -> datetime | None:
-        """When the checker should look at the job: its deadline, or sooner if its heartbeats stop."""
-        if self.status is Status.RUNNING and self.policy.heartbeat and self.heartbeat_at and self.deadline_at:
-            return min(self.deadline_at, self.heartbeat_at + self.policy.heartbeat)
+        """When the checker should look at the job: its deadline, or sooner if heartbeats that it sent have stopped."""
+        began, beat, patience = self.started_at, self.heartbeat_at, self.policy.heartbeat
+        if self.status is Status.RUNNING and self.deadline_at and began and beat and patience and beat > began:
+            return min(self.deadline_at, beat + patience)
         return self.deadline_at
 
     @property
