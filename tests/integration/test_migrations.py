@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from threading import Thread
+from typing import Any
 
+import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import inspect, text
@@ -52,3 +58,71 @@ def test_an_application_that_already_has_its_media_files_keeps_them(database_url
             column for index in inspect(connection).get_indexes("media_files") for column in index["column_names"]
         ]
     assert "storage_key" in indexed
+
+
+@pytest.fixture
+def cloudformation() -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """The address that waits for a custom resource's answers, and those that came."""
+    answers: list[dict[str, Any]] = []
+
+    class Receiver(BaseHTTPRequestHandler):
+        def do_PUT(self) -> None:
+            answers.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Receiver)
+    thread = Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/answer", answers
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def request(url: str, kind: str) -> dict[str, Any]:
+    return {
+        "RequestType": kind,
+        "ResponseURL": url,
+        "StackId": "stack",
+        "RequestId": "request",
+        "LogicalResourceId": "Schema",
+        "ResourceProperties": {"Revision": "0001"},
+    }
+
+
+def test_a_deploy_migrates_and_is_told(database_url: str, cloudformation: Any) -> None:
+    url, answers = cloudformation
+    migrate.handler(request(url, "Create"), None)
+    (answer,) = answers
+    assert answer["Data"]["applied"]
+    assert {name: answer[name] for name in ("Status", "StackId", "RequestId", "LogicalResourceId")} == {
+        "Status": "SUCCESS",
+        "StackId": "stack",
+        "RequestId": "request",
+        "LogicalResourceId": "Schema",
+    }
+
+
+def test_a_deploy_that_cannot_migrate_fails_with_the_reason(
+    cloudformation: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, answers = cloudformation
+    monkeypatch.setenv("DATABASE_URL", "postgresql://nobody@127.0.0.1:9/nothing")
+    database.engine.cache_clear()
+    migrate.handler(request(url, "Update"), None)
+    database.engine.cache_clear()
+    assert answers[0]["Status"] == "FAILED"
+    assert "127.0.0.1:9/nothing cannot be reached" in answers[0]["Reason"]
+
+
+def test_deleting_the_stack_leaves_the_tables(database_url: str, cloudformation: Any) -> None:
+    url, answers = cloudformation
+    migrate.handler({}, None)
+    migrate.handler(request(url, "Delete"), None)
+    assert answers[0]["Status"] == "SUCCESS"
+    with database.engine().connect() as connection:
+        assert "system_logs" in inspect(connection).get_table_names()

@@ -1,17 +1,23 @@
-"""Brings the database's schema up to date: run at every deploy and by `make up`; safe to run twice, and at once.
+"""Brings the database's schema up to date, at a deploy or by hand; safe to run twice, and at once.
 
 Not a ledger job: it is what has to work before jobs can be recorded in Postgres.
 """
 
 from __future__ import annotations
 
+import json
+import urllib.request
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from aws_lambda_powertools import Logger
+
 if TYPE_CHECKING:
     from alembic.config import Config
     from sqlalchemy import Connection
+
+logger = Logger()
 
 _SCRIPTS: Final = Path(__file__).parents[1] / "kernel" / "migrations"
 _LOCK: Final = 7_263_001
@@ -21,10 +27,29 @@ _LOCK: Final = 7_263_001
 def handler(event: dict[str, Any], context: object) -> dict[str, Any]:  # noqa: ARG001 - Lambda's signature
     """Applies what is missing: `{"revision": "0001", "applied": ["0001"]}`.
 
+    As the custom resource of the template it tells CloudFormation how it went: a migration that fails fails the deploy,
+    with its sentence. (AWS CloudFormation, "Custom resource request objects" and "... response objects".)
+
     Raises:
-        DatabaseUnavailable: the database cannot be reached.
-        Permanent: none is configured.
+        DatabaseUnavailable: by hand, the database cannot be reached.
+        Permanent: by hand, none is configured.
     """
+    if "ResponseURL" not in event:
+        return _apply()
+    answer: dict[str, Any] = {name: event[name] for name in ("StackId", "RequestId", "LogicalResourceId")}
+    answer |= {"PhysicalResourceId": "schema", "Status": "SUCCESS"}
+    try:
+        if event["RequestType"] != "Delete":  # the tables outlive the stack
+            answer["Data"] = _apply()
+    except Exception as error:  # whatever it was, CloudFormation waits for an answer
+        logger.exception("the migration failed")
+        answer |= {"Status": "FAILED", "Reason": f"{type(error).__name__}: {error}"[:1000]}
+    request = urllib.request.Request(event["ResponseURL"], json.dumps(answer).encode(), method="PUT")  # noqa: S310
+    urllib.request.urlopen(request, timeout=30).close()  # noqa: S310 - CloudFormation's own address
+    return answer
+
+
+def _apply() -> dict[str, Any]:
     from lamplighter.kernel.database import engine
 
     with engine().begin() as connection:
