@@ -213,7 +213,8 @@ class JobHandler[P: Params]:
         ledger = Ledger.from_environment()
         logger = Logger(service=os.environ.get("POWERTOOLS_SERVICE_NAME", "lamplighter"))
         with _logged_as(logger, job=self.job_type):
-            begin = self._claim if "job_id" in event else self._begin
+            dispatched = "attempt" in event  # a job_id alone may be a parameter: undo's is
+            begin = self._claim if dispatched else self._begin
             job = begin(event, settings, ledger, logger)
             if not isinstance(job, Job):
                 return job
@@ -221,7 +222,7 @@ class JobHandler[P: Params]:
                 left = timedelta(milliseconds=context.get_remaining_time_in_millis())
                 stop_at = ledger.clock() + max(left - STOP_MARGIN, left / 2)
                 run = Run(job, settings=settings, stop_at=stop_at, ledger=ledger, clock=ledger.clock, logger=logger)
-                return self._attempt(run, ledger, by_hand="job_id" not in event and job.trigger is Trigger.CLI)
+                return self._attempt(run, ledger, by_hand=not dispatched and job.trigger is Trigger.CLI)
 
     def _claim(
         self, event: Mapping[str, Any], _settings: Settings, ledger: Ledger, logger: Logger
