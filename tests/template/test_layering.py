@@ -1,0 +1,59 @@
+"""Who may import whom, and what a cold start may not load (DESIGN, "The house")."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.template.project import ROOT, Project, imports
+
+PACKAGE = ROOT / "functions" / "lamplighter"
+DOMAINS = sorted(path.name for path in PACKAGE.iterdir() if (path / "__init__.py").is_file() and path.name != "kernel")
+HEAVY = {
+    "boto3",
+    "botocore.session",
+    "sqlalchemy",
+    "pg8000",
+    "alembic",
+}  # Powertools imports the bare package botocore: 1 ms
+
+
+def of_our_own(part: str) -> Iterator[tuple[Path, str]]:
+    for path in (PACKAGE / part).rglob("*.py"):
+        for name in imports(path):
+            if name.startswith("lamplighter."):
+                yield path.relative_to(ROOT), name.split(".")[1]
+
+
+def test_there_are_domains() -> None:
+    assert {"jobs", "media"} <= set(DOMAINS)
+
+
+def test_the_kernel_imports_no_domain() -> None:
+    for path, part in of_our_own("kernel"):
+        assert part == "kernel", f"{path} imports {part}: the kernel knows no domain."
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_a_domain_imports_only_the_kernel(domain: str) -> None:
+    for path, part in of_our_own(domain):
+        assert part in ("kernel", domain), (
+            f"{path} imports {part}: a domain may import the kernel, never another domain."
+        )
+
+
+def test_the_kernels_package_is_empty() -> None:
+    assert (PACKAGE / "kernel" / "__init__.py").read_text() == ""
+
+
+@pytest.mark.parametrize("module", ["lamplighter.kernel.job", *Project().handler_modules])
+def test_loading_a_handler_loads_nothing_heavy(module: str) -> None:
+    code = f"import sys, {module}; print(*(sys.modules.keys() & {HEAVY!r}))"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert not loaded, f"Loading {module} loads {', '.join(loaded)}: import it in the function that uses it."
