@@ -92,6 +92,21 @@ def test_a_misspelt_parameter_is_refused_and_nothing_is_recorded(make: Any, stor
     assert store.items == {}
 
 
+def test_a_parameter_may_be_called_job_id(monkeypatch: pytest.MonkeyPatch, ledger: Ledger) -> None:
+    """As undo's is: by hand it is a parameter and not the dispatcher's."""
+
+    class OfAnother(Params):
+        job_id: str
+
+    seen: list[str] = []
+    monkeypatch.setattr(Ledger, "from_environment", lambda: ledger)
+    handler = job("sweep", params=OfAnother, timeout=timedelta(minutes=15))(
+        lambda run, params: seen.append(params.job_id) or Report()
+    )
+    answer = handler({"job_id": "another"}, FakeContext())
+    assert (answer["status"], seen) == ("completed", ["another"])
+
+
 def test_the_same_tick_runs_once(make: Any, store: MemoryStore) -> None:
     """REQUIREMENTS K6."""
     runs = []
