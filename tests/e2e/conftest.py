@@ -3,23 +3,109 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Event
+from typing import Any
+from uuid import uuid4
 
 import pytest
 
-from local.stack import FIRST_PORT, ROOT, LocalAws
+from lamplighter.kernel.ledger.row import Job, Trigger
+from local.stack import ROOT, LocalAws
+from tests.e2e.deployed import Deployed, Mailbox, Shelf, eventually
 
 
 @pytest.fixture(scope="session")
 def aws() -> Iterator[LocalAws]:
-    """The deployed and migrated stack. LOCAL_TEST_PORT is the first of its three ports."""
+    """The deployed and migrated stack; retries are due at once. LOCAL_TEST_PORT names the first of its three ports."""
     local = LocalAws(
-        directory=ROOT / ".local" / "e2e", first_port=int(os.environ.get("LOCAL_TEST_PORT") or FIRST_PORT + 50)
+        directory=ROOT / ".local" / "e2e", first_port=int(os.environ.get("LOCAL_TEST_PORT") or _free_ports())
     )
-    local.stop()  # what an interrupted session left
+    signal.signal(signal.SIGTERM, _as_interrupt)  # else the servers would outlive us
+    local.stop()  # what a killed session left
     try:
         local.start()
-        local.deploy()
+        local.deploy(RetryBaseSeconds="1", RetryCapSeconds="1")
         yield local
     finally:
         local.stop()
+
+
+@pytest.fixture(scope="session")
+def stack(aws: LocalAws) -> Deployed:
+    """The stack, and what tests do with it."""
+    return Deployed(aws)
+
+
+@pytest.fixture(scope="session")
+def alerts(stack: Deployed) -> Mailbox:
+    """A subscriber of the alerts topic."""
+    mailbox = Mailbox(stack, "e2e-alerts")
+    stack.client("sns").subscribe(TopicArn=stack.topic, Protocol="sqs", Endpoint=mailbox.arn)
+    return mailbox
+
+
+@pytest.fixture
+def job_type() -> str:
+    """A job type of the test's own."""
+    return f"e2e_{uuid4().hex[:12]}"
+
+
+@pytest.fixture
+def shelf(stack: Deployed) -> Iterator[Shelf]:
+    """A folder of media and its references, of the test's own."""
+    with Shelf(stack) as shelf:
+        yield shelf
+
+
+@pytest.fixture
+def background() -> Iterator[Callable[..., Future[Any]]]:
+    """Runs a call in a thread; the test ends when it has."""
+    with ThreadPoolExecutor(8) as pool:
+        yield pool.submit
+
+
+@pytest.fixture(scope="session", autouse=True)
+def first_tick(stack: Deployed) -> Iterator[Future[Any]]:
+    """The row that the orphan cleanup's own schedule makes, put at one minute while all other tests run, and back."""
+    scheduler, name = stack.client("scheduler"), f"{stack.name}-orphan-cleanup"
+    before = scheduler.get_schedule(GroupName=stack.group, Name=name)
+    wanted = ("Name", "GroupName", "ScheduleExpression", "State", "FlexibleTimeWindow", "Target")
+    schedule = {key: before[key] for key in wanted}
+
+    over = Event()
+
+    def wait() -> Job | bool:
+        try:
+            return eventually(lambda: over.is_set() or ticked(), within=150, every=0.5)
+        finally:
+            scheduler.update_schedule(**schedule)
+
+    def ticked() -> Job | None:
+        rows = stack.of_type("orphan_cleanup")
+        return next((job for job in rows if job.trigger is Trigger.SCHEDULE and job.schedule == "orphan-cleanup"), None)
+
+    scheduler.update_schedule(**schedule | {"ScheduleExpression": "rate(1 minute)"})
+    with ThreadPoolExecutor(1) as pool:
+        yield pool.submit(wait)
+        over.set()
+
+
+def _free_ports() -> int:
+    """The first of three free ports in a row."""
+    for first in range(4660, 6000, 3):
+        with socket.socket() as one, socket.socket() as two, socket.socket() as three:
+            try:
+                for n, probe in enumerate((one, two, three)):
+                    probe.bind(("127.0.0.1", first + n))
+            except OSError:
+                continue
+            return first
+    raise RuntimeError("There are no three free ports in a row.")
+
+
+def _as_interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
