@@ -46,9 +46,6 @@ BEAT: Final = timedelta(seconds=10)
 RESULT_LIMIT: Final = 200_000
 """Characters of a report that the row keeps; a DynamoDB item holds 400 KB in all."""
 
-TURN: Final = {"job_id", "attempt", "continuation"}
-"""The keys of the event by which the dispatcher starts an attempt; a parameter may be called `job_id`, too."""
-
 FRESH: Final = timedelta(seconds=2)
 """How old the last heartbeat may be when a batch asks whether to go on (cancellation within one batch, K7)."""
 
