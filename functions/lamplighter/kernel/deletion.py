@@ -22,7 +22,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
 from itertools import islice
 from typing import Any, Final, Literal
@@ -347,10 +347,13 @@ def entries(s3: Any, bucket: str, manifest: Manifest) -> Iterator[Entry]:
 
 def _pack(entries: Sequence[Entry]) -> bytes:
     lines = (
-        json.dumps({name: value for name, value in asdict(entry).items() if value is not None}) + "\n"
+        json.dumps({name: value for name in _FIELDS if (value := getattr(entry, name)) is not None}) + "\n"
         for entry in entries
     )
     return gzip.compress("".join(lines).encode(), compresslevel=3, mtime=0)
+
+
+_FIELDS: Final = tuple(field.name for field in fields(Entry))
 
 
 def _unpack(body: bytes) -> list[Entry]:

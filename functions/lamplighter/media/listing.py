@@ -10,7 +10,7 @@ import html
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 from urllib.parse import unquote_plus
 
 from lamplighter.kernel.errors import Permanent
@@ -18,23 +18,16 @@ from lamplighter.kernel.errors import Permanent
 PAGES_A_BATCH: Final = 4
 """Pages of up to 1000 keys that are handed on together, while the next ones are fetched."""
 
-_OBJECT: Final = re.compile(
-    r"<Contents><Key>([^<]*)</Key><LastModified>(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?Z)</LastModified>"
-    r'<ETag>"?([^<"]*)"?</ETag>(?:<Checksum\w*>[^<]*</Checksum\w*>)*<Size>(\d+)</Size>'
+_OBJECT: Final = re.compile(  # possessive (*+) where it can be: twice as fast
+    r"<Contents><Key>([^<]*+)</Key><LastModified>(\d{4}-\d\d-\d\dT[\d:.]++Z)</LastModified>"
+    r"<ETag>(?:&quot;|\")?([^<&\"]*+)(?:&quot;|\")?</ETag>(?:<Checksum[^>]*+>[^<]*+</[^>]*+>)*+<Size>(\d++)</Size>"
+    r"(?:<StorageClass>[^<]*+</StorageClass></Contents>)?"
 )
 """An object as S3 writes it. Pages of a server that writes otherwise are left to boto3."""
 
-
-class Listed(NamedTuple):
-    """An object of a listing. A tuple and text, because a scan makes a million of them."""
-
-    key: str
-    last_modified: str
-    """UTC, `2026-11-22T03:00:00.000Z`: sorts as text."""
-    etag: str
-    """Without quotes."""
-    size: str
-    """Bytes, in decimal digits."""
+type Listed = tuple[str, str, str, str]
+"""An object: key; when it was last modified, in UTC (`2026-11-22T03:00:00.000Z`, sorts as text); ETag without quotes;
+size in bytes, in decimal digits. A bare tuple of text, because a scan makes a million of them."""
 
 
 def batches(s3: Any, bucket: str, prefix: str, *, after: str = "") -> Iterator[list[Listed]]:
@@ -52,8 +45,8 @@ def batches(s3: Any, bucket: str, prefix: str, *, after: str = "") -> Iterator[l
     import boto3
 
     client = boto3.client("s3", config=s3.meta.config)  # of our own: the hook changes what its answers look like
-    # First, before botocore's own handler, which parses the whole page to see whether it is an error sent with a 200.
-    client.meta.events.register_first("before-parse.s3.ListObjectsV2", _take_objects)
+    # By this name it comes before botocore's own `before-parse.s3.*`, which parses every page for an error in disguise.
+    client.meta.events.register("before-parse.*.ListObjectsV2", _take_objects)
     request = {"Bucket": bucket, "Prefix": prefix} | ({"StartAfter": after} if after else {})
     with ThreadPoolExecutor(1, thread_name_prefix="listing") as thread:
         coming = thread.submit(_fetch, client, request)
@@ -109,14 +102,14 @@ def _take_objects(response_dict: dict[str, Any], customized_response_dict: dict[
     start, end = body.find(b"<Contents>"), body.rfind(b"</Contents>")
     if start < 0:
         return
-    text = body[start:end].decode().replace("&quot;", '"')
-    found = _OBJECT.findall(text)
-    if len(found) != text.count("<Contents>") or "&#" in text:
+    found = _OBJECT.findall(body[start:end].decode())
+    keys = "".join([one[0] for one in found])
+    if len(found) != body.count(b"<Contents>") or "&#" in keys:
         return  # not as expected: boto3 reads it, slowly
-    if "&" in text or "%" in text or "+" in text:
+    if "&" in keys or "%" in keys or "+" in keys:
         encoded = b"<EncodingType>url</EncodingType>" in body
         found = [(_decoded(key, encoded), *rest) for key, *rest in found]
-    customized_response_dict["Listed"] = [*map(Listed._make, found)]
+    customized_response_dict["Listed"] = found
     response_dict["body"] = body[:start] + body[end + len(b"</Contents>") :]
 
 
@@ -127,4 +120,4 @@ def _decoded(key: str, encoded: bool) -> str:
 
 def _from_boto(entry: dict[str, Any]) -> Listed:
     modified = entry["LastModified"].strftime("%Y-%m-%dT%H:%M:%S.000Z")
-    return Listed(entry["Key"], modified, entry["ETag"].strip('"'), str(entry["Size"]))
+    return entry["Key"], modified, entry["ETag"].strip('"'), str(entry["Size"])

@@ -254,13 +254,13 @@ class OrphanCleanup:
         pending: list[Entry] = []
         stopped: Stop = None
         for objects in listing.batches(self._s3, self._bucket, self._folder, after=scanned.after):
-            media = [one for one in objects if is_media(one.key)]
-            old = [one for one in media if one.last_modified[:19] <= cutoff]
+            media = [one for one in objects if is_media(one[0])]
+            old = [one for one in media if one[1][:19] <= cutoff]
             pending += [_entry(old[n]) for n in self._missing(connection, references, old)]
             scanned.files += len(media)
             scanned.young += len(media) - len(old)
             scanned.not_media += len(objects) - len(media)
-            scanned.after = objects[-1].key if objects else scanned.after
+            scanned.after = objects[-1][0] if objects else scanned.after
             while len(pending) >= PART:
                 self._write_part(pending[:PART], scanned)
                 del pending[:PART]
@@ -274,7 +274,7 @@ class OrphanCleanup:
 
     def _missing(self, connection: Connection, references: References, objects: list[Listed]) -> list[int]:
         with connection.begin():
-            return references.missing(connection, [one.key for one in objects])
+            return references.missing(connection, [one[0] for one in objects])
 
     def _write_part(self, orphans: list[Entry], scanned: _Scanned) -> None:
         self._archive.write_plan_part(scanned.parts, orphans)
@@ -391,7 +391,8 @@ def is_media(key: str) -> bool:
 
 
 def _entry(one: Listed) -> Entry:
-    return Entry(key=one.key, size=int(one.size), etag=one.etag, last_modified=one.last_modified)
+    key, last_modified, etag, size = one
+    return Entry(key=key, size=int(size), etag=etag, last_modified=last_modified)
 
 
 def _to_seconds(moment: datetime) -> str:
