@@ -11,9 +11,11 @@ from lamplighter.kernel.database import DatabaseUnavailable
 from lamplighter.kernel.deletion import Refused
 from lamplighter.kernel.errors import Permanent
 from lamplighter.kernel.job import Unfinished
-from lamplighter.kernel.ledger.row import Trigger
-from lamplighter.media import listing, orphan_cleanup
-from tests.integration.media_world import World, before, numbered
+from lamplighter.kernel.ledger.ledger import Ledger
+from lamplighter.kernel.ledger.row import Policy, Trigger
+from lamplighter.media import listing, orphan_cleanup, undo
+from tests.integration.media_world import ScriptedRun, World, before, numbered
+from tests.memory_store import MemoryStore
 
 ODD_KEYS = [
     "uploads/with space.jpg",
@@ -586,3 +588,82 @@ def test_undo_explains_what_it_takes(world: World, params: dict[str, Any], sente
         world.undo(report.manifest, **params)
 
     assert sentence in str(caught.value)
+
+
+# -- undo by the cleanup's job ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ledger(monkeypatch: pytest.MonkeyPatch) -> Ledger:
+    """A ledger that the undo finds as the deployed one."""
+    made = Ledger(MemoryStore())
+    monkeypatch.setattr(Ledger, "from_environment", classmethod(lambda cls: made))
+    return made
+
+
+def begun(ledger: Ledger, world: World, job_type: str = "orphan_cleanup") -> ScriptedRun:
+    """A run of a job that the ledger knows as running."""
+    policy = Policy(timeout=timedelta(minutes=15), max_attempts=1)
+    return world.run(job_id=ledger.start(ledger.new_job(job_type, policy)).job_id)
+
+
+def undo_job(world: World, job_id: str) -> undo.Report:
+    report = undo.handler.body(world.run(), undo.handler.validated({"job_id": job_id, "dry_run": False}))
+    assert isinstance(report, undo.Report)
+    return report
+
+
+def test_undo_finds_the_manifest_of_a_cleanup_by_its_job(world: World, ledger: Ledger) -> None:
+    world.put("used.jpg", "a.jpg", "b.jpg")
+    world.refer("used.jpg")
+    run = begun(ledger, world)
+    report = world.clean(run)
+    with pytest.raises(Permanent, match="is running; cancel it first"):
+        undo_job(world, run.job_id)
+    ledger.complete(ledger.get(run.job_id), report.model_dump(mode="json"))
+
+    assert undo_job(world, run.job_id).restored_files == 2
+    assert world.keys() == ["a.jpg", "b.jpg", "used.jpg"]
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("written", ["outcome-000000", "outcome-000002", "manifests/"])
+def test_undo_restores_what_a_cleanup_deleted_that_died_for_good(world: World, ledger: Ledger, written: str) -> None:
+    keys = numbered(range(12))
+    world.put(*keys)
+    world.refer(keys[0])
+    run = begun(ledger, world)
+
+    def crash(params: Any) -> None:
+        if written in params["Key"]:
+            raise Crash
+
+    end = before(world.s3, "PutObject", crash)
+    with pytest.raises(Crash):
+        world.clean(run)
+    end()
+    ledger.fail(ledger.get(run.job_id), RuntimeError("died"))
+    gone = 12 - len(world.keys())
+
+    assert gone >= 3
+    assert undo_job(world, run.job_id).restored_files == gone
+    assert world.keys() == keys
+
+
+def test_undo_of_a_refused_cleanup_says_that_it_deleted_nothing(world: World, ledger: Ledger) -> None:
+    world.put("a.jpg")
+    run = begun(ledger, world)
+    refusal = refused(world, run)
+    ledger.fail(ledger.get(run.job_id), refusal, result=refusal.report.model_dump(mode="json"))
+
+    with pytest.raises(Permanent, match="was refused by the governor: it deleted nothing"):
+        undo_job(world, run.job_id)
+
+
+def test_undo_takes_only_cleanups_that_the_ledger_knows(world: World, ledger: Ledger) -> None:
+    other = begun(ledger, world, job_type="export")
+
+    with pytest.raises(Permanent, match="is no orphan_cleanup but export"):
+        undo_job(world, other.job_id)
+    with pytest.raises(Permanent, match="no job 'nonsense' in the ledger"):
+        undo_job(world, "nonsense")
