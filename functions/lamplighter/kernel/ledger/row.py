@@ -8,9 +8,11 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any, Final
 
 from ulid import ULID
@@ -173,21 +175,51 @@ def job_key(job_id: str) -> str:
     return _KEY_PREFIX + job_id
 
 
-def encode(job: Job) -> dict[str, Any]:
-    """The row's attributes as plain values (text, int, bool, list, dict), index keys included; None is left out."""
-    item: dict[str, Any] = {f.name: getattr(job, f.name) for f in fields(job)}
-    for name in _TIMES:
-        item[name] = to_text(item[name]) if item[name] else None
-    for name in _JSON:
-        item[name] = json.dumps(item[name], separators=(",", ":")) if item[name] is not None else None
-    item["policy"] = _encode_policy(job.policy)
-    item["max_attempts"] = job.max_attempts
-    item["errors"] = [asdict(error) | {"at": to_text(error.at)} for error in job.errors]
-    item["rescues"] = [to_text(moment) for moment in job.rescues]
-    item["input_keys"], item["output_keys"] = list(job.input_keys), list(job.output_keys)
-    item["status"], item["trigger"] = job.status.value, job.trigger.value
-    item |= _index_keys(job)
-    return {"pk": job_key(job.job_id)} | {name: value for name, value in item.items() if value is not None}
+def _to_json(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"))
+
+
+@lru_cache(maxsize=128)  # the rows of a type share theirs
+def _policy_to_json(policy: Policy) -> str:
+    values = {f.name: getattr(policy, f.name) for f in fields(policy)}
+    values |= {name: int(values[name].total_seconds()) for name in _DURATIONS if values[name] is not None}
+    return _to_json({name: value for name, value in values.items() if value is not None})
+
+
+@lru_cache(maxsize=128)
+def _policy_from_json(text: str) -> Policy:
+    values = json.loads(text)
+    return Policy(**values | {name: timedelta(seconds=values[name]) for name in _DURATIONS if name in values})
+
+
+def _errors_to_items(errors: tuple[AttemptError, ...]) -> list[dict[str, Any]]:
+    return [asdict(error) | {"at": to_text(error.at)} for error in errors]
+
+
+_SPELLED: Final[dict[str, Callable[[Any], Any]]] = {
+    **dict.fromkeys(_TIMES, to_text),
+    **dict.fromkeys(_JSON, _to_json),
+    **dict.fromkeys(("input_keys", "output_keys"), list),
+    **dict.fromkeys(("status", "trigger"), str),
+    "policy": _policy_to_json,
+    "errors": _errors_to_items,
+    "rescues": lambda moments: list(map(to_text, moments)),
+}
+"""How a field is spelled in the row, where not as it is."""
+
+FIELDS: Final = tuple(f.name for f in fields(Job))
+
+
+def encode(job: Job, names: Iterable[str] = FIELDS) -> dict[str, Any]:
+    """The row's attributes as plain values (text, int, bool, list, dict); None is left out.
+
+    The fields in `names`, and always what is derived: the table's and the indexes' keys.
+    """
+    item = {"pk": job_key(job.job_id), "max_attempts": job.max_attempts} | _index_keys(job)
+    for name in names:
+        value = getattr(job, name)
+        item[name] = _SPELLED[name](value) if name in _SPELLED and value is not None else value
+    return {name: value for name, value in item.items() if value is not None}
 
 
 def _index_keys(job: Job) -> dict[str, str | int | None]:
@@ -202,19 +234,13 @@ def _index_keys(job: Job) -> dict[str, str | int | None]:
     }
 
 
-def _encode_policy(policy: Policy) -> dict[str, Any]:
-    item = {f.name: getattr(policy, f.name) for f in fields(policy)}
-    item |= {name: int(item[name].total_seconds()) for name in _DURATIONS if item[name] is not None}
-    return {name: value for name, value in item.items() if value is not None}
-
-
 def decode(item: dict[str, Any]) -> Job:
     """The job that `encode` wrote; a row read through an index may lack attributes, which take their defaults."""
     values = {f.name: item[f.name] for f in fields(Job) if f.name in item}
     values["job_id"] = item["pk"].removeprefix(_KEY_PREFIX)
     values |= {name: from_text(values[name]) for name in _TIMES if name in values}
     values |= {name: json.loads(values[name]) for name in _JSON if name in values}
-    values["policy"] = _decode_policy(item["policy"])
+    values["policy"] = _policy_from_json(item["policy"])
     values["status"] = Status(item["status"])
     values["trigger"] = Trigger(item.get("trigger", Trigger.CLI))
     values["errors"] = tuple(
@@ -225,13 +251,3 @@ def decode(item: dict[str, Any]) -> Job:
     values |= {name: tuple(item.get(name, ())) for name in ("input_keys", "output_keys")}
     values |= {name: int(values[name]) for name in ("attempt", "continuation", "progress") if name in values}
     return Job(**values)
-
-
-def _decode_policy(item: dict[str, Any]) -> Policy:
-    values = dict(item)
-    for name, value in item.items():
-        if name in _DURATIONS:
-            values[name] = timedelta(seconds=int(value))
-        elif not isinstance(value, str | bool):
-            values[name] = int(value)  # DynamoDB gives numbers as Decimal
-    return Policy(**values)

@@ -6,6 +6,7 @@ in-memory store of the tests keeps the same contract and runs through the same t
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,7 +18,7 @@ from aws_lambda_powertools import Logger
 
 from lamplighter.kernel.aws import client
 from lamplighter.kernel.errors import LostLease
-from lamplighter.kernel.ledger.row import SHARDS, Job, Status, decode, encode, job_key, to_text
+from lamplighter.kernel.ledger.row import FIELDS, SHARDS, Job, Status, decode, encode, job_key, to_text
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb.client import DynamoDBClient
@@ -133,8 +134,9 @@ _GROWING: Final = ("errors", "rescues")
 def difference(change: Change) -> Difference:
     """The attributes in which the two versions differ. A growing list is appended to, so a row read through an
     index, which lacks its older entries, can still be changed."""
-    old, new = encode(change.old), encode(change.new)
-    append = {name: new[name][len(old[name]) :] for name in _GROWING if len(new[name]) > len(old[name])}
+    names = [name for name in FIELDS if getattr(change.old, name) is not getattr(change.new, name)]
+    old, new = encode(change.old, names), encode(change.new, names)
+    append = {name: new[name][len(old[name]) :] for name in _GROWING if len(new.get(name, ())) > len(old.get(name, ()))}
     return Difference(
         set={name: value for name, value in new.items() if name not in _GROWING and old.get(name) != value},
         remove=tuple(name for name in old if name not in new),
@@ -144,8 +146,9 @@ def difference(change: Change) -> Difference:
 
 def expectation(change: Change) -> dict[str, Any]:
     """The attributes and values that the row must still have."""
-    old = encode(change.old)
-    return {name: old[name] for name in (*FENCE, *change.unchanged)}
+    names = (*FENCE, *change.unchanged)
+    old = encode(change.old, FENCE)
+    return {name: old[name] for name in names}
 
 
 class DynamoStore:
@@ -157,6 +160,7 @@ class DynamoStore:
     @property
     def _client(self) -> DynamoDBClient:
         dynamodb: DynamoDBClient = client("dynamodb")
+        dynamodb.meta.events.register("before-parse.dynamodb.Query", _take_page, unique_id="page")
         return dynamodb
 
     def create(self, job: Job, *, instead_of: str | None = None) -> None:
@@ -342,6 +346,14 @@ class DynamoStore:
             **start,
         )
         return Page(jobs=tuple(map(from_item, answer["Items"])), next=answer.get("LastEvaluatedKey"))
+
+
+def _take_page(response_dict: dict[str, Any], customized_response_dict: dict[str, Any], **_: Any) -> None:
+    """botocore's `before-parse` hook: takes the page as its JSON has it, which botocore would walk value by value to
+    the same end. What is put into the second dictionary is added to the parsed response."""
+    if response_dict["status_code"] == 200:
+        customized_response_dict |= json.loads(response_dict["body"])
+        response_dict["body"] = b"{}"
 
 
 def lock_key(job_type: str) -> str:
