@@ -329,6 +329,17 @@ def test_a_preview_starts_the_quarantine_and_a_refused_one_does_not(world: World
     assert world.clean(world.run(after=timedelta(hours=6)), quarantine_hours=2).deleted_files == 1
 
 
+def test_what_undo_brought_back_starts_its_quarantine_anew(world: World) -> None:
+    world.put("used.jpg", "orphan.jpg")
+    world.refer("used.jpg")
+    hours = [timedelta(hours=h) for h in range(10)]
+    world.undo(world.clean().manifest)
+
+    assert world.clean(world.run(after=hours[3]), quarantine_hours=2).skipped_quarantine == 1
+    assert world.clean(world.run(after=hours[4]), quarantine_hours=2).skipped_quarantine == 1
+    assert world.clean(world.run(after=hours[6]), quarantine_hours=2).deleted_files == 1
+
+
 # -- time, cancellation, crashes -------------------------------------------------------------------------------------
 
 
