@@ -1,4 +1,4 @@
-"""DynamoDB: the one PartiQL function the ledger uses that MiniStack lacks."""
+"""DynamoDB: what the ledger needs of PartiQL and MiniStack lacks."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from ministack.services import dynamodb
 
 def apply() -> None:
     append_to_lists_in_partiql()
+    stream_partiql_updates()
 
 
 def append_to_lists_in_partiql() -> None:
@@ -23,3 +24,21 @@ def append_to_lists_in_partiql() -> None:
         return {"L": [*arguments[0]["L"], *arguments[1]["L"]]}
 
     dynamodb._pq_call = call_with_list_append
+
+
+def stream_partiql_updates() -> None:
+    """An UPDATE statement is a change like any other and belongs into the table's stream; MiniStack leaves it out, so
+    that nobody would hear of what the timeout checker retried, failed or released."""
+    update = dynamodb._partiql_update
+
+    def update_and_stream(table: Any, parsed: Any, data: Any = None) -> Any:
+        partition, sort, _condition, error = dynamodb._partiql_key_target(table, parsed)
+        old = None if error else table["items"].get(partition, {}).get(sort)
+        answer = update(table, parsed, data)
+        if old is not None:
+            new = table["items"][partition][sort]
+            if new is not old:  # MiniStack stores a changed copy
+                dynamodb._emit_stream_event(parsed["table"], "MODIFY", old, new)
+        return answer
+
+    dynamodb._partiql_update = update_and_stream
