@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Final
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+from rich.table import Table
+
+READABLE: Final = 100
+"""Columns beyond which text is hard to read, however wide the terminal."""
 
 console = Console(highlight=False)
 
@@ -15,27 +22,53 @@ console = Console(highlight=False)
 class Step:
     """What a running step may say about itself; `said` ends up on its line."""
 
-    def __init__(self) -> None:
+    def __init__(self, advance: Callable[[int], object]) -> None:
         self.said = ""
+        self.advance = advance
+        """Tell that so many more of the total are done."""
 
     def say(self, text: str) -> None:
         self.said = text
 
 
 @contextmanager
-def step(title: str) -> Iterator[Step]:
-    """Show `title` while the block runs, then one line: what was done, what it said, how long it took."""
-    current, started = Step(), time.monotonic()
+def step(title: str, total: int | None = None) -> Iterator[Step]:
+    """Show `title` while the block runs, then one line: what was done, what it said, how long it took.
+
+    On a terminal there is a spinner meanwhile, and a bar where there is a total.
+    """
+    counted = (BarColumn(), MofNCompleteColumn()) if total else ()
+    started = time.monotonic()
     try:
-        if console.is_terminal:
-            with console.status(escape(title)):
-                yield current
-        else:
+        bar = Progress(
+            SpinnerColumn(), TextColumn("{task.description}"), *counted,
+            console=console, transient=True, disable=not console.is_terminal,
+        )  # fmt: skip
+        with bar:
+            task = bar.add_task(escape(title), total=total)
+            current = Step(lambda more: bar.advance(task, more))
             yield current
     except BaseException:
         console.print(f"[red]✗[/] {escape(title)}", soft_wrap=True)
         raise
     console.print(
-        f"[green]✓[/] {escape(title):<22} {escape(current.said):<52} [dim]{time.monotonic() - started:5.1f} s[/]",
+        f"[green]✓[/] [dim]{time.monotonic() - started:5.1f} s[/]  {escape(title):<10} {escape(current.said)}",
         soft_wrap=True,
     )
+
+
+def say(sentence: str) -> None:
+    """Show a sentence, in lines that can be read."""
+    console.print(escape(sentence), width=min(console.width, READABLE))
+
+
+def table(
+    columns: Sequence[str], rows: Sequence[Sequence[object]], *, right: Sequence[str] = (), lines: bool = False
+) -> None:
+    """Show a table; the columns in `right` are aligned so, `lines` are drawn between rows of several lines each."""
+    shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold", show_lines=lines)
+    for column in columns:
+        shown.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    for row in rows:
+        shown.add_row(*(escape(str(cell)) for cell in row))
+    console.print(shown, width=min(console.width, READABLE))

@@ -160,7 +160,7 @@ class LocalAws:
             ("MiniStack", self.ministack(), self.endpoint_url),
         ):
             with step(title) as current:
-                current.say(url if server.start() else f"{url} (was running)")
+                current.say(url if server.start() else f"{url} (was up)")
 
     def deploy(self, **parameters: str) -> None:
         """Build and deploy the stack with these template parameters, and migrate the database, unless nothing changed.
