@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 
 def apply() -> None:
     count_loopback_as_tls()
     name_the_schedule_group()
+    name_the_statements_of_a_batch()
 
 
 def count_loopback_as_tls() -> None:
@@ -36,3 +38,26 @@ def name_the_schedule_group() -> None:
         return arn.replace(":schedule/default/", f":schedule/{group or 'default'}/")
 
     iam_actions.extract_resource_arn = extract_with_group
+
+
+def name_the_statements_of_a_batch() -> None:
+    """AWS asks for `dynamodb:PartiQLUpdate` on the table of each UPDATE; MiniStack for an action of the request's name,
+    which AWS does not have. Batches of other statements, which nothing here sends, stay denied."""
+    from ministack.core import iam_actions
+
+    checks = iam_actions.dynamodb_transaction_checks
+
+    def checks_of_updates(action: str, body: bytes, region: str, account_id: str) -> list[tuple[str, str]]:
+        if action != "dynamodb:BatchExecuteStatement":
+            found: list[tuple[str, str]] = checks(action, body, region, account_id)
+            return found
+        statements = json.loads(body).get("Statements", [])
+        updates = [re.match(r'UPDATE "([^"]+)"', statement["Statement"]) for statement in statements]
+        if not all(updates):
+            return []
+        tables = {update[1] for update in updates if update}
+        return [
+            ("dynamodb:PartiQLUpdate", iam_actions._dynamodb_table_arn(table, region, account_id)) for table in tables
+        ]
+
+    iam_actions.dynamodb_transaction_checks = checks_of_updates
