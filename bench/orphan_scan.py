@@ -1,4 +1,6 @@
-"""The orphan scan, end to end, beside other ways of doing it. `PYTHONPATH=functions python -m bench.orphan_scan [objects ...]`.
+"""The orphan scan, end to end, beside other ways of doing it.
+
+    PYTHONPATH=functions python -m bench.orphan_scan [objects ...]
 
 Each way runs in a process of its own against the same listing stub and the same Postgres, and must find the same
 orphans. Wall clock and peak memory are of that process and its children; the servers' are not counted.
@@ -63,7 +65,7 @@ def lamplighter() -> Iterable[str]:
         run_at=now,
     )
     run = Run(job, settings=Settings(), stop_at=now + timedelta(hours=1))
-    report = handler.body(run, handler.validated({"bucket": BUCKET, "dry_run": True}))
+    report = handler.body(run, handler.validated({"bucket": BUCKET, "dry_run": True}).resolved(run.settings))
     finished()
     assert isinstance(report, Report)
     assert report.manifest

@@ -75,6 +75,7 @@ class World:
         *,
         job_id: str | None = None,
         after: timedelta = timedelta(0),
+        schedule: str | None = None,
         trigger: Trigger = Trigger.CLI,
         settings: Mapping[str, Any] | None = None,
         checkpoint: dict[str, Any] | None = None,
@@ -90,6 +91,7 @@ class World:
             policy=Policy(timeout=timedelta(minutes=15)),
             created_at=now,
             run_at=now,
+            schedule=schedule,
             trigger=trigger,
             checkpoint=checkpoint,
             attempt=attempt,
@@ -105,7 +107,7 @@ class World:
     def attempt(self, run: Run, **params: Any) -> Report | Unfinished:
         """A cleanup as far as it comes."""
         given = {"bucket": self.media, "dry_run": False, "min_age_hours": 0, "max_orphan_share": 1} | params
-        return orphan_cleanup.handler.body(run, orphan_cleanup.handler.validated(given))
+        return orphan_cleanup.handler.body(run, orphan_cleanup.handler.validated(given).resolved(run.settings))
 
     def undo(self, address: ManifestAddress | None, run: Run | None = None, **params: Any) -> undo.Report:
         """An undo that comes to its end, in earnest if not told otherwise."""

@@ -166,7 +166,7 @@ def handler(run: Run, params: Params) -> Report | Unfinished:
     from lamplighter.kernel.aws import client
     from lamplighter.kernel.database import engine
 
-    cleanup = OrphanCleanup(run, params.resolved(run.settings), client("s3"))
+    cleanup = OrphanCleanup(run, params, client("s3"))
     with engine().connect() as connection:
         return cleanup.run(connection)
 
@@ -328,7 +328,8 @@ class OrphanCleanup:
         """What an earlier run listed long enough ago, in S3's order; None when no quarantine is asked for."""
         hours = self._params.quarantine_hours
         if hours is None:
-            hours = self._run.settings.orphan_cleanup_quarantine_hours if self._run.trigger == "schedule" else 0
+            scheduled = self._run.job.schedule is not None  # a redriven tick, too, whatever triggered it
+            hours = self._run.settings.orphan_cleanup_quarantine_hours if scheduled else 0
         if not hours:
             return None
         manifest = self._archive.earlier(planned_by=plan.started_at - timedelta(hours=hours))
