@@ -21,9 +21,8 @@ from tests.e2e.deployed import Deployed, Mailbox, Shelf, eventually
 @pytest.fixture(scope="session")
 def aws() -> Iterator[LocalAws]:
     """The deployed and migrated stack; retries are due at once. LOCAL_TEST_PORT names the first of its three ports."""
-    local = LocalAws(
-        directory=ROOT / ".local" / "e2e", first_port=int(os.environ.get("LOCAL_TEST_PORT") or _free_ports())
-    )
+    port = int(os.environ.get("LOCAL_TEST_PORT") or _free_ports())
+    local = LocalAws(directory=ROOT / ".local" / "e2e", first_port=port)
     signal.signal(signal.SIGTERM, _as_interrupt)  # else the servers would outlive us
     local.stop()  # what a killed session left
     try:

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
@@ -14,6 +14,7 @@ from typing import Any, Self
 from uuid import uuid4
 
 from sqlalchemy import Connection, Engine, NullPool, create_engine, text
+from sqlalchemy.exc import DBAPIError
 
 from lamplighter.kernel.deletion import Entry, ManifestAddress, entries, verified
 from lamplighter.kernel.ledger.ledger import Ledger, utc_now
@@ -152,15 +153,13 @@ class Deployed:
 
     # -- ledger ------------------------------------------------------------------------------------------------------
 
-    def seed(
-        self, job_type: str, *, target: str = "none", timeout: timedelta = timedelta(hours=1), **values: Any
-    ) -> Job:
+    def seed(self, job_type: str, **values: Any) -> Job:
         """A new pending job, released at once unless `run_at` lies ahead; retries follow without a wait.
 
         A value named as a field of `Policy` goes there.
         """
         of_policy = {name: values.pop(name) for name in list(values) if name in Policy.__dataclass_fields__}
-        policy = Policy(timeout=timeout, target=target, backoff_base=timedelta(0), **of_policy)
+        policy = Policy(**{"timeout": timedelta(hours=1), "backoff_base": timedelta(0)} | of_policy)
         return self.ledger.submit(self.ledger.new_job(job_type, policy, **values))
 
     def backdate(self, job_id: str, **times: str) -> None:
@@ -189,10 +188,15 @@ class Deployed:
         """The newest hundred jobs of a type."""
         return list(self.ledger.store.of_type(job_type, limit=100).jobs)
 
-    def history(self, job_id: str) -> list[tuple[str, str]]:
-        """Level and message of the job's rows in system_logs, oldest first."""
-        found = self.sql("SELECT level, message FROM system_logs WHERE job_id = :id ORDER BY created_at", id=job_id)
-        return [(row.level, row.message) for row in found]
+    def history(self, job_id: str, *, rows: int = 0) -> list[Any]:
+        """The job's rows in system_logs, oldest first, once there are so many."""
+
+        def probe() -> tuple[list[Any]] | None:
+            statement = "SELECT * FROM system_logs WHERE job_id = :id ORDER BY created_at, message DESC"
+            found = self.sql(statement, id=job_id)
+            return (found,) if len(found) >= rows else None
+
+        return eventually(probe)[0]
 
     def records(self, job_id: str) -> list[dict[str, Any]]:
         """What the table's stream holds of a job's row, in the form in which Lambda gets it."""
@@ -326,7 +330,8 @@ class Turnstile:
     def release(self) -> None:
         """Stop no more; what was written over `connection` stays."""
         if not self.connection.closed:
-            self.connection.commit()
+            with suppress(DBAPIError):  # the server may be gone
+                self.connection.commit()
             self.connection.close()
 
     def _lock(self) -> Connection:
