@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from functools import cached_property
 from itertools import batched
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -157,7 +158,7 @@ class DynamoStore:
     def __init__(self, table: str) -> None:
         self.table = table
 
-    @property
+    @cached_property
     def _client(self) -> DynamoDBClient:
         dynamodb: DynamoDBClient = client("dynamodb")
         dynamodb.meta.events.register("before-parse.dynamodb.Query", _take_page, unique_id="page")
