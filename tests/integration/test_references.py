@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from urllib.parse import quote, quote_plus
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine, text
 
@@ -31,7 +32,7 @@ ENCODINGS = [
     lambda key: quote_plus(key, safe="/"),
     javascript,
     lambda key: quote(key, safe="/!#$&'()*+,:;=?@~"),
-    lambda key: quote(key).lower() if quote(key).isupper() else quote(key),
+    lambda key: re.sub("%..", lambda code: code[0].lower(), quote(key)),
 ]
 
 
@@ -53,6 +54,7 @@ def missing(engine: Engine, references: References, *keys: str) -> list[str]:
         return [keys[n] for n in references.missing(connection, keys)]
 
 
+@example(name="?", others=[], prefix=PREFIXES[2], encode=str, lead="", path_style=False)  # looks like a query
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     name=KEYS,

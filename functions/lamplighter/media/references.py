@@ -200,7 +200,8 @@ def _profile(
             form = _form(value, prefix.text, bucket, folder, exists)
             forms.update([form] if form else [])
         if forms.total() < max(1, MIN_FOUND_SHARE * len(sample)):
-            bad.append(f"{prefix.text or 'no prefix'} ({prefix.count}, {forms.total()} of {len(sample)} sampled found)")
+            why = f"{forms.total()} of {len(sample)} sampled found" if prefix.mappable else "empty, or with a query"
+            bad.append(f"{prefix.text or 'no prefix'} ({prefix.count}, {why})")
             continue
         mapped += prefix.count
         if prefix.count > usual_count:
@@ -210,7 +211,7 @@ def _profile(
     count = ColumnCount(
         column=str(reference), values=total, mapped=mapped, unmapped=total - mapped, unmapped_examples=bad
     )
-    seen = {prefix.text for prefix in prefixes if prefix.mappable}
+    seen = {prefix.text for prefix in prefixes}
     return Column(source=source, name=name, prefixes=("", "/", *sorted(seen - {"", "/"})), usual=usual, count=count)
 
 
@@ -246,7 +247,6 @@ def _prefixes(connection: Connection, source: str, name: str) -> tuple[list[Pref
             SELECT prefix, mappable, count(*) AS n, sum(count(*)) OVER () AS total
             FROM (
                 SELECT CASE
-                    WHEN v = '' THEN 'an empty value'
                     WHEN left(v, 2) = '//' THEN '//' || split_part(v, '/', 3) || '/'
                     WHEN left(v, 1) = '/' THEN '/'
                     WHEN strpos(v, '://') > 0 AND split_part(v, '://', 1) ~ '^[A-Za-z][A-Za-z0-9+.-]*$'
