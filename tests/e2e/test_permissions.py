@@ -1,0 +1,86 @@
+"""Each function can do what its job needs, which the other tests show, and no more (least privilege)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from boto3.session import Session
+from botocore.exceptions import ClientError
+
+from local.stack import REGION
+from tests.e2e.deployed import Deployed
+
+READ_ROW = ("dynamodb", "get_item", {"TableName": "{table}", "Key": {"pk": {"S": "JOB#x"}}})
+SCAN = ("dynamodb", "scan", {"TableName": "{table}"})
+LIST_MEDIA = ("s3", "list_objects_v2", {"Bucket": "{media}"})
+READ_MEDIA = ("s3", "get_object", {"Bucket": "{media}", "Key": "x"})
+WRITE_MEDIA = ("s3", "put_object", {"Bucket": "{media}", "Key": "x", "Body": b""})
+DELETE_MEDIA = ("s3", "delete_object", {"Bucket": "{media}", "Key": "x"})
+DELETE_VERSION = ("s3", "delete_object", {"Bucket": "{media}", "Key": "x", "VersionId": "v"})
+DELETE_ARCHIVED = ("s3", "delete_object", {"Bucket": "{archive}", "Key": "x"})
+READ_ARCHIVED = ("s3", "get_object", {"Bucket": "{archive}", "Key": "x"})
+DELETE_UPLOAD = ("s3", "delete_object", {"Bucket": "{uploads}", "Key": "x"})
+INVOKE = ("lambda", "invoke", {"FunctionName": "{name}-orphan-cleanup", "Payload": "{{}}"})
+INVOKE_CHECKER = ("lambda", "invoke", {"FunctionName": "{name}-timeout-checker", "Payload": "{{}}"})
+PUBLISH = ("sns", "publish", {"TopicArn": "{topic}", "Message": "x"})
+SETTINGS = ("ssm", "get_parameter", {"Name": "{parameter}"})
+OVERRIDE = ("ssm", "put_parameter", {"Name": "{parameter}", "Value": "{{}}", "Overwrite": True})
+CHANGE_SCHEDULE = ("scheduler", "delete_schedule", {"GroupName": "{group}", "Name": "{name}-orphan-cleanup"})
+OTHER_MACHINE = (
+    "stepfunctions",
+    "start_execution",
+    {"stateMachineArn": "arn:aws:states:us-east-1:000000000000:stateMachine:somebody-elses"},
+)
+
+FORBIDDEN = {
+    "orphan-cleanup": [DELETE_VERSION, WRITE_MEDIA, DELETE_ARCHIVED, DELETE_UPLOAD, SCAN, INVOKE, OVERRIDE],
+    "undo": [DELETE_MEDIA, WRITE_MEDIA, DELETE_ARCHIVED, SCAN, INVOKE, OVERRIDE],
+    "dispatcher": [LIST_MEDIA, READ_MEDIA, DELETE_MEDIA, READ_ARCHIVED, SCAN, INVOKE_CHECKER, OTHER_MACHINE, SETTINGS],
+    "timeout-checker": [LIST_MEDIA, READ_MEDIA, DELETE_MEDIA, DELETE_ARCHIVED, SCAN, INVOKE, PUBLISH, SETTINGS],
+    "history": [READ_ROW, INVOKE, LIST_MEDIA, DELETE_MEDIA, PUBLISH, SETTINGS],
+    "schedule-watch": [LIST_MEDIA, DELETE_MEDIA, SCAN, INVOKE, CHANGE_SCHEDULE, OVERRIDE],
+    "schedules": [LIST_MEDIA, DELETE_MEDIA, SCAN, INVOKE, CHANGE_SCHEDULE, OVERRIDE],
+    "job-control": [LIST_MEDIA, DELETE_MEDIA, READ_ARCHIVED, SCAN, INVOKE, OVERRIDE],
+    "migrate": [READ_ROW, LIST_MEDIA, DELETE_MEDIA, INVOKE, PUBLISH, SETTINGS],
+}
+
+
+@pytest.mark.parametrize("function", FORBIDDEN)
+def test_a_function_cannot_do_what_is_not_its_job(stack: Deployed, function: str) -> None:
+    """Real calls, with the credentials of the function's own role."""
+    session = _as_function(stack, function)
+    allowed = []
+    for service, operation, request in FORBIDDEN[function]:
+        client = session.client(service, endpoint_url=stack.aws.endpoint_url)
+        try:
+            getattr(client, operation)(**_filled(stack, request))
+        except ClientError as error:
+            if error.response["Error"]["Code"].startswith(("AccessDenied", "AuthorizationError")):
+                continue
+            raise
+        allowed.append(f"{service}.{operation}({request})")
+    assert allowed == []
+
+
+def test_every_function_is_in_the_table(stack: Deployed) -> None:
+    """A new function has to say what it may not do."""
+    pages = stack.client("lambda").get_paginator("list_functions").paginate()
+    names = {function["FunctionName"] for page in pages for function in page["Functions"]}
+    assert {name.removeprefix(f"{stack.name}-") for name in names if name.startswith(stack.name)} == set(FORBIDDEN)
+
+
+def _role(stack: Deployed, function: str) -> str:
+    configuration = stack.client("lambda").get_function_configuration(FunctionName=f"{stack.name}-{function}")
+    return str(configuration["Role"])
+
+
+def _as_function(stack: Deployed, function: str) -> Session:
+    answer = stack.client("sts").assume_role(RoleArn=_role(stack, function), RoleSessionName="e2e")["Credentials"]
+    keys = (answer["AccessKeyId"], answer["SecretAccessKey"], answer["SessionToken"])
+    return Session(*keys, region_name=REGION)
+
+
+def _filled(stack: Deployed, request: dict[str, Any]) -> dict[str, Any]:
+    """The request with the stack's names in it."""
+    return {name: value.format(**vars(stack)) if isinstance(value, str) else value for name, value in request.items()}
