@@ -11,12 +11,13 @@ import pytest
 
 from lamplighter.jobs import timeout_checker
 from lamplighter.jobs.timeout_checker import Checker
+from lamplighter.kernel.errors import Permanent
 from lamplighter.kernel.ledger.ledger import Ledger
 from lamplighter.kernel.ledger.row import Job, Policy, Status
 from lamplighter.kernel.ledger.store import SHARDS
 from lamplighter.kernel.settings import Settings
 from tests.memory_store import MemoryStore
-from tests.unit.conftest import FakeClock
+from tests.unit.conftest import FakeClock, FakeContext
 
 POLICY = Policy(timeout=timedelta(minutes=30), target="lambda:sync")
 
@@ -213,3 +214,8 @@ def test_many_are_counted_by_what_became_of_them(ledger: Ledger, clock: FakeCloc
     clock.tick(minutes=30)
     report = check()
     assert (report["expired"], report["retried"], report["failed"]) == (30, 20, 10)
+
+
+def test_an_event_it_does_not_take_is_an_error() -> None:
+    with pytest.raises(Permanent, match="cursor: not known here"):
+        timeout_checker.handler({"cursor": {}}, FakeContext())

@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from aws_lambda_powertools import Logger
-from aws_lambda_powertools.utilities.batch import BatchProcessor, EventType, process_partial_response
-from aws_lambda_powertools.utilities.data_classes.dynamo_db_stream_event import DynamoDBRecord
 
 from lamplighter.kernel.aws import client
 from lamplighter.kernel.ledger.row import Job, Status, to_text
@@ -25,7 +23,6 @@ from lamplighter.kernel.ledger.stream import change_of
 from lamplighter.kernel.notify import alert
 
 logger = Logger()
-processor = BatchProcessor(event_type=EventType.DynamoDBStreams, raise_on_entire_batch_failure=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,9 +129,9 @@ def announce(job: Job) -> None:
     )
 
 
-def handle(record: DynamoDBRecord) -> None:
+def handle(record: Mapping[str, Any]) -> None:
     """Do what one stream record calls for."""
-    for action in actions(*change_of(record.raw_event)):
+    for action in actions(*change_of(record)):
         match action:
             case Start(job):
                 start(job)
@@ -145,6 +142,16 @@ def handle(record: DynamoDBRecord) -> None:
 
 
 @logger.inject_lambda_context
-def handler(event: Mapping[str, Any], context: Any) -> Mapping[str, Any]:
-    """The Lambda behind the stream: reports the records that failed, so that only they come again."""
-    return process_partial_response(event=dict(event), record_handler=handle, processor=processor, context=context)
+def handler(event: Mapping[str, Any], context: Any) -> dict[str, Any]:  # noqa: ARG001 - Lambda's signature
+    """The Lambda behind the stream: reports the records that failed, so that only they come again.
+
+    Without Powertools' batch processor, which would double the time of a cold start.
+    """
+    failures = []
+    for record in event["Records"]:
+        try:
+            handle(record)
+        except Exception:
+            logger.exception("a record failed", extra={"event_id": record["eventID"]})
+            failures.append({"itemIdentifier": record["dynamodb"]["SequenceNumber"]})
+    return {"batchItemFailures": failures}

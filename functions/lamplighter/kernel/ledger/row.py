@@ -15,8 +15,6 @@ from enum import StrEnum
 from functools import lru_cache
 from typing import Any, Final
 
-from ulid import ULID
-
 SHARDS: Final = 4
 """Partitions of each hot index. One takes about 1 000 writes a second ("Best practices for partition keys")."""
 
@@ -146,6 +144,8 @@ class Job:
 
 def new_job_id(now: datetime, randomness: bytes) -> str:
     """A ULID of `now` (millisecond precision) and ten bytes of randomness."""
+    from ulid import ULID
+
     return str(ULID.from_bytes(int(now.timestamp() * 1000).to_bytes(6) + randomness[:10]))
 
 
