@@ -67,14 +67,13 @@ class Demo:
         self._chapter("Demo data", "A media bucket with orphans in it, rows that name the other files, a job ledger.")
         wanted = demo_data.media(self.bucket)
         with step("Objects", total=len(wanted)) as current:
-            put = demo_data.put_objects(self.aws, self.bucket, wanted, current.advance)
+            put, before = demo_data.put_objects(self.aws, self.bucket, wanted, current.advance)
             current.say(f"{_number(put)} put")
         with step("Rows") as current:
             current.say(f"{_number(demo_data.insert_references(self.database, wanted))} inserted")
         with step("Jobs", total=demo_data.JOBS) as current:
             live = demo_data.put_jobs(self.aws, self.jobs_table, datetime.now(UTC), current.advance)
             current.say(f"{len(live.all())} alive, the rest is history")
-        before = self._listing()
         stored = self.database.run("SELECT storage_key FROM media_files")
         forms = sorted(Counter(_form(key) for (key,) in stored).items())
         pages = self.aws.client("dynamodb").get_paginator("scan").paginate(TableName=self.jobs_table, Select="COUNT")

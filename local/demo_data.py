@@ -107,8 +107,8 @@ def listing(aws: LocalAws, bucket: str) -> dict[str, str]:
     return {entry["Key"]: entry["ETag"] for page in pages for entry in page.get("Contents", ())}
 
 
-def put_objects(aws: LocalAws, bucket: str, wanted: Sequence[Media], advance: Advance) -> int:
-    """Put those that the bucket lacks; how many those were.
+def put_objects(aws: LocalAws, bucket: str, wanted: Sequence[Media], advance: Advance) -> tuple[int, dict[str, str]]:
+    """Put those that the bucket lacks; how many those were, and the bucket's listing now.
 
     By signed URLs, because boto3's own `put_object` costs ten times what the signature does.
     """
@@ -131,7 +131,7 @@ def put_objects(aws: LocalAws, bucket: str, wanted: Sequence[Media], advance: Ad
 
     with ThreadPoolExecutor(THREADS) as pool:
         list(pool.map(put, (missing[n::THREADS] for n in range(THREADS))))
-    return len(missing)
+    return len(missing), listing(aws, bucket) if missing else there
 
 
 def insert_references(database: Connection, wanted: Iterable[Media]) -> int:
