@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from lamplighter.kernel import aws
 from lamplighter.kernel.errors import AlreadyRunning, LostLease, Permanent
 from lamplighter.kernel.ledger import transitions
 from lamplighter.kernel.ledger.ledger import Ledger
@@ -310,3 +311,46 @@ def test_an_empty_change_still_demands_its_fence(ledger: Ledger, store: Store) -
     with pytest.raises(LostLease):
         store.apply(Change(old=job, new=job))
     assert ledger.get(job.job_id) == done
+
+
+class Collision:
+    """botocore's `before-call` hook: the first `times` writes meet another that is under way."""
+
+    def __init__(self, times: int, code: str) -> None:
+        self.left = times
+        self._code = code
+
+    def __call__(self, **_: Any) -> Any:
+        if not self.left:
+            return None
+        self.left -= 1
+        error = {"Error": {"Code": self._code, "Message": "Transaction is ongoing for the item"}}
+        if self._code == "TransactionCanceledException":
+            error["CancellationReasons"] = [{"Code": "TransactionConflict"}, {"Code": "None"}]  # type: ignore[assignment]
+        status = type("Answer", (), {"status_code": 400})()
+        return status, error | {"ResponseMetadata": {"HTTPStatusCode": 400}}
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_a_write_that_meets_another_is_tried_again(
+    jobs_table: str, clock: Clock, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    """Else a finished singleton that is cancelled in the same moment would be recorded as failed, and run again."""
+    waits: list[float] = []
+    monkeypatch.setattr("time.sleep", waits.append)
+    events = aws.client("dynamodb").meta.events
+    ledger = Ledger(DynamoStore(jobs_table), clock=clock)
+    transaction = Collision(0, "TransactionCanceledException")
+    single = Collision(0, "TransactionConflictException")
+    events.register("before-call.dynamodb.TransactWriteItems", transaction)
+    events.register("before-call.dynamodb.UpdateItem", single)
+    transaction.left = times
+    job = start(ledger, SINGLE)
+    single.left = times
+    job = ledger.heartbeat(job, progress=1, message="alive")
+    transaction.left = times
+    assert ledger.complete(job, {"done": 1}).status is Status.COMPLETED
+    assert len(waits) == 3 * times
+    transaction.left = 100
+    with pytest.raises(Exception, match="TransactionCanceled"):
+        start(ledger, SINGLE)

@@ -7,7 +7,8 @@ in-memory store of the tests keeps the same contract and runs through the same t
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -31,6 +32,9 @@ FENCE: Final = ("status", "attempt", "continuation", "released")
 
 BATCH: Final = 25
 """Statements of one BatchExecuteStatement (Amazon DynamoDB, "BatchExecuteStatement")."""
+
+CONFLICT_WAITS: Final = (0.02, 0.05, 0.1, 0.2, 0.4)
+"""Seconds before another try of a write that met another one; a write takes some ten milliseconds."""
 
 Cursor = dict[str, Any]
 """Where a page ended: give it back to get the next one. JSON-able."""
@@ -172,7 +176,7 @@ class DynamoStore:
         }
         if not job.policy.singleton:
             try:
-                self._client.put_item(**put)
+                _undisturbed(lambda: self._client.put_item(**put))
             except self._client.exceptions.ConditionalCheckFailedException:
                 raise DuplicateJob(job.job_id) from None
             return
@@ -186,7 +190,7 @@ class DynamoStore:
             lock["ConditionExpression"] = "attribute_not_exists(pk) OR holder = :old"
             lock["ExpressionAttributeValues"] = {":old": {"S": instead_of}}
         try:
-            self._client.transact_write_items(TransactItems=[_part("Put", put), _part("Put", lock)])
+            self._transact(_part("Put", put), _part("Put", lock))
         except self._client.exceptions.TransactionCanceledException as error:
             row, held = _reasons(error)
             if row.get("Code") == "ConditionalCheckFailed":
@@ -204,7 +208,7 @@ class DynamoStore:
         if _frees_lock(change):
             return self._apply_and_unlock(change, update)
         try:
-            answer = self._client.update_item(**update, ReturnValues="ALL_NEW")
+            answer = _undisturbed(lambda: self._client.update_item(**update, ReturnValues="ALL_NEW"))
         except self._client.exceptions.ConditionalCheckFailedException:
             raise lost(change) from None
         return from_item(answer["Attributes"])
@@ -217,13 +221,16 @@ class DynamoStore:
             "ExpressionAttributeValues": {":me": {"S": change.old.job_id}},
         }
         try:
-            self._client.transact_write_items(TransactItems=[_part("Update", update), _part("Delete", unlock)])
+            self._transact(_part("Update", update), _part("Delete", unlock))
         except self._client.exceptions.TransactionCanceledException as error:
             row, _ = _reasons(error)
             if row.get("Code") == "ConditionalCheckFailed":
                 raise lost(change) from None
             raise
         return change.new
+
+    def _transact(self, *parts: Any) -> None:
+        _undisturbed(lambda: self._client.transact_write_items(TransactItems=parts))
 
     def _update(self, change: Change) -> dict[str, Any]:
         diff, expected = difference(change), expectation(change)
@@ -401,6 +408,28 @@ def _frees_lock(change: Change) -> bool:
 def _reasons(error: Any) -> list[dict[str, Any]]:
     reasons: list[dict[str, Any]] = error.response["CancellationReasons"]
     return reasons
+
+
+def _undisturbed[T](write: Callable[[], T]) -> T:
+    """The answer to `write`, tried again while another write of the same rows is under way.
+
+    DynamoDB does not queue such a write but rejects it, and boto3 does not retry it (Amazon DynamoDB, "Transaction
+    conflict handling"). It says nothing of the row: a lease is lost only when a condition fails.
+    """
+    from botocore.exceptions import ClientError
+
+    for wait in CONFLICT_WAITS:
+        try:
+            return write()
+        except ClientError as error:
+            reasons = {reason.get("Code") for reason in error.response.get("CancellationReasons", ())}
+            if (
+                error.response["Error"]["Code"] != "TransactionConflictException"
+                and "TransactionConflict" not in reasons
+            ):
+                raise
+        time.sleep(wait)
+    return write()
 
 
 def lost(change: Change) -> LostLease:
