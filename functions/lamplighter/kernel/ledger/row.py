@@ -9,7 +9,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from functools import lru_cache
@@ -193,7 +193,8 @@ def _policy_from_json(text: str) -> Policy:
 
 
 def _errors_to_items(errors: tuple[AttemptError, ...]) -> list[dict[str, Any]]:
-    return [asdict(error) | {"at": to_text(error.at)} for error in errors]
+    names = [f.name for f in fields(AttemptError)]
+    return [{name: getattr(error, name) for name in names} | {"at": to_text(error.at)} for error in errors]
 
 
 _SPELLED: Final[dict[str, Callable[[Any], Any]]] = {
