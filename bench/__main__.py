@@ -1,4 +1,4 @@
-"""All benches, one after the other: `make bench`."""
+"""All benches, or those named, one after the other: `make bench`, `python -m bench checker cost`."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import os
 import subprocess
 import sys
 
-BENCHES = ("orphan_scan",)
+BENCHES = ("checker", "cold_start", "cost", "orphan_scan")
 
-for name in BENCHES:
+chosen = sys.argv[1:] or BENCHES
+if unknown := set(chosen) - set(BENCHES):
+    raise SystemExit(f"There is no bench called {', '.join(sorted(unknown))}; there are {', '.join(BENCHES)}.")
+for name in chosen:
     print(f"\n## bench/{name}.py", flush=True)
     subprocess.run([sys.executable, "-m", f"bench.{name}"], check=True, env=os.environ | {"PYTHONPATH": "functions"})

@@ -1,0 +1,179 @@
+"""What a month of the default schedules costs on AWS while nothing else happens. `python -m bench.cost`.
+
+Processor time is measured: the deployed functions run under Lambda's emulator against the local AWS, warm for what runs
+every minute, cold for what runs less often (more than AWS would do). A Lambda of less than 1 769 MB gets only a part of
+a processor, so that time is stretched accordingly; for each AWS call that waits for the one before, `CALL` is added.
+Amounts come from the template (rates, memory, alarms, keys) and from what the functions logged (metrics, bytes).
+Free tiers are not deducted.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from statistics import median
+from typing import Any, Final
+
+from bench.deployed import Deployed, deployed
+from bench.emulator import emulated
+from bench.tables import show
+from local.stack import ROOT
+
+PRICES: Final = {
+    "Lambda, requests": (0.20 / 1e6, "AWS Lambda Pricing"),
+    "Lambda, GB-seconds (arm64)": (0.0000133334, "AWS Lambda Pricing"),
+    "Step Functions, Express requests": (1.00 / 1e6, "AWS Step Functions Pricing"),
+    "Step Functions, Express GB-seconds": (0.06 / 3600, "AWS Step Functions Pricing"),
+    "EventBridge Scheduler, invocations": (1.00 / 1e6, "Amazon EventBridge Pricing"),
+    "DynamoDB, read request units": (0.125 / 1e6, "Amazon DynamoDB Pricing for On-Demand Capacity"),
+    "DynamoDB, write request units": (0.625 / 1e6, "Amazon DynamoDB Pricing for On-Demand Capacity"),
+    "S3, listing requests": (0.005 / 1e3, "Amazon S3 Pricing"),
+    "CloudWatch, custom metrics": (0.30, "Amazon CloudWatch Pricing"),
+    "CloudWatch, alarms": (0.10, "Amazon CloudWatch Pricing"),
+    "CloudWatch, GB of logs": (0.50, "Amazon CloudWatch Pricing"),
+    "X-Ray, traces": (5.00 / 1e6, "AWS X-Ray Pricing"),
+    "KMS, keys": (1.00, "AWS Key Management Service Pricing"),
+}
+"""Dollars a unit in us-east-1, first tier, and the page that says so; as of November 2026, to be checked there."""
+
+CALL: Final = 0.008
+"""Seconds that a call of an AWS API is taken to last."""
+FULL_CPU_MB: Final = 1769
+"""Memory at which a function has one processor (AWS Lambda, "Configure Lambda function memory")."""
+MONTH: Final = 30.4 * 24 * 60
+"""Minutes."""
+OBJECTS: Final = 1_000_000
+"""Files that the daily orphan cleanup goes through ..."""
+SCAN: Final = 9.2 / 1_000_000
+"""... and seconds of processor time for each (bench/README.md, "Orphan scan")."""
+EXPRESS_GB: Final = 64 / 1024
+"""What the small state machine is billed for (AWS Step Functions Pricing: 50 MB and its data, in steps of 64)."""
+PLATFORM_LOG_BYTES: Final = 600
+"""What Lambda itself logs of an invocation, as JSON."""
+WARM_INVOCATIONS: Final = 30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scheduled:
+    """A scheduled function: how often, whether it is still warm, and the AWS calls that wait for one another."""
+
+    every_minutes: float
+    invocations: int = 1
+    """Of one tick."""
+    warm: bool = False
+    calls: int
+    metrics_hours: float = 1
+    """The share of a month's hours in which its metrics are written: they are billed by the hour."""
+
+
+SCHEDULED: Final = {
+    "timeout-checker": Scheduled(every_minutes=1, invocations=2, warm=True, calls=1),  # eight queries, at once
+    "schedule-watch": Scheduled(every_minutes=5, calls=7),  # settings, list, three schedules, last runs, forget
+    "orphan-cleanup": Scheduled(every_minutes=24 * 60, calls=12, metrics_hours=1 / 24),  # and the listing's, below
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """One invocation of a function, the start included where it starts cold."""
+
+    cpu_seconds: float
+    log_bytes: float
+    metrics: int
+    memory_mb: int
+
+    def seconds(self, calls: int) -> float:
+        """How long it would take on AWS."""
+        return self.cpu_seconds * max(1, FULL_CPU_MB / self.memory_mb) + calls * CALL
+
+
+def measure(stack: Deployed, name: str, *, warm: bool) -> Measured:
+    """Run a function as its schedule does."""
+    function = stack.functions[name]
+    samples = []
+    for _ in range(1 if warm else 5):
+        with emulated(function.handler, stack.path, function.environment) as running:
+            began = 0.0
+            if warm:
+                for _ in range(3):
+                    running.invoke(function.event)
+                began = running.cpu_ms()
+            logged = running.log_bytes
+            count = WARM_INVOCATIONS if warm else 1
+            for _ in range(count):
+                running.invoke(function.event)
+            samples.append(((running.cpu_ms() - began) / count / 1000, (running.log_bytes - logged) / count))
+            metrics = len(running.metrics())
+    cpu_seconds, log_bytes = (median(values) for values in zip(*samples, strict=True))
+    return Measured(cpu_seconds=cpu_seconds, log_bytes=log_bytes, metrics=metrics, memory_mb=function.memory_mb)
+
+
+def quantities(measured: dict[str, Measured], template: str) -> dict[str, float]:
+    """How much of each of `PRICES` a month takes."""
+    ticks = {name: MONTH / scheduled.every_minutes for name, scheduled in SCHEDULED.items()}
+    runs = {name: ticks[name] * scheduled.invocations for name, scheduled in SCHEDULED.items()}
+    seconds = {name: measured[name].seconds(scheduled.calls) for name, scheduled in SCHEDULED.items()}
+    cleanup = measured["orphan-cleanup"]
+    seconds["orphan-cleanup"] += OBJECTS * SCAN * max(1, FULL_CPU_MB / cleanup.memory_mb) + OBJECTS / 1000 * CALL
+    minute = SCHEDULED["timeout-checker"].invocations * seconds["timeout-checker"] + 30  # the wait between
+    records = 3 * ticks["orphan-cleanup"]  # of a run's row in the stream: started, a heartbeat, ended
+    return {
+        "Lambda, requests": sum(runs.values()) + 2 * records,
+        "Lambda, GB-seconds (arm64)": sum(
+            runs[name] * seconds[name] * measured[name].memory_mb / 1024 for name in runs
+        ),
+        "Step Functions, Express requests": ticks["timeout-checker"],
+        "Step Functions, Express GB-seconds": ticks["timeout-checker"] * minute * EXPRESS_GB,
+        "EventBridge Scheduler, invocations": sum(ticks.values()),
+        "DynamoDB, read request units": runs["timeout-checker"] * 8 * 0.5 + ticks["schedule-watch"],
+        "DynamoDB, write request units": ticks["schedule-watch"] + records * 10,  # a row of 2 KB and its index entries
+        "S3, listing requests": ticks["orphan-cleanup"] * OBJECTS / 1000,
+        "CloudWatch, custom metrics": sum(
+            measured[name].metrics * scheduled.metrics_hours for name, scheduled in SCHEDULED.items()
+        ),
+        "CloudWatch, alarms": len(re.findall(r"Type: AWS::CloudWatch::Alarm\b", template)),
+        "CloudWatch, GB of logs": sum(runs[name] * (measured[name].log_bytes + PLATFORM_LOG_BYTES) for name in runs)
+        / 1e9,
+        "X-Ray, traces": sum(ticks.values()) if "Tracing: Active" in template else 0,
+        "KMS, keys": len(re.findall(r"Type: AWS::KMS::Key\b", template)),
+    }
+
+
+def main() -> None:
+    """Measure, compute, show."""
+    template = (ROOT / "template.yaml").read_text()
+    with deployed() as stack:
+        measured = {name: measure(stack, name, warm=scheduled.warm) for name, scheduled in SCHEDULED.items()}
+    show(
+        "One invocation: measured processor time, and the time on AWS that follows from it",
+        ["function", "how", "CPU ms", "memory MB", "calls in a row", "ms on AWS", "bytes logged", "metrics"],
+        [
+            [
+                name,
+                "warm" if scheduled.warm else "cold",
+                f"{measured[name].cpu_seconds * 1000:.0f}",
+                measured[name].memory_mb,
+                scheduled.calls,
+                f"{measured[name].seconds(scheduled.calls) * 1000:.0f}",
+                f"{measured[name].log_bytes:.0f}",
+                measured[name].metrics,
+            ]
+            for name, scheduled in SCHEDULED.items()
+        ],
+    )
+    rows: list[list[Any]] = []
+    total = 0.0
+    for item, amount in quantities(measured, template).items():
+        price, source = PRICES[item]
+        total += amount * price
+        rows.append([item, f"{amount:,.0f}" if amount >= 10 else f"{amount:.2f}", f"{amount * price:.2f}", source])
+    rows.sort(key=lambda row: -float(row[2]))
+    show(
+        f"A month of the default schedules at idle, a daily scan of {OBJECTS:,} objects, us-east-1, no free tier",
+        ["item", "a month", "dollars", "price from"],
+        [*rows, ["**together**", "", f"**{total:.2f}**", ""]],
+    )
+
+
+if __name__ == "__main__":
+    main()
