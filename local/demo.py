@@ -286,8 +286,9 @@ class Demo:
         name = self.outputs["SettingsParameterName"]
         self._chapter(
             "Settings at run time",
-            f"The SSM parameter {name} overrides settings without a deployment, within a minute. First comes a "
-            "bad value, which must change nothing, then a good one, by which `schedules` has to refuse a start.",
+            f"The SSM parameter {name} overrides settings without a deployment, within a minute (here the functions "
+            "that read it start anew, so as not to wait). First comes a bad value, which must change nothing, then a "
+            "good one, by which `schedules` has to refuse a start.",
         )
         bad, good = '{"orphan_cleanup_max_orphan_share": 1.7}', '{"orphan_cleanup_enabled": false}'
         ssm, heard = self.aws.client("ssm"), len(self.alerts.listen())
@@ -305,10 +306,12 @@ class Demo:
         try:
             with step("Bad value") as current:
                 ssm.put_parameter(Name=name, Value=bad, Overwrite=True)
+                self._start_anew("schedule-watch")
                 alert = self._wait("The alert about the bad value", alerted)
                 current.say("refused, and an alert raised")
             with step("Good value") as current:
                 ssm.put_parameter(Name=name, Value=good, Overwrite=True)
+                self._start_anew("schedules")
                 refusal = self._wait("The new setting", refused)
                 current.say("in force")
         finally:
@@ -372,6 +375,12 @@ class Demo:
     def _invoke(self, job: str, event: Mapping[str, Any]) -> dict[str, Any]:
         answer: dict[str, Any] = self.aws.invoke(job, event)
         return answer
+
+    def _start_anew(self, job: str) -> None:
+        """Have its next call begin in a new environment, as after any update, though here to the same timeout."""
+        functions, name = self.aws.client("lambda"), f"{self.aws.stack_name}-{job}"
+        timeout = functions.get_function_configuration(FunctionName=name)["Timeout"]
+        functions.update_function_configuration(FunctionName=name, Timeout=timeout)
 
     def _refusal(self, job: str, event: Mapping[str, Any]) -> str:
         """The sentence with which the job refuses the event."""
