@@ -163,7 +163,7 @@ class LocalAws:
                 current.say(url if server.start() else f"{url} (was up)")
 
     def deploy(self, **parameters: str) -> None:
-        """Build and deploy the stack with these template parameters, which migrates the database, unless nothing changed.
+        """Build and deploy the stack with these template parameters (which migrates the database) if anything changed.
 
         Raises LocalAwsError with the end of SAM's output.
         """
