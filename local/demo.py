@@ -316,6 +316,7 @@ class Demo:
                 current.say("in force")
         finally:
             ssm.put_parameter(Name=name, Value="{}", Overwrite=True)
+            self._start_anew("schedules")
         rest = ssm.get_parameter(Name=name)["Parameter"]["Value"]
         table(("override", "what came of it"), [(bad, alert), (good, refusal), (rest, "Put back.")], lines=True)
         self._did("schedule-watch", "refused a bad setting", time.monotonic() - began, "the alerts")
