@@ -101,6 +101,19 @@ def test_a_bad_override_keeps_the_last_good_one_and_raises_one_alert(override: A
     assert settings.load().orphan_cleanup_max_delete_gb == 4
 
 
+def test_a_warm_function_that_still_sees_the_bad_value_takes_the_one_that_mended_it(
+    override: Any, alerts: Any
+) -> None:
+    override('{"orphan_cleanup_max_delete_gb": 2.5}')
+    override('{"nonsense": 1}')
+    assert settings.load().orphan_cleanup_max_delete_gb == 2.5
+    seen_before = settings._provider
+    override('{"orphan_cleanup_max_delete_gb": 4}')
+    settings._provider = seen_before  # its cache holds the bad value for a minute
+    assert settings.load().orphan_cleanup_max_delete_gb == 4
+    assert len(alerts()) == 1  # for the bad one, and none for the good one
+
+
 def test_with_no_good_override_at_all_the_deployed_settings_stay(override: Any, alerts: Any) -> None:
     aws.client("ssm").delete_parameter(Name="/lamplighter/settings")
     override("not json")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import timedelta
 from typing import Annotated, Any, Final
 
@@ -168,31 +169,32 @@ def _overridden(base: Mapping[str, object], name: str) -> Settings:
         raise Retryable(f"The settings parameter {name} cannot be read: {error}") from error
     try:
         return merge(base, str(value))
-    except SettingsError as error:
-        return _last_good(base, name, error)
+    except SettingsError:
+        return _last_good(base, name)
 
 
 _provider: Any = None
 
 
-def _last_good(base: Mapping[str, object], name: str, problem: SettingsError) -> Settings:
+def _last_good(base: Mapping[str, object], name: str) -> Settings:
     from lamplighter.kernel.aws import client
     from lamplighter.kernel.notify import alert
 
     pages = client("ssm").get_paginator("get_parameter_history").paginate(Name=name)
-    versions = sorted((v for page in pages for v in page["Parameters"]), key=lambda v: -v["Version"])
-    for version in versions[1:]:
-        try:
+    newest, *older = sorted((v for page in pages for v in page["Parameters"]), key=lambda v: -v["Version"])
+    try:
+        return merge(base, newest["Value"])  # mended already: what was found bad came from a cache
+    except SettingsError as error:
+        problem = error
+    settings, kept = parse(base, source="the environment"), "the deployed settings stay in force"
+    for version in older:
+        with suppress(SettingsError):
             settings = merge(base, version["Value"])
-        except SettingsError:
-            continue
-        kept = f"version {version['Version']} stays in force"
-        break
-    else:
-        settings, kept = parse(base, source="the environment"), "the deployed settings stay in force"
+            kept = f"version {version['Version']} stays in force"
+            break
     alert(
-        f"settings#{name}#{versions[0]['Version']}",
+        f"settings#{name}#{newest['Version']}",
         subject="A bad settings override was refused",
-        message=f"{problem} Version {versions[0]['Version']} of {name} was refused as a whole; {kept}.",
+        message=f"{problem} Version {newest['Version']} of {name} was refused as a whole; {kept}.",
     )
     return settings
