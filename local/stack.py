@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from local.console import console, step
-from local.postgres import database_url, postgres
+from local.postgres import database_url, postgres, postgres_programs
 from local.servers import LocalAwsError, Server, tail
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -192,9 +192,12 @@ class LocalAws:
         self._deployed.write_text(state)
 
     def write_environment(self) -> Path:
-        """Write `environment` as shell exports, for `source`."""
+        """Write `environment` as shell exports, for `source`, with the way to `sam` and `psql`."""
+        exports = [f"export {name}='{value}'" for name, value in self.environment.items()]
+        programs = os.pathsep.join(map(str, (Path(sys.executable).parent, postgres_programs())))
+        exports.append(f"export SAM_CLI_TELEMETRY=0 PATH='{programs}':\"$PATH\"")
         file = self.directory / "env"
-        file.write_text("".join(f"export {name}='{value}'\n" for name, value in self.environment.items()))
+        file.write_text("\n".join(exports) + "\n")
         return file
 
     def stop(self) -> None:
