@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
@@ -219,3 +220,19 @@ def test_many_are_counted_by_what_became_of_them(ledger: Ledger, clock: FakeCloc
 def test_an_event_it_does_not_take_is_an_error() -> None:
     with pytest.raises(Permanent, match="cursor: not known here"):
         timeout_checker.handler({"cursor": {}}, FakeContext())
+
+
+def test_only_the_heartbeat_is_measured_while_there_is_nothing_to_do(
+    ledger: Ledger, clock: FakeClock, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Ledger, "from_environment", lambda: ledger)
+
+    def measured() -> set[str]:
+        timeout_checker.handler({}, FakeContext())
+        lines = [json.loads(line) for line in capsys.readouterr().out.splitlines() if '"_aws"' in line]
+        return {metric["Name"] for line in lines for metric in line["_aws"]["CloudWatchMetrics"][0]["Metrics"]}
+
+    assert measured() == {"CheckerHeartbeat"}
+    start(ledger)
+    clock.tick(minutes=31)
+    assert measured() == {"CheckerHeartbeat", "OldestOverdueSeconds", "JobsExpired"}

@@ -71,6 +71,7 @@ def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:  # noqa: ARG
         logger.warning("only rate(...) schedules can be watched", extra={"unwatched": unwatched})
     metrics = Metrics()
     metrics.add_metric(name="ScheduleWatchHeartbeat", unit=MetricUnit.Count, value=1)
-    metrics.add_metric(name="SchedulesOverdue", unit=MetricUnit.Count, value=len(late))
+    if late:
+        metrics.add_metric(name="SchedulesOverdue", unit=MetricUnit.Count, value=len(late))
     metrics.flush_metrics()
     return {"watched": len(watched), "overdue": late, "unwatched": unwatched}

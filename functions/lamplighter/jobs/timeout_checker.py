@@ -184,7 +184,10 @@ def _measure(report: Mapping[str, Any]) -> None:
     metrics = Metrics()
     if not report["failed_lanes"]:  # silence is what the alarm listens for
         metrics.add_metric(name="CheckerHeartbeat", unit=MetricUnit.Count, value=1)
-    metrics.add_metric(name="OldestOverdueSeconds", unit=MetricUnit.Seconds, value=report["oldest_overdue_seconds"])
+    # The others only where there is something to tell: a metric of zeros costs thirty cents a month, too.
+    if late := report["oldest_overdue_seconds"]:
+        metrics.add_metric(name="OldestOverdueSeconds", unit=MetricUnit.Seconds, value=late)
     for name, metric in (("expired", "JobsExpired"), ("released", "JobsReleased"), ("failed", "JobsFailed")):
-        metrics.add_metric(name=metric, unit=MetricUnit.Count, value=report[name])
+        if report[name]:
+            metrics.add_metric(name=metric, unit=MetricUnit.Count, value=report[name])
     metrics.flush_metrics()
