@@ -192,9 +192,15 @@ def _policy_from_json(text: str) -> Policy:
     return Policy(**values | {name: timedelta(seconds=values[name]) for name in _DURATIONS if name in values})
 
 
-def _errors_to_items(errors: tuple[AttemptError, ...]) -> list[dict[str, Any]]:
-    names = [f.name for f in fields(AttemptError)]
-    return [{name: getattr(error, name) for name in names} | {"at": to_text(error.at)} for error in errors]
+_ERROR_FIELDS: Final = tuple(f.name for f in fields(AttemptError))
+
+
+def _error_to_item(error: AttemptError) -> dict[str, Any]:
+    return {name: getattr(error, name) for name in _ERROR_FIELDS} | {"at": to_text(error.at)}
+
+
+def _error_from_item(item: dict[str, Any]) -> AttemptError:
+    return AttemptError(**item | {"at": from_text(item["at"])})
 
 
 _SPELLED: Final[dict[str, Callable[[Any], Any]]] = {
@@ -203,8 +209,8 @@ _SPELLED: Final[dict[str, Callable[[Any], Any]]] = {
     **dict.fromkeys(("input_keys", "output_keys"), list),
     **dict.fromkeys(("status", "trigger"), str),
     "policy": _policy_to_json,
-    "errors": _errors_to_items,
-    "rescues": lambda moments: list(map(to_text, moments)),
+    "errors": lambda errors: [_error_to_item(error) for error in errors],
+    "rescues": lambda moments: [to_text(moment) for moment in moments],
 }
 """How a field is spelled in the row, where not as it is."""
 
@@ -244,11 +250,7 @@ def decode(item: dict[str, Any]) -> Job:
     values["policy"] = _policy_from_json(item["policy"])
     values["status"] = Status(item["status"])
     values["trigger"] = Trigger(item.get("trigger", Trigger.CLI))
-    values["errors"] = tuple(
-        AttemptError(**error | {"at": from_text(error["at"]), "attempt": int(error["attempt"])})
-        for error in item.get("errors", ())
-    )
-    values["rescues"] = tuple(from_text(moment) for moment in item.get("rescues", ()))
+    values["errors"] = tuple(map(_error_from_item, item.get("errors", ())))
+    values["rescues"] = tuple(map(from_text, item.get("rescues", ())))
     values |= {name: tuple(item.get(name, ())) for name in ("input_keys", "output_keys")}
-    values |= {name: int(values[name]) for name in ("attempt", "continuation", "progress") if name in values}
     return Job(**values)

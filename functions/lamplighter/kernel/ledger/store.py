@@ -182,7 +182,7 @@ class DynamoStore:
             return
         lock: dict[str, Any] = {
             "TableName": self.table,
-            "Item": _typed({"pk": lock_key(job.job_type), "holder": job.job_id}),
+            "Item": {"pk": {"S": lock_key(job.job_type)}, "holder": {"S": job.job_id}},
             "ConditionExpression": "attribute_not_exists(pk)",
             "ReturnValuesOnConditionCheckFailure": "ALL_OLD",
         }
@@ -256,7 +256,7 @@ class DynamoStore:
             **({"UpdateExpression": expression} if expression else {}),
             "ConditionExpression": condition,
             "ExpressionAttributeNames": names,
-            "ExpressionAttributeValues": _typed(values),
+            "ExpressionAttributeValues": {name: _typed(value) for name, value in values.items()},
         }
 
     def apply_many(self, changes: Sequence[Change]) -> list[Outcome]:
@@ -302,7 +302,7 @@ class DynamoStore:
         parameters = [*diff.set.values(), *diff.append.values(), job_key(change.old.job_id), *expected.values()]
         return {
             "Statement": f'UPDATE "{self.table}" {" ".join(clauses)} WHERE pk = ?{where}',
-            "Parameters": [_serialize(value) for value in parameters],
+            "Parameters": [_typed(value) for value in parameters],
         }
 
     def expired(self, shard: int, now: datetime, *, limit: int, cursor: Cursor | None = None) -> Page:
@@ -376,25 +376,40 @@ def shards() -> range:
 
 def from_item(item: dict[str, Any]) -> Job:
     """The job of a DynamoDB item (or stream image), typed values and all."""
-    from boto3.dynamodb.types import TypeDeserializer
-
-    deserialize = TypeDeserializer().deserialize
-    return decode({name: deserialize(value) for name, value in item.items()})
+    return decode({name: _untyped(value) for name, value in item.items()})
 
 
 def to_item(job: Job) -> dict[str, Any]:
     """The DynamoDB item of a job."""
-    return _typed(encode(job))
+    return {name: _typed(value) for name, value in encode(job).items()}
 
 
-def _serialize(value: Any) -> dict[str, Any]:
-    from boto3.dynamodb.types import TypeSerializer
+# boto3 has its own pair of these, which would import boto3 where a stream record is only read, and take twice the time.
+def _typed(value: Any) -> dict[str, Any]:
+    """A value of `encode` as DynamoDB spells it."""
+    match value:
+        case bool():
+            return {"BOOL": value}
+        case int():
+            return {"N": str(value)}
+        case str():
+            return {"S": value}
+        case list():
+            return {"L": [_typed(each) for each in value]}
+    return {"M": {name: _typed(each) for name, each in value.items()}}
 
-    return dict(TypeSerializer().serialize(value))
 
-
-def _typed(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: _serialize(value) for name, value in values.items()}
+def _untyped(value: dict[str, Any]) -> Any:
+    """What `_typed` spelled."""
+    ((kind, content),) = value.items()
+    match kind:
+        case "N":
+            return int(content)
+        case "L":
+            return [_untyped(each) for each in content]
+        case "M":
+            return {name: _untyped(each) for name, each in content.items()}
+    return content
 
 
 def _part(kind: str, request: dict[str, Any]) -> Any:
