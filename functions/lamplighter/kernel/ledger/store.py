@@ -388,12 +388,12 @@ def to_item(job: Job) -> dict[str, Any]:
 def _typed(value: Any) -> dict[str, Any]:
     """A value of `encode` as DynamoDB spells it."""
     match value:
+        case str():
+            return {"S": value}
         case bool():
             return {"BOOL": value}
         case int():
             return {"N": str(value)}
-        case str():
-            return {"S": value}
         case list():
             return {"L": [_typed(each) for each in value]}
     return {"M": {name: _typed(each) for name, each in value.items()}}
@@ -403,13 +403,13 @@ def _untyped(value: dict[str, Any]) -> Any:
     """What `_typed` spelled."""
     ((kind, content),) = value.items()
     match kind:
+        case "S" | "BOOL":
+            return content
         case "N":
             return int(content)
         case "L":
             return [_untyped(each) for each in content]
-        case "M":
-            return {name: _untyped(each) for name, each in content.items()}
-    return content
+    return {name: _untyped(each) for name, each in content.items()}
 
 
 def _part(kind: str, request: dict[str, Any]) -> Any:
