@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
+from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -161,30 +162,23 @@ class Table:
         return answer
 
     def _execute(self, statement: Item) -> Item:
-        parsed = _STATEMENT.fullmatch(statement["Statement"])
-        if parsed is None:
-            raise ValueError(f"that statement is not known here: {statement['Statement']}")
+        clauses, names = _parsed(statement["Statement"])
         parameters = iter(statement["Parameters"])
-        clauses = list(_CLAUSE.finditer(parsed["clauses"]))
-        if " ".join(clause[0] for clause in clauses) != parsed["clauses"]:
-            raise ValueError(f"those clauses are not known here: {parsed['clauses']}")
-        given: list[tuple[re.Match[str], Item]] = [
-            (clause, {} if clause["remove"] else next(parameters)) for clause in clauses
-        ]
+        given: list[Item] = [{} if kind == "REMOVE" else next(parameters) for kind, _ in clauses]
         key = next(parameters)["S"]
         row = self.rows.get(key)
         old = json.loads(row) if row else {}
-        expected = dict(zip(re.findall(r'"(\w+)"', parsed["where"]), parameters, strict=True))
-        if not row or any(old.get(name) != value for name, value in expected.items()):
+        expected = zip(names, parameters, strict=True)
+        if not row or any(old.get(name) != value for name, value in expected):
             return {"Error": {"Code": "ConditionalCheckFailed", "Message": "The conditional request failed"}}
         new = dict(old)
-        for clause, value in given:
-            if clause["set"]:
-                new[clause["set"]] = value
-            elif clause["append"]:
-                new[clause["append"]] = {"L": old[clause["append"]]["L"] + value["L"]}
+        for (kind, name), value in zip(clauses, given, strict=True):
+            if kind == "SET":
+                new[name] = value
+            elif kind == "APPEND":
+                new[name] = {"L": old[name]["L"] + value["L"]}
             else:
-                new.pop(clause["remove"], None)
+                new.pop(name, None)
         self.before.setdefault(key, row)
         self._write(key, old, new)
         return {"TableName": "jobs"}
@@ -200,6 +194,18 @@ class Table:
             if len(becomes) == 2:
                 bisect.insort(self._indexes[index].setdefault(becomes[0], []), (becomes[1], key))
         self.rows[key] = json.dumps(new, separators=(",", ":")).encode()
+
+
+@lru_cache
+def _parsed(statement: str) -> tuple[list[tuple[str, str]], list[str]]:
+    """What an UPDATE does, (SET, APPEND or REMOVE, attribute) each, and the attributes of its WHERE beside the key."""
+    parsed = _STATEMENT.fullmatch(statement)
+    clauses = list(_CLAUSE.finditer(parsed["clauses"])) if parsed else []
+    if parsed is None or " ".join(clause[0] for clause in clauses) != parsed["clauses"]:
+        raise ValueError(f"that statement is not known here: {statement}")
+    kinds = {"append": "APPEND", "set": "SET", "remove": "REMOVE"}
+    found = [(kinds[str(clause.lastgroup)], str(clause[str(clause.lastgroup)])) for clause in clauses]
+    return found, re.findall(r'"(\w+)"', parsed["where"])
 
 
 _PLACE: Final = "0" * 26
