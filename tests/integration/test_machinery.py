@@ -101,9 +101,7 @@ def test_a_bad_override_keeps_the_last_good_one_and_raises_one_alert(override: A
     assert settings.load().orphan_cleanup_max_delete_gb == 4
 
 
-def test_a_warm_function_that_still_sees_the_bad_value_takes_the_one_that_mended_it(
-    override: Any, alerts: Any
-) -> None:
+def test_a_warm_function_that_still_sees_the_bad_value_takes_the_one_that_mended_it(override: Any, alerts: Any) -> None:
     override('{"orphan_cleanup_max_delete_gb": 2.5}')
     override('{"nonsense": 1}')
     assert settings.load().orphan_cleanup_max_delete_gb == 2.5
