@@ -62,6 +62,24 @@ def test_a_preview_is_the_default_and_lists_what_would_go(world: World) -> None:
     assert world.outcomes(report.manifest)["orphan.jpg"].outcome == "would_delete"
 
 
+def test_a_schedule_cleans_the_folder_and_asks_the_columns_of_the_settings(world: World) -> None:
+    """REQUIREMENTS A1: references may come from several columns."""
+    world.sql("CREATE TABLE avatars (id int, url text)")
+    world.sql("INSERT INTO avatars VALUES (1, 'shop/a.jpg')")
+    world.put("shop/a.jpg", "shop/b.jpg", "shop/orphan.jpg", "elsewhere/orphan.jpg")
+    world.refer("shop/b.jpg")
+    settings = {
+        "orphan_cleanup_base_path": "/shop",
+        "orphan_cleanup_references": "media_files.storage_key, public.avatars.url",
+    }
+
+    report = world.clean(world.run(settings=settings))
+
+    assert (report.scanned_files, report.deleted_files) == (3, 1)
+    assert [count.column for count in report.references] == ["media_files.storage_key", "public.avatars.url"]
+    assert world.keys() == ["elsewhere/orphan.jpg", "shop/a.jpg", "shop/b.jpg"]
+
+
 def test_young_files_are_skipped_and_counted(world: World) -> None:
     world.put("used.jpg", "orphan.jpg")
     world.refer("used.jpg")

@@ -62,6 +62,8 @@ def test_the_environment_is_read_as_the_template_writes_it() -> None:
         ('{"orphan_cleanup_enabled": "perhaps"}', "orphan_cleanup_enabled: .*boolean.*got 'perhaps'"),
         ('{"job_timeout_minutes": "30 minutes"}', "job_timeout_minutes"),
         ('{"orphan_cleanup_max_delete_gb": 1', "must hold a JSON object"),
+        ('{"orphan_cleanup_references": "media_files"}', "orphan_cleanup_references.*got 'media_files'"),
+        ('{"orphan_cleanup_references": []}', "orphan_cleanup_references"),
         ("[]", "must hold a JSON object of settings, not list"),
         ("", "must hold a JSON object"),
     ],
@@ -69,6 +71,12 @@ def test_the_environment_is_read_as_the_template_writes_it() -> None:
 def test_a_bad_override_is_refused_with_the_name_of_the_setting(override: str, said: str) -> None:
     with pytest.raises(SettingsError, match=f"In the settings parameter: .*{said}"):
         merge({}, override)
+
+
+def test_columns_are_given_with_commas_or_as_a_list() -> None:
+    both = ("media_files.storage_key", "shop.avatars.url")
+    assert merge({"orphan_cleanup_references": ", ".join(both)}, "{}").orphan_cleanup_references == both
+    assert merge({}, '{"orphan_cleanup_references": ["a.b"]}').orphan_cleanup_references == ("a.b",)
 
 
 def test_an_override_wins_over_the_environment() -> None:

@@ -31,6 +31,14 @@ def _from_json(value: object) -> object:
     return json.loads(value) if isinstance(value, str) else value
 
 
+def _split(value: object) -> object:
+    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+
+Column = Annotated[str, Field(pattern=r"^[^.,]+(\.[^.,]+){1,2}$")]
+"""`table.column` or `schema.table.column`."""
+
+
 class Settings(BaseModel):
     """All settings, with REQUIREMENTS' defaults."""
 
@@ -40,6 +48,12 @@ class Settings(BaseModel):
     """Whether scheduled runs of the orphan cleanup do anything (A6)."""
     orphan_cleanup_scan_interval_hours: int = Field(24, ge=1, le=720)
     """Hours between scheduled runs; applied by starting the schedule (A6)."""
+    orphan_cleanup_base_path: str = ""
+    """The folder that is cleaned; empty is the whole bucket (A1)."""
+    orphan_cleanup_references: Annotated[tuple[Column, ...], BeforeValidator(_split)] = Field(
+        ("media_files.storage_key",), min_length=1
+    )
+    """The columns whose values keep files, each as `table.column`, separated by commas or as a JSON list (A1)."""
     orphan_cleanup_age_threshold_hours: float = Field(24, ge=0)
     """Younger files are skipped (A2)."""
     orphan_cleanup_dry_run: bool = True

@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Self
 from urllib.parse import quote
 
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, Field
 
 from lamplighter.kernel.deletion import (
     PART,
@@ -61,10 +61,10 @@ class Params(JobParams):
 
     bucket: str | None = Field(None, min_length=1)
     """The bucket to clean; the stack's media bucket (`MEDIA_BUCKET`)."""
-    base_path: str = ""
-    """The folder to clean, with or without slashes around it; the whole bucket."""
-    references: tuple[Reference, ...] = Field((Reference(table="media_files", column="storage_key"),), min_length=1)
-    """The columns whose values keep objects."""
+    base_path: str | None = None
+    """The folder to clean, slashes around it or not; empty is the whole bucket (`orphan_cleanup_base_path`)."""
+    references: tuple[Reference, ...] | None = Field(None, min_length=1)
+    """The columns whose values keep objects (`orphan_cleanup_references`)."""
     min_age_hours: float | None = Field(None, ge=0, le=1_000_000)
     """Younger files are skipped (`orphan_cleanup_age_threshold_hours`)."""
     dry_run: bool | None = None
@@ -79,17 +79,12 @@ class Params(JobParams):
     override: bool = False
     """The first of the two switches that let a run pass the governor; the other is the setting `allow_override`."""
 
-    @field_validator("base_path")
-    @classmethod
-    def _folder(cls, path: str) -> str:
-        """As keys have it: no slash before, one behind, nothing for the whole bucket."""
-        path = path.strip("/")
-        return f"{path}/" if path else ""
-
     def resolved(self, settings: Settings) -> Self:
         """With what was not given from the settings."""
         values = {
             "bucket": os.environ.get("MEDIA_BUCKET"),
+            "base_path": settings.orphan_cleanup_base_path,
+            "references": tuple(map(Reference.parse, settings.orphan_cleanup_references)),
             "min_age_hours": settings.orphan_cleanup_age_threshold_hours,
             "dry_run": settings.orphan_cleanup_dry_run,
             "max_delete_gb": settings.orphan_cleanup_max_delete_gb,
@@ -181,7 +176,8 @@ class OrphanCleanup:
         self._run = run
         self._params = params
         self._bucket = params.bucket
-        self._folder = params.base_path
+        folder = (params.base_path or "").strip("/")
+        self._folder = f"{folder}/" if folder else ""
         self._dry_run = params.dry_run is not False
         self._s3 = s3
         self._archive = Archive(
@@ -246,7 +242,8 @@ class OrphanCleanup:
 
         exists = partial(listing.exists, self._s3, self._bucket)
         with connection.begin():
-            return profile(connection, self._params.references, bucket=self._bucket, folder=self._folder, exists=exists)
+            columns = self._params.references or ()
+            return profile(connection, columns, bucket=self._bucket, folder=self._folder, exists=exists)
 
     def _scan(self, connection: Connection, references: References, scanned: _Scanned) -> Stop:
         """Writes the orphans down as the plan's parts, in S3's order; counts in `scanned`."""

@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self
 from urllib.parse import quote, quote_plus, unquote, unquote_plus
 
 from pydantic import BaseModel, ConfigDict
@@ -55,6 +55,12 @@ class Reference(BaseModel):
     table: str
     """Its table or view, with its schema before a dot where it is not on the search path."""
     column: str
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """The column of `table.column` or `schema.table.column`."""
+        table, _, column = text.rpartition(".")
+        return cls(table=table, column=column)
 
     def __str__(self) -> str:
         return f"{self.table}.{self.column}"
