@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Self
 from urllib.parse import quote
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, field_validator
 
 from lamplighter.kernel.deletion import (
     PART,
@@ -79,11 +79,16 @@ class Params(JobParams):
     override: bool = False
     """The first of the two switches that let a run pass the governor; the other is the setting `allow_override`."""
 
+    @field_validator("base_path")
+    @classmethod
+    def _folder(cls, path: str | None) -> str | None:
+        return None if path is None else folder_of(path)
+
     def resolved(self, settings: Settings) -> Self:
         """With what was not given from the settings."""
         values = {
             "bucket": os.environ.get("MEDIA_BUCKET"),
-            "base_path": settings.orphan_cleanup_base_path,
+            "base_path": folder_of(settings.orphan_cleanup_base_path),
             "references": tuple(map(Reference.parse, settings.orphan_cleanup_references)),
             "min_age_hours": settings.orphan_cleanup_age_threshold_hours,
             "dry_run": settings.orphan_cleanup_dry_run,
@@ -176,8 +181,7 @@ class OrphanCleanup:
         self._run = run
         self._params = params
         self._bucket = params.bucket
-        folder = (params.base_path or "").strip("/")
-        self._folder = f"{folder}/" if folder else ""
+        self._folder = params.base_path or ""
         self._dry_run = params.dry_run is not False
         self._s3 = s3
         self._archive = Archive(
@@ -380,6 +384,12 @@ class OrphanCleanup:
             references=[column.count for column in references.columns],
             manifest=manifest,
         )
+
+
+def folder_of(path: str) -> str:
+    """A path as keys have it: no slash before, one behind, nothing for the whole bucket."""
+    path = path.strip("/")
+    return f"{path}/" if path else ""
 
 
 def is_media(key: str) -> bool:
