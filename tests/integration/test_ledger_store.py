@@ -354,3 +354,21 @@ def test_a_write_that_meets_another_is_tried_again(
     transaction.left = 100
     with pytest.raises(Exception, match="TransactionCanceled"):
         start(ledger, SINGLE)
+
+
+def test_the_oldest_dead_letters_come_first_whatever_shard_they_are_in(ledger: Ledger, clock: Clock) -> None:
+    """A shard that yields more than was asked for must not shorten the search of the next."""
+
+    def dead(shard: int) -> Job:
+        clock.now += timedelta(minutes=1)
+        number = next(
+            n for n in range(1000) if ledger.new_job("sync", POLICY, job_id=f"{clock.now:%H%M}-{n}").shard == shard
+        )
+        return ledger.fail(start(ledger, job_id=f"{clock.now:%H%M}-{number}"), Permanent("no"))
+
+    ledger.redrive(dead(1).job_id)
+    oldest = [dead(1), dead(1)]
+    ledger.redrive(dead(0).job_id)
+    for _ in range(3):
+        dead(0)
+    assert [job.job_id for job in ledger.dead_letters(limit=2)] == [job.job_id for job in oldest]

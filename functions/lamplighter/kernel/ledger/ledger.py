@@ -216,13 +216,15 @@ class Ledger:
         """Jobs that failed for good and were not redriven, oldest first, up to `limit`."""
         found: list[Job] = []
         for shard in shards():
+            oldest: list[Job] = []  # of each shard as many as are asked for: all may be in one
             cursor: Cursor | None = None
-            while len(found) < limit * (shard + 1):
+            while len(oldest) < limit:
                 page = self.store.finished(Status.FAILED, shard, self.clock(), limit=limit, cursor=cursor)
-                found += [job for job in page.jobs if job.dead_letter and not job.redriven_as]
+                oldest += [job for job in page.jobs if job.dead_letter and not job.redriven_as]
                 cursor = page.next
                 if cursor is None:
                     break
+            found += oldest
         return sorted(found, key=lambda job: job.finished_at or job.created_at)[:limit]
 
     def expire(self, job: Job) -> Job:
