@@ -60,6 +60,19 @@ def test_an_application_that_already_has_its_media_files_keeps_them(database_url
     assert "storage_key" in indexed
 
 
+def test_a_table_of_another_shape_is_left_as_it_is(database_url: str) -> None:
+    with database.engine().begin() as connection:
+        connection.execute(text("CREATE TABLE sessions (session_key text PRIMARY KEY, expire_date timestamptz)"))
+
+    migrate.handler({}, None)
+
+    with database.engine().connect() as connection:
+        assert [column["name"] for column in inspect(connection).get_columns("sessions")] == [
+            "session_key",
+            "expire_date",
+        ]
+
+
 @pytest.fixture
 def cloudformation() -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """The address that waits for a custom resource's answers, and those that came."""
