@@ -6,12 +6,11 @@ It leaves the local AWS up, to be looked at. A second run starts from what the f
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,17 +19,13 @@ from rich.filesize import decimal
 from local import demo_data
 from local.console import console, say, step, table
 from local.demo_evidence import Alerts, Evidence
+from local.demo_stage import Answered, Stage, number, reports, short
 from local.servers import LocalAwsError
 from local.stack import FIRST_PORT, ROOT, LocalAws
 
 if TYPE_CHECKING:
-    from pg8000.native import Connection
-
     from lamplighter.kernel.ledger.row import Job
 
-PATIENCE: Final = timedelta(seconds=90)
-"""How long something may take that happens by itself: a schedule's minute, a warm function's view of the settings
-(FRESH_SECONDS), and what follows from it."""
 NOW: Final = {"min_age_hours": 0}
 """The demo's files are minutes old; by default younger ones than a day are left alone."""
 
@@ -38,17 +33,13 @@ NOW: Final = {"min_age_hours": 0}
 class Demo:
     """One run on a deployed local AWS; the chapters are told in the order of the methods."""
 
-    def __init__(self, aws: LocalAws, database: Connection) -> None:
-        self.aws = aws
-        self.database = database
-        self.outputs = aws.outputs()
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
+        self.aws, self.database, self.outputs = stage.aws, stage.database, stage.outputs
         self.bucket = self.outputs["MediaBucketName"]
         self.jobs_table = self.outputs["JobsTableName"]
-        self.evidence = Evidence(aws=aws, outputs=self.outputs)
-        self.alerts = Alerts(aws, self.outputs["AlertsTopicArn"])
-        self.began = datetime.now(UTC)
-        self.chapters = 0
-        self.summary: list[tuple[str, str, str, str]] = []
+        self.evidence = Evidence(aws=self.aws, outputs=self.outputs)
+        self.alerts = Alerts(self.aws, self.outputs["AlertsTopicArn"])
 
     def run(self) -> None:
         live, before = self._fill()
@@ -64,13 +55,15 @@ class Demo:
 
     def _fill(self) -> tuple[demo_data.LiveJobs, dict[str, str]]:
         """The live jobs, and the bucket's listing."""
-        self._chapter("Demo data", "A media bucket with orphans in it, rows that name the other files, a job ledger.")
+        self.stage.chapter(
+            "Demo data", "A media bucket with orphans in it, rows that name the other files, a job ledger."
+        )
         wanted = demo_data.media(self.bucket)
         with step("Objects", total=len(wanted)) as current:
             put, before = demo_data.put_objects(self.aws, self.bucket, wanted, current.advance)
-            current.say(f"{_number(put)} put")
+            current.say(f"{number(put)} put")
         with step("Rows") as current:
-            current.say(f"{_number(demo_data.insert_references(self.database, wanted))} inserted")
+            current.say(f"{number(demo_data.insert_references(self.database, wanted))} inserted")
         with step("Jobs", total=demo_data.JOBS) as current:
             live = demo_data.put_jobs(self.aws, self.jobs_table, datetime.now(UTC), current.advance)
             current.say(f"{len(live.all())} alive, the rest is history")
@@ -81,46 +74,46 @@ class Demo:
         table(
             ("what", "where", "how many"),
             [
-                ("objects", f"s3://{self.bucket}", _number(len(before))),
-                *((f"rows: {form}", "Postgres, media_files.storage_key", _number(count)) for form, count in forms),
-                ("jobs, and a few marks", self.jobs_table, _number(items)),
+                ("objects", f"s3://{self.bucket}", number(len(before))),
+                *((f"rows: {form}", "Postgres, media_files.storage_key", number(count)) for form, count in forms),
+                ("jobs, and a few marks", self.jobs_table, number(items)),
             ],
             right=("how many",),
         )
         return live, before
 
     def _preview(self) -> dict[str, Any]:
-        self._chapter(
+        self.stage.chapter(
             "Orphan cleanup: the preview",
             "It only previews unless told otherwise, and leaves files alone that are younger than a day. Here all are, "
             "so from now on it is run by hand with min_age_hours 0.",
         )
-        careful = self._invoke("orphan-cleanup", {})
-        report = self._invoke("orphan-cleanup", NOW)
+        careful = self.stage.invoke("orphan-cleanup", {})
+        report = self.stage.invoke("orphan-cleanup", NOW)
         names = ["scanned_files", "skipped_young", "skipped_not_media", "orphaned_files", "orphaned_bytes"]
         names += ["would_delete_files", "deleted_files", "duration_seconds"]
-        _reports(names, {"by its defaults": careful, "min_age_hours 0": report})
+        reports(names, {"by its defaults": careful, "min_age_hours 0": report})
         (column,) = report["references"]
         say(
-            f"{column['column']} holds {_number(column['values'])} references in several forms: "
-            f"{_number(column['mapped'])} could be mapped to keys, {_number(column['unmapped'])} could not."
+            f"{column['column']} holds {number(column['values'])} references in several forms: "
+            f"{number(column['mapped'])} could be mapped to keys, {number(column['unmapped'])} could not."
         )
         entries = self.evidence.manifest(report["manifest"])
         odd = {entry["key"].rpartition("/")[2]: entry for entry in entries if entry["key"].startswith("odd/")}
         table(
             ("some of the orphans", "bytes", "outcome"),
-            [(_short(entry["key"], 44), entry["size"], entry["outcome"]) for entry in [*entries[:3], *odd.values()]],
+            [(short(entry["key"], 44), entry["size"], entry["outcome"]) for entry in [*entries[:3], *odd.values()]],
             right=("bytes",),
         )
-        say(f"The manifest names all {_number(len(entries))}:")
+        say(f"The manifest names all {number(len(entries))}:")
         console.print(f"s3://{report['manifest']['bucket']}/{report['manifest']['key']}", markup=False, soft_wrap=True)
-        self._did(
-            "orphan-cleanup", f"found {_number(len(entries))} orphans", report["duration_seconds"], "its manifest in S3"
+        self.stage.did(
+            "orphan-cleanup", f"found {number(len(entries))} orphans", report["duration_seconds"], "its manifest in S3"
         )
         return report
 
     def _governor(self, before: dict[str, str]) -> None:
-        self._chapter(
+        self.stage.chapter(
             "The governor",
             "Now in earnest (dry_run false), but with something wrong each time. It has to refuse, and to say why.",
         )
@@ -138,54 +131,54 @@ class Demo:
             "CREATE TABLE demo_other_server AS SELECT '/srv/old/' || id || '.jpg' AS path FROM media_files LIMIT 5000"
         )
         try:
-            answers = [(what, self._refusal("orphan-cleanup", earnest | event)) for what, event in tries.items()]
+            answers = [(what, self.stage.refusal("orphan-cleanup", earnest | event)) for what, event in tries.items()]
         finally:
             self.database.run("DROP TABLE demo_empty, demo_other_server")
         table(("what was wrong", "the answer"), answers, lines=True)
-        self._expect(self._listing() == before, "The governor refused, but the bucket has changed.")
-        say(f"The bucket still holds the same {_number(len(before))} objects.")
-        self._did("orphan-cleanup", f"refused {len(answers)} times", time.monotonic() - began, "the dead letters")
+        self.stage.expect(self._listing() == before, "The governor refused, but the bucket has changed.")
+        say(f"The bucket still holds the same {number(len(before))} objects.")
+        self.stage.did("orphan-cleanup", f"refused {len(answers)} times", time.monotonic() - began, "the dead letters")
 
     def _cleanup(self, preview: dict[str, Any], before: dict[str, str]) -> dict[str, Any]:
-        self._chapter("Orphan cleanup: for real", "The same as the preview, with dry_run false.")
-        report = self._invoke("orphan-cleanup", NOW | {"dry_run": False})
+        self.stage.chapter("Orphan cleanup: for real", "The same as the preview, with dry_run false.")
+        report = self.stage.invoke("orphan-cleanup", NOW | {"dry_run": False})
         names = ["orphaned_files", "would_delete_files", "would_delete_bytes", "deleted_files", "deleted_bytes"]
         names += ["kept_referenced_again", "kept_changed", "failed_deletions", "duration_seconds"]
-        _reports(names, {"preview": preview, "for real": report})
-        self._expect(
+        reports(names, {"preview": preview, "for real": report})
+        self.stage.expect(
             report["deleted_files"] == preview["would_delete_files"] > 0, "The deletion differs from its preview."
         )
         after = self._listing()
         stored = self.database.run("SELECT storage_key FROM media_files")
         named = {demo_data.key_of(key, self.bucket) for (key,) in stored}
         gone = before.keys() - after.keys()
-        self._expect(len(gone) == report["deleted_files"], "The bucket lacks other than what the report says.")
-        self._expect(not gone & named, "An object that a row names was deleted.")
+        self.stage.expect(len(gone) == report["deleted_files"], "The bucket lacks other than what the report says.")
+        self.stage.expect(not gone & named, "An object that a row names was deleted.")
         say(
-            f"Counted apart from the job: {_number(len(before))} objects before, {_number(len(after))} now; of the "
-            f"{_number(len(named & before.keys()))} that a row names, {len(gone & named)} are gone."
+            f"Counted apart from the job: {number(len(before))} objects before, {number(len(after))} now; of the "
+            f"{number(len(named & before.keys()))} that a row names, {len(gone & named)} are gone."
         )
-        did = f"deleted {_number(report['deleted_files'])} files, {decimal(report['deleted_bytes'])}"
-        self._did("orphan-cleanup", did, report["duration_seconds"], "system_logs")
+        did = f"deleted {number(report['deleted_files'])} files, {decimal(report['deleted_bytes'])}"
+        self.stage.did("orphan-cleanup", did, report["duration_seconds"], "system_logs")
         return report
 
     def _undo(self, cleanup: dict[str, Any], before: dict[str, str]) -> None:
-        self._chapter("Undo", "The job's id is enough to bring all of it back: first a preview, then for real.")
+        self.stage.chapter("Undo", "The job's id is enough to bring all of it back: first a preview, then for real.")
         event = {"job_id": cleanup["job_id"]}
-        preview = self._invoke("undo", event)
-        report = self._invoke("undo", event | {"dry_run": False})
-        again = self._invoke("undo", event | {"dry_run": False})
+        preview = self.stage.invoke("undo", event)
+        report = self.stage.invoke("undo", event | {"dry_run": False})
+        again = self.stage.invoke("undo", event | {"dry_run": False})
         names = ["would_restore_files", "restored_files", "restored_bytes", "already_restored", "left_alone"]
         names += ["not_restorable", "duration_seconds"]
-        _reports(names, {"preview": preview, "for real": report, "once more": again})
-        self._expect(self._listing() == before, "After the undo the bucket is not as it was.")
-        say(f"The bucket is as it was: {_number(len(before))} objects, each with the ETag it had.")
-        did = f"restored {_number(report['restored_files'])} files, {decimal(report['restored_bytes'])}"
-        self._did("undo", did, report["duration_seconds"], "system_logs")
+        reports(names, {"preview": preview, "for real": report, "once more": again})
+        self.stage.expect(self._listing() == before, "After the undo the bucket is not as it was.")
+        say(f"The bucket is as it was: {number(len(before))} objects, each with the ETag it had.")
+        did = f"restored {number(report['restored_files'])} files, {decimal(report['restored_bytes'])}"
+        self.stage.did("undo", did, report["duration_seconds"], "system_logs")
 
     def _stuck_jobs(self, live: demo_data.LiveJobs) -> None:
         stuck = [*live.stuck, live.poison]
-        self._chapter(
+        self.stage.chapter(
             "Stuck jobs",
             f"{len(stuck)} of the jobs are stuck, {len(live.due)} wait for a time that has come. Nobody calls the "
             "timeout checker here: its schedule runs it every 30 seconds.",
@@ -199,7 +192,7 @@ class Demo:
 
         began = time.monotonic()
         with step("Checker") as current:
-            jobs = self._wait("The timeout checker's schedule", settled)
+            jobs = self.stage.wait("The timeout checker's schedule", settled)
             current.say(f"{len(jobs)} expired, {len(live.due)} that were due released")
         groups: dict[tuple[str, str], list[Job]] = {}
         for job in jobs:
@@ -212,7 +205,7 @@ class Demo:
             ],
             right=("jobs", "retried", "failed"),
         )
-        self._expect(
+        self.stage.expect(
             all(len(new.rescues) == len(old.rescues) + 1 for new, old in zip(jobs, stuck, strict=True)),
             "A stuck job was rescued more than once.",
         )
@@ -226,26 +219,26 @@ class Demo:
             right=("attempt", "rescues"),
         )
         did = f"retried {len(jobs) - len(dead)}, failed {len(dead)} for good"
-        self._did("timeout-checker", did, time.monotonic() - began, "the dead letters")
+        self.stage.did("timeout-checker", did, time.monotonic() - began, "the dead letters")
         self._redrive(live.poison)
 
     def _redrive(self, poison: Job) -> None:
         began = time.monotonic()
-        made = self._invoke("job-control", {"action": "redrive", "job_id": poison.job_id})
+        made = self.stage.invoke("job-control", {"action": "redrive", "job_id": poison.job_id})
 
         def ended() -> dict[str, Any] | None:
-            job = self._invoke("job-control", {"action": "show", "job_id": made["job_id"]})
+            job = self.stage.invoke("job-control", {"action": "show", "job_id": made["job_id"]})
             return job if "finished_at" in job else None
 
         with step("Redrive") as current:
-            job = self._wait("The end of the redriven job", ended)
+            job = self.stage.wait("The end of the redriven job", ended)
             current.say(f"now job {job['job_id']}, {job['status']}")
-        self._expect(job["status"] == "completed", f"The redriven job is {job['status']}.")
+        self.stage.expect(job["status"] == "completed", f"The redriven job is {job['status']}.")
         say("The dispatcher started the redriven job's Lambda; the old row names the new one, and the other way round.")
-        self._did("job-control", "redrove the poison job", time.monotonic() - began, "job-control, show")
+        self.stage.did("job-control", "redrove the poison job", time.monotonic() - began, "job-control, show")
 
     def _schedules(self) -> None:
-        self._chapter(
+        self.stage.chapter(
             "Schedules",
             "The orphan cleanup's next tick is up to a day away. So one more is ordered, two seconds from now, with "
             "the same target, role and input; then the same tick is delivered a second time.",
@@ -270,21 +263,21 @@ class Demo:
 
         began = time.monotonic()
         with step("First tick") as current:
-            job = self._wait("The ordered tick", ran)
+            job = self.stage.wait("The ordered tick", ran)
             current.say(f"job {job['job_id']}, {job['status']}")
         with step("Same tick") as current:
-            again = self._invoke("orphan-cleanup", {"schedule": "orphan-cleanup", "scheduled_time": f"{at}Z"})
+            again = self.stage.invoke("orphan-cleanup", {"schedule": "orphan-cleanup", "scheduled_time": f"{at}Z"})
             current.say(f"{again['status']}: {again['reason']}")
-        self._expect(again.get("job_id") == job["job_id"], "The same tick ran twice.")
+        self.stage.expect(again.get("job_id") == job["job_id"], "The same tick ran twice.")
         seconds = time.monotonic() - began
         table(("schedule", "expression", "state", "last run, UTC"), list(self.evidence.schedules()))
         counts = ("expired", "retried", "failed", "released", "overdue")
-        table(("checker ran at, UTC", *counts), self.evidence.checker_passes(self.began)[-5:], right=counts)
-        self._did("orphan-cleanup", "ran once for a tick sent twice", seconds, "the schedules")
+        table(("checker ran at, UTC", *counts), self.evidence.checker_passes(self.stage.began)[-5:], right=counts)
+        self.stage.did("orphan-cleanup", "ran once for a tick sent twice", seconds, "the schedules")
 
     def _settings(self) -> None:
         name = self.outputs["SettingsParameterName"]
-        self._chapter(
+        self.stage.chapter(
             "Settings at run time",
             f"The SSM parameter {name} overrides settings without a deployment, within a minute (here the functions "
             "that read it start anew, so as not to wait). First comes a bad value, which must change nothing, then a "
@@ -294,35 +287,35 @@ class Demo:
         ssm, heard = self.aws.client("ssm"), len(self.alerts.listen())
 
         def alerted() -> str | None:
-            self._invoke("schedule-watch", {})
+            self.stage.invoke("schedule-watch", {})
             return next((text for subject, text in self.alerts.listen()[heard:] if "settings" in subject), None)
 
         def refused() -> str | None:
-            with contextlib.suppress(_Answered):
-                return self._refusal("schedules", {"schedule": "orphan-cleanup", "action": "start"})
+            with contextlib.suppress(Answered):
+                return self.stage.refusal("schedules", {"schedule": "orphan-cleanup", "action": "start"})
             return None
 
         began = time.monotonic()
         try:
             with step("Bad value") as current:
                 ssm.put_parameter(Name=name, Value=bad, Overwrite=True)
-                self._start_anew("schedule-watch")
-                alert = self._wait("The alert about the bad value", alerted)
+                self.stage.start_anew("schedule-watch")
+                alert = self.stage.wait("The alert about the bad value", alerted)
                 current.say("refused, and an alert raised")
             with step("Good value") as current:
                 ssm.put_parameter(Name=name, Value=good, Overwrite=True)
-                self._start_anew("schedules")
-                refusal = self._wait("The new setting", refused)
+                self.stage.start_anew("schedules")
+                refusal = self.stage.wait("The new setting", refused)
                 current.say("in force")
         finally:
             ssm.put_parameter(Name=name, Value="{}", Overwrite=True)
-            self._start_anew("schedules")
+            self.stage.start_anew("schedules")
         rest = ssm.get_parameter(Name=name)["Parameter"]["Value"]
         table(("override", "what came of it"), [(bad, alert), (good, refusal), (rest, "Put back.")], lines=True)
-        self._did("schedule-watch", "refused a bad setting", time.monotonic() - began, "the alerts")
+        self.stage.did("schedule-watch", "refused a bad setting", time.monotonic() - began, "the alerts")
 
     def _history(self) -> None:
-        self._chapter("History, metrics, alerts", "What every run leaves in Postgres, CloudWatch and SNS.")
+        self.stage.chapter("History, metrics, alerts", "What every run leaves in Postgres, CloudWatch and SNS.")
         last = self._newest_cleanup()["job_id"]
 
         def caught_up() -> Sequence[Any] | None:
@@ -337,13 +330,13 @@ class Demo:
 
         began = time.monotonic()
         with step("History") as current:
-            rows = self._wait("The history", caught_up)
+            rows = self.stage.wait("The history", caught_up)
             ((count,),) = self.database.run("SELECT count(*) FROM system_logs")
-            current.say(f"{_number(count)} rows in system_logs, the newest of them:")
-        self._did("history", f"keeps {_number(count)} starts and ends", time.monotonic() - began, "system_logs")
+            current.say(f"{number(count)} rows in system_logs, the newest of them:")
+        self.stage.did("history", f"keeps {number(count)} starts and ends", time.monotonic() - began, "system_logs")
         table(
             ("at, UTC", "job type", "level", "message", "trigger", "seconds"),
-            [(at, kind, level, _short(message, 28), by, took or "") for at, kind, level, message, by, took in rows],
+            [(at, kind, level, short(message, 28), by, took or "") for at, kind, level, message, by, took in rows],
             right=("seconds",),
         )
         measures = ("runs", "failures", "items", "bytes", "longest")
@@ -352,8 +345,8 @@ class Demo:
         table(("alerts since this demo began", "times"), list(told.items()), right=("times",))
 
     def _close(self, cleanup: dict[str, Any]) -> None:
-        self._chapter("In short", "The local AWS is still up, and its schedules go on.")
-        table(("job", "what it did", "seconds", "where to look"), self.summary, right=("seconds",))
+        self.stage.chapter("In short", "The local AWS is still up, and its schedules go on.")
+        table(("job", "what it did", "seconds", "where to look"), self.stage.summary, right=("seconds",))
         environment, stack = self.aws.write_environment(), self.aws.stack_name
         if environment.is_relative_to(ROOT):
             environment = environment.relative_to(ROOT)
@@ -363,57 +356,15 @@ class Demo:
             console.print(line, style="dim" if line.startswith("  #") else "cyan", markup=False, soft_wrap=True)
         say("\ndocs/operations.md tells the rest. make down stops the local AWS and forgets its data.")
 
-    # -- telling and checking ------------------------------------------------------------------------------------------
-
-    def _chapter(self, title: str, sentence: str) -> None:
-        self.chapters += 1
-        console.print(f"\n[bold blue]{self.chapters}  {title}[/]")
-        say(sentence)
-
-    def _did(self, job: str, did: str, seconds: float, look: str) -> None:
-        self.summary.append((job, did, f"{seconds:.1f}", look))
-
-    def _invoke(self, job: str, event: Mapping[str, Any]) -> dict[str, Any]:
-        answer: dict[str, Any] = self.aws.invoke(job, event)
-        return answer
-
-    def _start_anew(self, job: str) -> None:
-        """Have its next call begin in a new environment, as after any update, though here to the same timeout."""
-        functions, name = self.aws.client("lambda"), f"{self.aws.stack_name}-{job}"
-        timeout = functions.get_function_configuration(FunctionName=name)["Timeout"]
-        functions.update_function_configuration(FunctionName=name, Timeout=timeout)
-
-    def _refusal(self, job: str, event: Mapping[str, Any]) -> str:
-        """The sentence with which the job refuses the event."""
-        try:
-            answer = self._invoke(job, event)
-        except LocalAwsError as error:
-            return str(error).splitlines()[0].split(": ", 2)[-1]  # without the error's type and its stack trace
-        raise _Answered(f"{job} should have refused {json.dumps(event)}, but answered {json.dumps(answer)}.")
+    # -- looking ------------------------------------------------------------------------------------------------------
 
     def _newest_cleanup(self) -> dict[str, Any]:
-        answer = self._invoke("job-control", {"action": "list", "job_type": "orphan_cleanup", "limit": 1})
+        answer = self.stage.invoke("job-control", {"action": "list", "job_type": "orphan_cleanup", "limit": 1})
         job: dict[str, Any] = answer["jobs"][0]
         return job
 
     def _listing(self) -> dict[str, str]:
         return demo_data.listing(self.aws, self.bucket)
-
-    def _wait[T](self, what: str, look: Callable[[], T | None]) -> T:
-        """What `look` finds, once it finds something."""
-        end = time.monotonic() + PATIENCE.total_seconds()
-        while (found := look()) is None:
-            self._expect(time.monotonic() < end, f"{what} did not come within {PATIENCE.total_seconds():.0f} seconds.")
-            time.sleep(0.5)
-        return found
-
-    def _expect(self, holds: bool, otherwise: str) -> None:
-        if not holds:
-            raise LocalAwsError(f"{otherwise} The logs are in {self.aws.directory / 'log'}.")
-
-
-class _Answered(LocalAwsError):
-    """A job answered where it had to refuse."""
 
 
 _LOOK_FURTHER: Final = """\
@@ -434,30 +385,8 @@ _LOOK_FURTHER: Final = """\
   sam logs --stack-name {stack} --name TimeoutCheckerFunction"""
 
 
-def _reports(names: Sequence[str], reports: Mapping[str, Mapping[str, Any]]) -> None:
-    """Reports of one job side by side."""
-    rows = [(name, *(_value(name, report[name]) for report in reports.values())) for name in names]
-    table(("report", *reports), rows, right=tuple(reports))
-
-
-def _value(name: str, value: Any) -> str:
-    if name.endswith("_bytes"):
-        return decimal(value)
-    if name.endswith("_seconds"):
-        return f"{value:.1f}"
-    return _number(len(value) if isinstance(value, list) else value)
-
-
-def _number(value: int) -> str:
-    return f"{value:,}".replace(",", " ")
-
-
 def _count(jobs: Sequence[Job], status: str) -> int:
     return sum(job.status == status for job in jobs)
-
-
-def _short(text: str, width: int) -> str:
-    return text if len(text) <= width else f"{text[: width - 1]}…"
 
 
 def _form(stored: str) -> str:
@@ -482,7 +411,7 @@ def run(aws: LocalAws) -> None:
         aws.start()
         aws.deploy()
         with Connection("postgres", host="127.0.0.1", port=aws.first_port + 1, database="lamplighter") as database:
-            Demo(aws, database).run()
+            Demo(Stage(aws, database)).run()
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     except (LocalAwsError, BotoCoreError, ClientError, Error, OSError) as error:

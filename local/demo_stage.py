@@ -1,0 +1,104 @@
+"""Where the demo's chapters play: the deployed local AWS, the database, and how things are told and checked."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+from rich.filesize import decimal
+
+from local.console import console, say, table
+from local.servers import LocalAwsError
+from local.stack import LocalAws
+
+if TYPE_CHECKING:
+    from pg8000.native import Connection
+
+PATIENCE: Final = timedelta(seconds=90)
+"""How long something may take that happens by itself: a schedule's minute, a warm function's view of the settings
+(FRESH_SECONDS), and what follows from it."""
+
+
+class Stage:
+    """A deployed local AWS, and what was told of it so far."""
+
+    def __init__(self, aws: LocalAws, database: Connection) -> None:
+        self.aws = aws
+        self.database = database
+        self.outputs = aws.outputs()
+        self.began = datetime.now(UTC)
+        self.chapters = 0
+        self.summary: list[tuple[str, str, str, str]] = []
+
+    def chapter(self, title: str, sentence: str) -> None:
+        """Begin the next chapter."""
+        self.chapters += 1
+        console.print(f"\n[bold blue]{self.chapters}  {title}[/]")
+        say(sentence)
+
+    def did(self, job: str, did: str, seconds: float, look: str) -> None:
+        """Note a line of the summary at the end; `look` says where it can be seen."""
+        self.summary.append((job, did, f"{seconds:.1f}", look))
+
+    def invoke(self, job: str, event: Mapping[str, Any]) -> dict[str, Any]:
+        """What a job answers."""
+        answer: dict[str, Any] = self.aws.invoke(job, event)
+        return answer
+
+    def start_anew(self, job: str) -> None:
+        """Have its next call begin in a new environment, as after any update, though here to the same timeout."""
+        functions, name = self.aws.client("lambda"), f"{self.aws.stack_name}-{job}"
+        timeout = functions.get_function_configuration(FunctionName=name)["Timeout"]
+        functions.update_function_configuration(FunctionName=name, Timeout=timeout)
+
+    def refusal(self, job: str, event: Mapping[str, Any]) -> str:
+        """The sentence with which the job refuses the event."""
+        try:
+            answer = self.invoke(job, event)
+        except LocalAwsError as error:
+            return str(error).splitlines()[0].split(": ", 2)[-1]  # without the error's type and its stack trace
+        raise Answered(f"{job} should have refused {json.dumps(event)}, but answered {json.dumps(answer)}.")
+
+    def wait[T](self, what: str, look: Callable[[], T | None]) -> T:
+        """What `look` finds, once it finds something."""
+        end = time.monotonic() + PATIENCE.total_seconds()
+        while (found := look()) is None:
+            self.expect(time.monotonic() < end, f"{what} did not come within {PATIENCE.total_seconds():.0f} seconds.")
+            time.sleep(0.5)
+        return found
+
+    def expect(self, holds: bool, otherwise: str) -> None:
+        """End the demo with a sentence unless something is as it should be."""
+        if not holds:
+            raise LocalAwsError(f"{otherwise} The logs are in {self.aws.directory / 'log'}.")
+
+
+class Answered(LocalAwsError):
+    """A job answered where it had to refuse."""
+
+
+def reports(names: Sequence[str], reports: Mapping[str, Mapping[str, Any]]) -> None:
+    """Reports of one job side by side."""
+    rows = [(name, *(_value(name, report[name]) for report in reports.values())) for name in names]
+    table(("report", *reports), rows, right=tuple(reports))
+
+
+def _value(name: str, value: Any) -> str:
+    if name.endswith("_bytes"):
+        return decimal(value)
+    if name.endswith("_seconds"):
+        return f"{value:.1f}"
+    return number(len(value) if isinstance(value, list) else value)
+
+
+def number(value: int) -> str:
+    """With its thousands apart."""
+    return f"{value:,}".replace(",", " ")
+
+
+def short(text: str, width: int) -> str:
+    """At most so many characters of it."""
+    return text if len(text) <= width else f"{text[: width - 1]}…"
