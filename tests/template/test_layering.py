@@ -13,6 +13,8 @@ from tests.template.project import ROOT, Project, imports
 
 PACKAGE = ROOT / "functions" / "lamplighter"
 DOMAINS = sorted(path.name for path in PACKAGE.iterdir() if (path / "__init__.py").is_file() and path.name != "kernel")
+CATALOGUES = {path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__"}
+"""Modules beside the domains that say what there is in all of them."""
 HEAVY = {
     "boto3",
     "botocore.session",
@@ -41,8 +43,17 @@ def test_the_kernel_imports_no_domain() -> None:
 @pytest.mark.parametrize("domain", DOMAINS)
 def test_a_domain_imports_only_the_kernel(domain: str) -> None:
     for path, part in of_our_own(domain):
-        assert part in ("kernel", domain), (
+        assert part in {"kernel", domain} | CATALOGUES, (
             f"{path} imports {part}: a domain may import the kernel, never another domain."
+        )
+
+
+@pytest.mark.parametrize("catalogue", sorted(CATALOGUES))
+def test_a_catalogue_imports_only_the_kernel(catalogue: str) -> None:
+    """It names what the domains have, and whoever asks for that loads it then."""
+    for name in imports(PACKAGE / f"{catalogue}.py"):
+        assert not name.startswith("lamplighter.") or name.startswith("lamplighter.kernel."), (
+            f"{catalogue}.py imports {name}: it may import the kernel, never a domain."
         )
 
 

@@ -178,7 +178,58 @@ class Run:
             self._beaten_at = self._clock()
 
 
-class JobHandler[P: Params]:
+class JobType[P: Params]:
+    """A type of job: what it is called, what it takes, and how it is timed, retried and started.
+
+    Whoever makes a row of it asks here, so that a tick, a call by hand and the API make the same one.
+    """
+
+    def __init__(self, job_type: str, *, params: type[P], policy: Policy, enabled_by: str | None = None) -> None:
+        """`enabled_by` names the boolean setting that switches its scheduled runs (REQUIREMENTS A6)."""
+        self.job_type = job_type
+        self.params = params
+        self.policy = policy
+        self.enabled_by = enabled_by
+
+    def validated(self, payload: Mapping[str, Any]) -> P:
+        """The parameters that a payload gives.
+
+        Raises:
+            Permanent: one is unknown or invalid; the message names it and what it takes.
+        """
+        try:
+            return self.params.model_validate(payload)
+        except ValidationError as error:
+            raise Permanent(_explain(self.job_type, self.params, error)) from None
+
+    def new_job(self, ledger: Ledger, settings: Settings, payload: Mapping[str, Any], **values: Any) -> Job:
+        """A row for this payload under these settings, not written yet; `values` are further fields of the row.
+
+        Raises:
+            Permanent: as `validated`.
+        """
+        params = self.validated(payload)
+        return ledger.new_job(
+            self.job_type,
+            under(settings, self.policy),
+            payload=params.model_dump(mode="json", exclude_unset=True),
+            dry_run=bool(getattr(params.resolved(settings), "dry_run", False)),
+            **values,
+        )
+
+
+def tick(schedule: str, scheduled_time: object) -> dict[str, Any]:
+    """The fields that a schedule's tick gives its row: the same tick makes the same `job_id` (REQUIREMENTS K6).
+
+    Raises:
+        Permanent: `scheduled_time` is no ISO-8601 time.
+    """
+    at = _scheduled_at(scheduled_time)
+    job_id = derived_job_id(at, "tick", schedule, at.isoformat())
+    return {"job_id": job_id, "schedule": schedule, "trigger": Trigger.SCHEDULE}
+
+
+class JobHandler[P: Params](JobType[P]):
     """A Lambda handler that runs `body` as a ledger job."""
 
     def __init__(
@@ -190,11 +241,8 @@ class JobHandler[P: Params]:
         policy: Policy,
         enabled_by: str | None,
     ) -> None:
+        super().__init__(job_type, params=params, policy=policy, enabled_by=enabled_by)
         self.body = body
-        self.job_type = job_type
-        self.params = params
-        self.policy = policy
-        self.enabled_by = enabled_by
         self.__doc__ = body.__doc__
 
     def __call__(self, event: Mapping[str, Any], context: Context) -> dict[str, Any]:
@@ -238,16 +286,10 @@ class JobHandler[P: Params]:
         self, event: Mapping[str, Any], settings: Settings, ledger: Ledger, logger: Logger
     ) -> Job | dict[str, Any]:
         """Make the row of a new job, already running; or the answer that says why there is none."""
-        given = dict(event)
-        schedule, scheduled_time = given.pop("schedule", None), given.pop("scheduled_time", None)
-        params = self.validated(given)
-        values: dict[str, Any] = {"payload": params.model_dump(mode="json", exclude_unset=True)}
-        values["dry_run"] = bool(getattr(params.resolved(settings), "dry_run", False))
-        if schedule is not None:
-            at = _scheduled_at(scheduled_time)
-            values |= {"trigger": Trigger.SCHEDULE, "schedule": schedule}
-            values["job_id"] = derived_job_id(at, "tick", schedule, at.isoformat())
-        new = ledger.new_job(self.job_type, under(settings, self.policy), **values)
+        payload = dict(event)
+        schedule, scheduled_time = payload.pop("schedule", None), payload.pop("scheduled_time", None)
+        ticked = tick(schedule, scheduled_time) if schedule is not None else {}
+        new = self.new_job(ledger, settings, payload, **ticked)
         try:
             started = ledger.start(new)
         except DuplicateJob:
@@ -266,17 +308,6 @@ class JobHandler[P: Params]:
             logger.info("skipped", extra={"job_id": started.job_id, "reason": answer["reason"]})
             return answer | {"job_id": started.job_id}
         return started
-
-    def validated(self, payload: Mapping[str, Any]) -> P:
-        """The parameters that a payload gives.
-
-        Raises:
-            Permanent: one is unknown or invalid; the message names it and what it takes.
-        """
-        try:
-            return self.params.model_validate(payload)
-        except ValidationError as error:
-            raise Permanent(_explain(self.job_type, self.params, error)) from None
 
     def _attempt(self, run: Run, ledger: Ledger, *, by_hand: bool) -> dict[str, Any]:
         run.logger.info("started", extra={"trigger": run.trigger})

@@ -1,0 +1,35 @@
+"""Every job type there is, and where it is defined; its domain is imported only when it is asked for.
+
+For what makes jobs of any type, as the API does: a domain may not import another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pkgutil import resolve_name
+from typing import Any, Final
+
+from lamplighter.kernel.errors import Permanent
+from lamplighter.kernel.job import JobType
+
+_PLACES: Final = {
+    "orphan_cleanup": "lamplighter.media.orphan_cleanup:handler",
+    "undo": "lamplighter.media.undo:handler",
+}
+"""`module:name` of a JobType, or of a mapping that has it under its name."""
+
+NAMES: Final = tuple(_PLACES)
+"""All job types, those that workers outside Lambda bring along not among them."""
+
+
+def job_type(name: str) -> JobType[Any]:
+    """The job type of this name.
+
+    Raises:
+        Permanent: there is none; the message names those there are.
+    """
+    if name not in _PLACES:
+        raise Permanent(f"job_type: there is no {name!r} (known: {', '.join(NAMES)}).")
+    found = resolve_name(_PLACES[name])
+    kind: JobType[Any] = found[name] if isinstance(found, Mapping) else found
+    return kind
