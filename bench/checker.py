@@ -27,9 +27,10 @@ from typing import Any, Final
 from bench.dynamodb_stub import Remote, served
 from bench.tables import show
 from lamplighter.jobs.timeout_checker import PAGE, Checker
+from lamplighter.kernel.ledger.dynamo import BATCH, DynamoStore
 from lamplighter.kernel.ledger.ledger import Ledger, utc_now
 from lamplighter.kernel.ledger.row import SHARDS
-from lamplighter.kernel.ledger.store import BATCH, DynamoStore, shards
+from lamplighter.kernel.ledger.store import shards
 
 TOTAL: Final = 1_000_000
 LIVE: Final = 100_000

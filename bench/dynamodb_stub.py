@@ -26,9 +26,9 @@ from multiprocessing.connection import Connection
 from typing import Any, Final
 
 from lamplighter.kernel.ledger import transitions
+from lamplighter.kernel.ledger.dynamo import DynamoStore, to_item
 from lamplighter.kernel.ledger.ledger import Ledger
 from lamplighter.kernel.ledger.row import SHARDS, Job, Policy, job_key, new_job_id, to_text
-from lamplighter.kernel.ledger.store import DynamoStore, to_item
 
 Item = dict[str, Any]
 

@@ -168,8 +168,8 @@ class LiveJobs:
 
 def put_jobs(aws: LocalAws, table: str, now: datetime, advance: Advance) -> LiveJobs:
     """Write the history unless it is there, and the live jobs in place of an earlier run's."""
+    from lamplighter.kernel.ledger.dynamo import to_item
     from lamplighter.kernel.ledger.row import job_key
-    from lamplighter.kernel.ledger.store import to_item
 
     dynamodb = aws.client("dynamodb")
     mark = dynamodb.get_item(TableName=table, Key=MARK, ConsistentRead=True).get("Item")
@@ -195,8 +195,8 @@ def put_jobs(aws: LocalAws, table: str, now: datetime, advance: Advance) -> Live
 
 def read_jobs(aws: LocalAws, table: str, jobs: Iterable[Job]) -> list[Job]:
     """The jobs as the ledger has them now."""
+    from lamplighter.kernel.ledger.dynamo import from_item
     from lamplighter.kernel.ledger.row import job_key
-    from lamplighter.kernel.ledger.store import from_item
 
     dynamodb = aws.client("dynamodb")
     found: dict[str, Job] = {}

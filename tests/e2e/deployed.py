@@ -17,9 +17,9 @@ from sqlalchemy import Connection, Engine, NullPool, create_engine, text
 from sqlalchemy.exc import DBAPIError
 
 from lamplighter.kernel.deletion import Entry, ManifestAddress, entries, verified
+from lamplighter.kernel.ledger.dynamo import DynamoStore
 from lamplighter.kernel.ledger.ledger import Ledger, utc_now
 from lamplighter.kernel.ledger.row import Job, Policy, job_key, to_text
-from lamplighter.kernel.ledger.store import DynamoStore
 from local.stack import LocalAws
 
 LONG_AGO = "2020-01-01T00:00:00.000Z"

@@ -12,9 +12,10 @@ import pytest
 from lamplighter.kernel import aws
 from lamplighter.kernel.errors import AlreadyRunning, LostLease, Permanent
 from lamplighter.kernel.ledger import transitions
+from lamplighter.kernel.ledger.dynamo import DynamoStore
 from lamplighter.kernel.ledger.ledger import Ledger
 from lamplighter.kernel.ledger.row import AttemptError, Job, Policy, Status
-from lamplighter.kernel.ledger.store import Change, DuplicateJob, DynamoStore, LockHeld, Outcome, Store, shards
+from lamplighter.kernel.ledger.store import Change, DuplicateJob, LockHeld, Outcome, Store, shards
 from tests.memory_store import MemoryStore
 
 START = datetime(2026, 1, 31, 3, 0, tzinfo=UTC)

@@ -14,9 +14,9 @@ from lamplighter.jobs import dispatcher, history, schedule_watch, schedules
 from lamplighter.kernel import aws, settings
 from lamplighter.kernel.database import system_logs
 from lamplighter.kernel.errors import Permanent, Retryable
+from lamplighter.kernel.ledger.dynamo import DynamoStore, to_item
 from lamplighter.kernel.ledger.ledger import Ledger
 from lamplighter.kernel.ledger.row import Job, Policy
-from lamplighter.kernel.ledger.store import DynamoStore, to_item
 from lamplighter.kernel.notify import alert, resolve
 from tests.memory_store import MemoryStore
 from tests.unit.conftest import FakeContext

@@ -16,8 +16,9 @@ from typing import Any, Final
 
 from lamplighter.kernel.errors import AlreadyRunning, LostLease, Permanent
 from lamplighter.kernel.ledger import transitions
+from lamplighter.kernel.ledger.dynamo import DynamoStore
 from lamplighter.kernel.ledger.row import AttemptError, Job, Policy, Status, Trigger, derived_job_id, new_job_id
-from lamplighter.kernel.ledger.store import Change, Cursor, DuplicateJob, DynamoStore, LockHeld, Store, shards
+from lamplighter.kernel.ledger.store import Change, Cursor, DuplicateJob, LockHeld, Store, shards
 
 Clock = Callable[[], datetime]
 _TRIES: Final = 5

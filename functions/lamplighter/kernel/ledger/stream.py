@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from lamplighter.kernel.ledger.dynamo import from_item
 from lamplighter.kernel.ledger.row import Job
-from lamplighter.kernel.ledger.store import from_item
 
 
 def change_of(record: Mapping[str, Any]) -> tuple[Job | None, Job | None]:

@@ -1,0 +1,318 @@
+"""The ledger's table in DynamoDB."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from functools import cached_property
+from itertools import batched
+from typing import TYPE_CHECKING, Any, Final
+
+from aws_lambda_powertools import Logger
+
+from lamplighter.kernel.aws import client
+from lamplighter.kernel.errors import LostLease
+from lamplighter.kernel.ledger.row import Job, Status, decode, encode, job_key, to_text
+from lamplighter.kernel.ledger.store import (
+    Change,
+    Cursor,
+    DuplicateJob,
+    LockHeld,
+    Outcome,
+    Page,
+    difference,
+    expectation,
+    frees_lock,
+    lock_key,
+    lost,
+)
+
+if TYPE_CHECKING:
+    from mypy_boto3_dynamodb.client import DynamoDBClient
+
+logger = Logger(child=True)
+
+BATCH: Final = 25
+"""Statements of one BatchExecuteStatement (Amazon DynamoDB, "BatchExecuteStatement")."""
+
+CONFLICT_WAITS: Final = (0.02, 0.05, 0.1, 0.2, 0.4)
+"""Seconds before another try of a write that met another one; a write takes some ten milliseconds."""
+
+
+class DynamoStore:
+    """The store over the table named `table`."""
+
+    def __init__(self, table: str) -> None:
+        self.table = table
+
+    @cached_property
+    def _client(self) -> DynamoDBClient:
+        dynamodb: DynamoDBClient = client("dynamodb")
+        dynamodb.meta.events.register("before-parse.dynamodb.Query", _take_page, unique_id="page")
+        return dynamodb
+
+    def create(self, job: Job, *, instead_of: str | None = None) -> None:
+        put: dict[str, Any] = {
+            "TableName": self.table,
+            "Item": to_item(job),
+            "ConditionExpression": "attribute_not_exists(pk)",
+        }
+        if not job.policy.singleton:
+            try:
+                _undisturbed(lambda: self._client.put_item(**put))
+            except self._client.exceptions.ConditionalCheckFailedException:
+                raise DuplicateJob(job.job_id) from None
+            return
+        lock: dict[str, Any] = {
+            "TableName": self.table,
+            "Item": {"pk": {"S": lock_key(job.job_type)}, "holder": {"S": job.job_id}},
+            "ConditionExpression": "attribute_not_exists(pk)",
+            "ReturnValuesOnConditionCheckFailure": "ALL_OLD",
+        }
+        if instead_of:
+            lock["ConditionExpression"] = "attribute_not_exists(pk) OR holder = :old"
+            lock["ExpressionAttributeValues"] = {":old": {"S": instead_of}}
+        try:
+            self._transact(_part("Put", put), _part("Put", lock))
+        except self._client.exceptions.TransactionCanceledException as error:
+            row, held = _reasons(error)
+            if row.get("Code") == "ConditionalCheckFailed":
+                raise DuplicateJob(job.job_id) from None
+            if held.get("Code") == "ConditionalCheckFailed":
+                raise LockHeld(held["Item"]["holder"]["S"]) from None
+            raise
+
+    def get(self, job_id: str) -> Job | None:
+        answer = self._client.get_item(TableName=self.table, Key={"pk": {"S": job_key(job_id)}}, ConsistentRead=True)
+        return from_item(answer["Item"]) if "Item" in answer else None
+
+    def apply(self, change: Change) -> Job:
+        update = self._update(change)
+        if frees_lock(change):
+            return self._apply_and_unlock(change, update)
+        try:
+            answer = _undisturbed(lambda: self._client.update_item(**update, ReturnValues="ALL_NEW"))
+        except self._client.exceptions.ConditionalCheckFailedException:
+            raise lost(change) from None
+        return from_item(answer["Attributes"])
+
+    def _apply_and_unlock(self, change: Change, update: dict[str, Any]) -> Job:
+        unlock = {
+            "TableName": self.table,
+            "Key": {"pk": {"S": lock_key(change.old.job_type)}},
+            "ConditionExpression": "attribute_not_exists(pk) OR holder = :me",
+            "ExpressionAttributeValues": {":me": {"S": change.old.job_id}},
+        }
+        try:
+            self._transact(_part("Update", update), _part("Delete", unlock))
+        except self._client.exceptions.TransactionCanceledException as error:
+            row, _ = _reasons(error)
+            if row.get("Code") == "ConditionalCheckFailed":
+                raise lost(change) from None
+            raise
+        return change.new
+
+    def _transact(self, *parts: Any) -> None:
+        _undisturbed(lambda: self._client.transact_write_items(TransactItems=parts))
+
+    def _update(self, change: Change) -> dict[str, Any]:
+        diff, expected = difference(change), expectation(change)
+        names: dict[str, str] = {}
+        values: dict[str, Any] = {}
+
+        def placed(name: str, value: Any, role: str) -> tuple[str, str]:
+            names[f"#{name}"], values[f":{role}_{name}"] = name, value
+            return f"#{name}", f":{role}_{name}"
+
+        sets = ["{} = {}".format(*placed(name, value, "new")) for name, value in diff.set.items()]
+        for name, tail in diff.append.items():
+            place, value = placed(name, tail, "tail")
+            sets.append(f"{place} = list_append({place}, {value})")
+        names |= {f"#{name}": name for name in diff.remove}
+        expression = ("SET " + ", ".join(sets) if sets else "") + (
+            " REMOVE " + ", ".join(f"#{name}" for name in diff.remove) if diff.remove else ""
+        )
+        condition = " AND ".join("{} = {}".format(*placed(name, value, "old")) for name, value in expected.items())
+        return {
+            "TableName": self.table,
+            "Key": {"pk": {"S": job_key(change.old.job_id)}},
+            **({"UpdateExpression": expression} if expression else {}),
+            "ConditionExpression": condition,
+            "ExpressionAttributeNames": names,
+            "ExpressionAttributeValues": {name: _typed(value) for name, value in values.items()},
+        }
+
+    def apply_many(self, changes: Sequence[Change]) -> list[Outcome]:
+        outcomes: dict[int, Outcome] = {}
+        plain = [index for index, change in enumerate(changes) if not frees_lock(change)]
+        for group in batched(plain, BATCH, strict=False):
+            outcomes |= zip(group, self._apply_batch([changes[index] for index in group]), strict=True)
+        for index in range(len(changes)):
+            if index not in outcomes:  # a transaction of its own
+                outcomes[index] = self._apply_single(changes[index])
+        return [outcomes[index] for index in range(len(changes))]
+
+    def _apply_batch(self, changes: Sequence[Change]) -> list[Outcome]:
+        statements: list[Any] = [self._statement(change) for change in changes]
+        answers = self._client.batch_execute_statement(Statements=statements)["Responses"]
+        outcomes = []
+        for change, answer in zip(changes, answers, strict=True):
+            match answer.get("Error", {}).get("Code"):
+                case None:
+                    outcomes.append(Outcome.WRITTEN)
+                case "ConditionalCheckFailed":
+                    outcomes.append(Outcome.LOST)
+                case _:  # throttled, most likely: on its own it has the client's backoff
+                    outcomes.append(self._apply_single(change))
+        return outcomes
+
+    def _apply_single(self, change: Change) -> Outcome:
+        try:
+            self.apply(change)
+        except LostLease:
+            return Outcome.LOST
+        except self._client.exceptions.ClientError:
+            logger.exception("a row could not be written", extra={"job_id": change.old.job_id})
+            return Outcome.ERROR
+        return Outcome.WRITTEN
+
+    def _statement(self, change: Change) -> dict[str, Any]:
+        diff, expected = difference(change), expectation(change)
+        clauses = [f'SET "{name}" = ?' for name in diff.set]
+        clauses += [f'SET "{name}" = list_append("{name}", ?)' for name in diff.append]
+        clauses += [f'REMOVE "{name}"' for name in diff.remove]
+        where = "".join(f' AND "{name}" = ?' for name in expected)
+        parameters = [*diff.set.values(), *diff.append.values(), job_key(change.old.job_id), *expected.values()]
+        return {
+            "Statement": f'UPDATE "{self.table}" {" ".join(clauses)} WHERE pk = ?{where}',
+            "Parameters": [_typed(value) for value in parameters],
+        }
+
+    def expired(self, shard: int, now: datetime, *, limit: int, cursor: Cursor | None = None) -> Page:
+        return self._query(
+            "by_deadline", ("live_shard", "expires_at"), f"live#{shard}", until=now, limit=limit, cursor=cursor
+        )
+
+    def due(self, shard: int, now: datetime, *, limit: int, cursor: Cursor | None = None) -> Page:
+        return self._query("by_due", ("due_shard", "run_at"), f"due#{shard}", until=now, limit=limit, cursor=cursor)
+
+    def finished(
+        self, status: Status, shard: int, before: datetime, *, limit: int, cursor: Cursor | None = None
+    ) -> Page:
+        return self._query(
+            "by_status", ("status_shard", "finished_at"), f"{status}#{shard}", until=before, limit=limit, cursor=cursor
+        )
+
+    def of_type(self, job_type: str, *, limit: int, cursor: Cursor | None = None) -> Page:
+        return self._query(
+            "by_type", ("job_type", "created_at"), job_type, until=None, limit=limit, cursor=cursor, newest_first=True
+        )
+
+    def _query(
+        self,
+        index: str,
+        keys: tuple[str, str],
+        value: str,
+        *,
+        until: datetime | None,
+        limit: int,
+        cursor: Cursor | None,
+        newest_first: bool = False,
+    ) -> Page:
+        names = {"#key": keys[0]}
+        values: dict[str, Any] = {":value": {"S": value}}
+        condition = "#key = :value"
+        if until is not None:
+            names["#sort"], values[":until"] = keys[1], {"S": to_text(until)}
+            condition += " AND #sort <= :until"
+        start: dict[str, Any] = {"ExclusiveStartKey": cursor} if cursor else {}
+        answer = self._client.query(
+            TableName=self.table,
+            IndexName=index,
+            KeyConditionExpression=condition,
+            ExpressionAttributeNames=names,
+            ExpressionAttributeValues=values,
+            Limit=limit,
+            ScanIndexForward=not newest_first,
+            **start,
+        )
+        return Page(jobs=tuple(map(from_item, answer["Items"])), next=answer.get("LastEvaluatedKey"))
+
+
+def _take_page(response_dict: dict[str, Any], customized_response_dict: dict[str, Any], **_: Any) -> None:
+    """botocore's `before-parse` hook: takes the page as its JSON has it, which botocore would walk value by value to
+    the same end. What is put into the second dictionary is added to the parsed response."""
+    if response_dict["status_code"] == 200:
+        customized_response_dict |= json.loads(response_dict["body"])
+        response_dict["body"] = b"{}"
+
+
+def from_item(item: dict[str, Any]) -> Job:
+    """The job of a DynamoDB item (or stream image), typed values and all."""
+    return decode({name: _untyped(value) for name, value in item.items()})
+
+
+def to_item(job: Job) -> dict[str, Any]:
+    """The DynamoDB item of a job."""
+    return {name: _typed(value) for name, value in encode(job).items()}
+
+
+# boto3 has its own pair of these, which would import boto3 where a stream record is only read, and take twice the time.
+def _typed(value: Any) -> dict[str, Any]:
+    """A value of `encode` as DynamoDB spells it."""
+    match value:
+        case str():
+            return {"S": value}
+        case bool():
+            return {"BOOL": value}
+        case int():
+            return {"N": str(value)}
+        case list():
+            return {"L": [_typed(each) for each in value]}
+    return {"M": {name: _typed(each) for name, each in value.items()}}
+
+
+def _untyped(value: dict[str, Any]) -> Any:
+    """What `_typed` spelled."""
+    ((kind, content),) = value.items()
+    match kind:
+        case "S" | "BOOL":
+            return content
+        case "N":
+            return int(content)
+        case "L":
+            return [_untyped(each) for each in content]
+    return {name: _untyped(each) for name, each in content.items()}
+
+
+def _part(kind: str, request: dict[str, Any]) -> Any:
+    return {kind: request}
+
+
+def _reasons(error: Any) -> list[dict[str, Any]]:
+    reasons: list[dict[str, Any]] = error.response["CancellationReasons"]
+    return reasons
+
+
+def _undisturbed[T](write: Callable[[], T]) -> T:
+    """The answer to `write`, tried again while another write of the same rows is under way.
+
+    DynamoDB does not queue such a write but rejects it, and boto3 does not retry it (Amazon DynamoDB, "Transaction
+    conflict handling"). It says nothing of the row: a lease is lost only when a condition fails.
+    """
+    from botocore.exceptions import ClientError
+
+    for wait in CONFLICT_WAITS:
+        try:
+            return write()
+        except ClientError as error:
+            reasons = {reason.get("Code") for reason in error.response.get("CancellationReasons", ())}
+            if (
+                error.response["Error"]["Code"] != "TransactionConflictException"
+                and "TransactionConflict" not in reasons
+            ):
+                raise
+        time.sleep(wait)
+    return write()
