@@ -95,8 +95,16 @@ class MemoryStore:
     ) -> Page:
         return self._page("status_shard", f"{status}#{shard}", "finished_at", before, limit, cursor)
 
-    def of_type(self, job_type: str, *, limit: int, cursor: Cursor | None = None) -> Page:
-        return self._page("job_type", job_type, "created_at", None, limit, cursor, newest_first=True)
+    def of_type(
+        self,
+        job_type: str,
+        *,
+        limit: int,
+        cursor: Cursor | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+    ) -> Page:
+        return self._page("job_type", job_type, "created_at", until, limit, cursor, since=since, newest_first=True)
 
     def _page(
         self,
@@ -107,6 +115,7 @@ class MemoryStore:
         limit: int,
         cursor: Cursor | None,
         *,
+        since: datetime | None = None,
         newest_first: bool = False,
     ) -> Page:
         with self._lock:
@@ -114,14 +123,17 @@ class MemoryStore:
             rows = [
                 (item[sort_key], pk)
                 for pk, item in self.items.items()
-                if item.get(key) == value and sort_key in item and (until is None or item[sort_key] <= to_text(until))
+                if item.get(key) == value
+                and sort_key in item
+                and (until is None or item[sort_key] <= to_text(until))
+                and (since is None or item[sort_key] >= to_text(since))
             ]
             rows.sort(reverse=newest_first)
             if cursor:
-                at = (cursor["at"], cursor["pk"])
+                at = (cursor[sort_key]["S"], cursor["pk"]["S"])
                 rows = [row for row in rows if (row < at if newest_first else row > at)]
             page = rows[:limit]
-            end = {"at": page[-1][0], "pk": page[-1][1]} if len(rows) > limit else None
+            end = {sort_key: {"S": page[-1][0]}, "pk": {"S": page[-1][1]}} if len(rows) > limit else None
             return Page(jobs=tuple(decode(self.items[pk]) for _, pk in page), next=end)
 
     def _tell(self, old: Job | None, new: Job | None) -> None:

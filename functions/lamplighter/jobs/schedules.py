@@ -38,13 +38,31 @@ def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:  # noqa: ARG
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         raise Permanent(f"{problem['loc'][0]}: {problem['msg'].lower()}; takes schedule and action.") from None
+    changed = start(told.schedule) if told.action == "start" else stop(told.schedule)
+    return {"schedule": told.schedule, "enabled": told.action == "start", "changed": changed}
+
+
+def start(schedule: str) -> bool:
+    """Switch a schedule on, at the interval that its setting says, if it has one; whether anything had to change.
+
+    Raises:
+        UnknownSchedule: there is no such schedule.
+        Permanent: its setting is off.
+    """
     expression = None
-    if told.action == "start" and told.schedule in _SETTINGS:
-        enabled, interval = _SETTINGS[told.schedule]
+    if schedule in _SETTINGS:
+        enabled, interval = _SETTINGS[schedule]
         in_force = settings.load()
         if not getattr(in_force, enabled):
-            raise Permanent(f"schedule: {told.schedule} would skip every tick while the setting {enabled} is false.")
+            raise Permanent(f"schedule: {schedule} would skip every tick while the setting {enabled} is false.")
         expression = f"rate({getattr(in_force, interval)} hours)"
-    changed = switch(told.schedule, on=told.action == "start", expression=expression)
-    logger.info("schedule switched", extra={"switched": told.schedule, "action": told.action, "changed": changed})
-    return {"schedule": told.schedule, "enabled": told.action == "start", "changed": changed}
+    changed = switch(schedule, on=True, expression=expression)
+    logger.info("schedule started", extra={"switched": schedule, "changed": changed})
+    return changed
+
+
+def stop(schedule: str) -> bool:
+    """Switch a schedule off; whether anything had to change. Raises UnknownSchedule."""
+    changed = switch(schedule, on=False)
+    logger.info("schedule stopped", extra={"switched": schedule, "changed": changed})
+    return changed

@@ -50,6 +50,14 @@ FRESH: Final = timedelta(seconds=2)
 """How old the last heartbeat may be when a batch asks whether to go on (cancellation within one batch, K7)."""
 
 
+class InvalidParams(Permanent):
+    """Parameters that a job does not take; `problems` has the name of each and a sentence about it."""
+
+    def __init__(self, problems: list[tuple[str, str]]) -> None:
+        super().__init__("; ".join(sentence for _, sentence in problems) + ".")
+        self.problems = problems
+
+
 class Params(BaseModel):
     """Parameters of a job; an unknown one is an error, so a misspelt `dry_run` never deletes."""
 
@@ -195,18 +203,18 @@ class JobType[P: Params]:
         """The parameters that a payload gives.
 
         Raises:
-            Permanent: one is unknown or invalid; the message names it and what it takes.
+            InvalidParams: one is unknown or invalid; the message names it and what it takes.
         """
         try:
             return self.params.model_validate(payload)
         except ValidationError as error:
-            raise Permanent(_explain(self.job_type, self.params, error)) from None
+            raise InvalidParams(_explain(self.job_type, self.params, error)) from None
 
     def new_job(self, ledger: Ledger, settings: Settings, payload: Mapping[str, Any], **values: Any) -> Job:
         """A row for this payload under these settings, not written yet; `values` are further fields of the row.
 
         Raises:
-            Permanent: as `validated`.
+            InvalidParams: as `validated`.
         """
         params = self.validated(payload)
         return ledger.new_job(
@@ -452,13 +460,14 @@ def _scheduled_at(text: object) -> datetime:
         raise Permanent(f"scheduled_time: takes an ISO-8601 time such as 2026-01-31T03:00:00Z, got {text!r}.") from None
 
 
-def _explain(job_type: str, params: type[Params], error: ValidationError) -> str:
-    sentences = []
+def _explain(job_type: str, params: type[Params], error: ValidationError) -> list[tuple[str, str]]:
+    problems = []
     for problem in error.errors(include_url=False):
         name = ".".join(map(str, problem["loc"])) or "the parameters"
         if problem["type"] == "extra_forbidden":
-            sentences.append(f"{name} is not a parameter of {job_type} (it takes {', '.join(params.model_fields)})")
+            sentence = f"{name} is not a parameter of {job_type} (it takes {', '.join(params.model_fields)})"
         else:
             message = problem["msg"].removeprefix("Value error, ")
-            sentences.append(f"{name}: {message[0].lower()}{message[1:]}, got {problem['input']!r}")
-    return "; ".join(sentences) + "."
+            sentence = f"{name}: {message[0].lower()}{message[1:]}, got {problem['input']!r}"
+        problems.append((name, sentence))
+    return problems

@@ -30,6 +30,10 @@ _UPDATABLE: Final = (
 """UpdateSchedule replaces the whole schedule, so all of what GetSchedule told is given back."""
 
 
+class UnknownSchedule(Permanent):
+    """The stack has no schedule of this name."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
     """A schedule; `name` is the short one, without the stack's."""
@@ -63,13 +67,13 @@ def switch(name: str, *, on: bool, expression: str | None = None) -> bool:
     Doing it twice is the same as once (REQUIREMENTS A6).
 
     Raises:
-        Permanent: there is no such schedule.
+        UnknownSchedule: there is no such schedule.
     """
     group, scheduler = os.environ["SCHEDULE_GROUP"], client("scheduler")
     try:
         raw = scheduler.get_schedule(GroupName=group, Name=f"{os.environ['STACK_NAME']}-{name}")
     except scheduler.exceptions.ResourceNotFoundException:
-        raise Permanent(f"schedule: there is no schedule {name!r} in this stack.") from None
+        raise UnknownSchedule(f"schedule: there is no schedule {name!r} in this stack.") from None
     wanted = {"State": "ENABLED" if on else "DISABLED", "ScheduleExpression": expression or raw["ScheduleExpression"]}
     if all(raw[key] == value for key, value in wanted.items()):
         return False

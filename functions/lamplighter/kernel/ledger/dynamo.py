@@ -205,9 +205,24 @@ class DynamoStore:
             "by_status", ("status_shard", "finished_at"), f"{status}#{shard}", until=before, limit=limit, cursor=cursor
         )
 
-    def of_type(self, job_type: str, *, limit: int, cursor: Cursor | None = None) -> Page:
+    def of_type(
+        self,
+        job_type: str,
+        *,
+        limit: int,
+        cursor: Cursor | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+    ) -> Page:
         return self._query(
-            "by_type", ("job_type", "created_at"), job_type, until=None, limit=limit, cursor=cursor, newest_first=True
+            "by_type",
+            ("job_type", "created_at"),
+            job_type,
+            since=since,
+            until=until,
+            limit=limit,
+            cursor=cursor,
+            newest_first=True,
         )
 
     def _query(
@@ -219,14 +234,22 @@ class DynamoStore:
         until: datetime | None,
         limit: int,
         cursor: Cursor | None,
+        since: datetime | None = None,
         newest_first: bool = False,
     ) -> Page:
         names = {"#key": keys[0]}
         values: dict[str, Any] = {":value": {"S": value}}
         condition = "#key = :value"
-        if until is not None:
-            names["#sort"], values[":until"] = keys[1], {"S": to_text(until)}
-            condition += " AND #sort <= :until"
+        bounds = {f":{name}": {"S": to_text(at)} for name, at in (("since", since), ("until", until)) if at is not None}
+        if bounds:
+            names["#sort"] = keys[1]
+            values |= bounds
+            # A key condition takes one comparison of the sort key.
+            condition += {
+                (":since", ":until"): " AND #sort BETWEEN :since AND :until",
+                (":since",): " AND #sort >= :since",
+                (":until",): " AND #sort <= :until",
+            }[tuple(bounds)]
         start: dict[str, Any] = {"ExclusiveStartKey": cursor} if cursor else {}
         answer = self._client.query(
             TableName=self.table,

@@ -152,19 +152,38 @@ class Ledger:
 
     def fail(self, job: Job, error: BaseException, *, result: dict[str, Any] | None = None) -> Job:
         """Record a failed attempt with its stack trace; `Permanent` errors are not retried. Raises LostLease."""
-        now = self.clock()
-        permanent = isinstance(error, Permanent)
-        entry = AttemptError(
-            type=type(error).__name__,
-            message=str(error) or type(error).__name__,
+        return self.fail_as(
+            job,
+            type(error).__name__,
+            str(error) or type(error).__name__,
             stack_trace="".join(traceback.format_exception(error)),
+            retry=not isinstance(error, Permanent),
+            result=result,
+        )
+
+    def fail_as(
+        self,
+        job: Job,
+        error_type: str,
+        message: str,
+        *,
+        stack_trace: str = "",
+        retry: bool = True,
+        result: dict[str, Any] | None = None,
+    ) -> Job:
+        """Record a failed attempt as its worker describes it. Raises LostLease."""
+        now = self.clock()
+        entry = AttemptError(
+            type=error_type,
+            message=message,
+            stack_trace=stack_trace,
             attempt=job.attempt,
             at=now,
-            reason="permanent" if permanent else "error",
+            reason="error" if retry else "permanent",
         )
         return self._write(
             job,
-            transitions.fail(job, now=now, error=entry, retry=not permanent, jitter=self._rng.random(), result=result),
+            transitions.fail(job, now=now, error=entry, retry=retry, jitter=self._rng.random(), result=result),
         )
 
     def cancel(self, job_id: str) -> Job:
@@ -192,8 +211,28 @@ class Ledger:
             AlreadyRunning: its type is a singleton that runs.
         """
         old = self.get(job_id)
-        if old.dead_letter is None or old.finished_at is None:
+        if old.dead_letter is None:
             raise Permanent(f"job_id: job {job_id} is {old.status} and not on the dead-letter list.")
+        return self._again(old)
+
+    def retry(self, job_id: str) -> Job:
+        """Run a failed or cancelled job again, as a new job, the same one however often this is asked; or release a
+        waiting one now.
+
+        Raises:
+            Permanent: the job is about to run, runs, or has completed.
+            LostLease: it changed at the same moment.
+            AlreadyRunning: its type is a singleton that runs.
+        """
+        old = self.get(job_id)
+        if old.status in (Status.FAILED, Status.CANCELLED):
+            return self._again(old)
+        if old.status is Status.PENDING and not old.released:
+            return self._write(old, transitions.release(old, now=self.clock()))
+        raise Permanent(f"job_id: job {job_id} is {old.status}: only what failed, was cancelled or waits is retried.")
+
+    def _again(self, old: Job) -> Job:
+        assert old.finished_at is not None
         job = self.new_job(
             old.job_type,
             old.policy,

@@ -13,7 +13,7 @@ from enum import StrEnum
 from typing import Any, Final, Protocol
 
 from lamplighter.kernel.errors import LostLease
-from lamplighter.kernel.ledger.row import FIELDS, SHARDS, Job, Status, encode
+from lamplighter.kernel.ledger.row import FIELDS, SHARDS, Job, Status, encode, job_key, to_text
 
 FENCE: Final = ("status", "attempt", "continuation", "released")
 """What every write demands to find unchanged (REQUIREMENTS K2)."""
@@ -101,8 +101,16 @@ class Store(Protocol):
         """Jobs of a terminal status and shard that finished before a moment, oldest first."""
         ...
 
-    def of_type(self, job_type: str, *, limit: int, cursor: Cursor | None = None) -> Page:
-        """Jobs of a type, newest first."""
+    def of_type(
+        self,
+        job_type: str,
+        *,
+        limit: int,
+        cursor: Cursor | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+    ) -> Page:
+        """Jobs of a type, newest first; those created from `since` to `until`, both included."""
         ...
 
 
@@ -136,6 +144,12 @@ def expectation(change: Change) -> dict[str, Any]:
     names = (*FENCE, *change.unchanged)
     old = encode(change.old, FENCE)
     return {name: old[name] for name in names}
+
+
+def after(job_type: str, created_at: datetime, job_id: str) -> Cursor:
+    """Where a page of a type's jobs that ends with this one goes on."""
+    keys = {"pk": job_key(job_id), "job_type": job_type, "created_at": to_text(created_at)}
+    return {name: {"S": value} for name, value in keys.items()}
 
 
 def lock_key(job_type: str) -> str:
