@@ -15,7 +15,7 @@ from lamplighter.kernel.ledger import transitions
 from lamplighter.kernel.ledger.dynamo import DynamoStore
 from lamplighter.kernel.ledger.ledger import Ledger
 from lamplighter.kernel.ledger.row import AttemptError, Job, Policy, Status
-from lamplighter.kernel.ledger.store import Change, DuplicateJob, LockHeld, Outcome, Store, shards
+from lamplighter.kernel.ledger.store import Change, DuplicateJob, LockHeld, Outcome, Store, after, shards
 from tests.memory_store import MemoryStore
 
 START = datetime(2026, 1, 31, 3, 0, tzinfo=UTC)
@@ -231,6 +231,29 @@ def test_finished_jobs_stand_by_status_and_time_and_all_by_type(ledger: Ledger, 
     assert second.job_id in {job.job_id for job in newest.jobs}
 
 
+def test_a_types_jobs_are_read_by_period_and_on_from_any_of_them(ledger: Ledger, store: Store, clock: Clock) -> None:
+    made = []
+    for _ in range(6):
+        made.insert(0, start(ledger))
+        clock.now += timedelta(minutes=1)
+    second, fifth = made[4].created_at, made[1].created_at
+    assert store.of_type("sync", limit=9, since=second, until=fifth).jobs == tuple(made[1:5])
+    assert store.of_type("sync", limit=9, since=fifth).jobs == tuple(made[:2])
+    assert store.of_type("sync", limit=9, until=second).jobs == tuple(made[4:])
+    place = after("sync", fifth, made[1].job_id)
+    assert store.of_type("sync", limit=2, until=fifth, cursor=place).jobs == tuple(made[2:4])
+
+
+def test_the_jobs_of_one_millisecond_are_each_read_once(ledger: Ledger, store: Store) -> None:
+    made = {start(ledger).job_id for _ in range(7)}
+    found: list[str] = []
+    place = None
+    while page := store.of_type("sync", limit=2, until=START, cursor=place).jobs:
+        found += [job.job_id for job in page]
+        place = after("sync", START, found[-1])
+    assert (len(found), set(found)) == (7, made)
+
+
 def test_a_singleton_is_refused_while_another_lives_and_free_when_it_ends(
     ledger: Ledger, store: Store, clock: Clock
 ) -> None:
@@ -283,6 +306,29 @@ def test_a_dead_letter_is_listed_until_it_is_redriven_and_redriving_twice_is_onc
     assert replace(old, redriven_as=None) == failed[2]
     with pytest.raises(Permanent, match="not on the dead-letter list"):
         ledger.redrive(again.job_id)
+
+
+def test_what_failed_or_was_cancelled_is_retried_as_one_new_job(ledger: Ledger) -> None:
+    failed = ledger.fail(start(ledger, payload={"n": 1}), Permanent("no"))
+    cancelled = ledger.cancel(start_pending(ledger, payload={"n": 2}).job_id)
+    for old in (failed, cancelled):
+        again = ledger.retry(old.job_id)
+        assert (again.status, again.payload, again.redrive_of) == (Status.PENDING, old.payload, old.job_id)
+        assert ledger.retry(old.job_id).job_id == again.job_id
+
+
+def test_what_waits_for_its_backoff_is_released_by_a_retry(ledger: Ledger) -> None:
+    waiting = ledger.fail_as(start(ledger), "IOError", "the disk is full", stack_trace="line 1")
+    assert (waiting.released, waiting.errors[0].type, waiting.errors[0].stack_trace) == (False, "IOError", "line 1")
+    released = ledger.retry(waiting.job_id)
+    assert (released.job_id, released.status, released.released) == (waiting.job_id, Status.PENDING, True)
+
+
+def test_what_runs_or_completed_is_not_retried(ledger: Ledger) -> None:
+    running, done = start(ledger), ledger.complete(start(ledger), None)
+    for job in (running, done, start_pending(ledger)):
+        with pytest.raises(Permanent, match="only what failed, was cancelled or waits is retried"):
+            ledger.retry(job.job_id)
 
 
 def test_a_cancellation_that_races_a_heartbeat_is_seen_by_the_next(ledger: Ledger) -> None:
