@@ -38,7 +38,7 @@ class MemoryStore:
             key = job_key(job.job_id)
             if key in self.items:
                 raise DuplicateJob(job.job_id)
-            if job.policy.singleton:
+            if job.holds_lock:
                 holder = self.locks.get(job.job_type)
                 if holder not in (None, instead_of):
                     raise LockHeld(str(holder))

@@ -11,8 +11,7 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.exc import DBAPIError
 
 from lamplighter.kernel import database
-from lamplighter.kernel.database import DatabaseUnavailable
-from lamplighter.kernel.errors import Permanent
+from lamplighter.kernel.errors import DatabaseUnavailable, Permanent
 
 
 def test_a_database_that_is_not_there_is_named_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:

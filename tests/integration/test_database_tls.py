@@ -22,8 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from sqlalchemy import text
 
 from lamplighter.kernel import aws, database
-from lamplighter.kernel.database import DatabaseUnavailable
-from lamplighter.kernel.errors import Permanent, Retryable
+from lamplighter.kernel.errors import DatabaseUnavailable, Permanent, Retryable
 
 
 def certify(directory: Path) -> None:

@@ -54,6 +54,17 @@ def test_a_row_comes_back_whole(ledger: Ledger) -> None:
     assert ledger.get(job.job_id) == job
 
 
+def test_a_row_that_is_skipped_is_cancelled_from_the_start_and_takes_no_lock(ledger: Ledger) -> None:
+    holder = start(ledger, SINGLE)
+    skipped = ledger.skip(ledger.new_job("sync", SINGLE), {"reason": "too late"})
+    assert ledger.get(skipped.job_id) == skipped
+    assert (skipped.status, skipped.result, skipped.finished_at) == (Status.CANCELLED, {"reason": "too late"}, START)
+    with pytest.raises(AlreadyRunning, match=holder.job_id):
+        start(ledger, SINGLE)
+    with pytest.raises(DuplicateJob):
+        ledger.skip(ledger.new_job("sync", SINGLE, job_id=skipped.job_id), {})
+
+
 def test_an_unknown_job_is_named(ledger: Ledger) -> None:
     with pytest.raises(Permanent, match="job_id: there is no job 'nonesuch'"):
         ledger.get("nonesuch")

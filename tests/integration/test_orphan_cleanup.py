@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from lamplighter.kernel.database import DatabaseUnavailable
 from lamplighter.kernel.deletion import Refused
-from lamplighter.kernel.errors import Permanent
+from lamplighter.kernel.errors import DatabaseUnavailable, Permanent
 from lamplighter.kernel.job import Unfinished
 from lamplighter.kernel.ledger.ledger import Ledger
 from lamplighter.kernel.ledger.row import Policy, Trigger

@@ -41,7 +41,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import ArgumentError
 
-from lamplighter.kernel.errors import Permanent, Retryable
+from lamplighter.kernel.errors import DatabaseUnavailable, Permanent, Retryable
 
 CONNECT_TIMEOUT: Final = timedelta(seconds=5)
 STATEMENT_TIMEOUT: Final = timedelta(seconds=60)
@@ -76,10 +76,6 @@ system_logs = Table(
     Column("details", JSONB, nullable=False, server_default="{}"),
     Column("created_at", DateTime(timezone=True), nullable=False, server_default=func.now(), index=True),
 )
-
-
-class DatabaseUnavailable(Retryable):
-    """The database cannot be reached now, or went away in the middle."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

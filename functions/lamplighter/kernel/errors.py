@@ -5,6 +5,10 @@ class Retryable(Exception):
     """The attempt failed for a passing reason: try again, with backoff, while attempts are left."""
 
 
+class DatabaseUnavailable(Retryable):
+    """The database cannot be reached now, or went away in the middle."""
+
+
 class Permanent(Exception):
     """Trying again cannot help (bad input, a refused plan): fail for good, at once."""
 

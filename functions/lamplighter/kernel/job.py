@@ -232,7 +232,7 @@ def tick(schedule: str, scheduled_time: object) -> dict[str, Any]:
     Raises:
         Permanent: `scheduled_time` is no ISO-8601 time.
     """
-    at = _scheduled_at(scheduled_time)
+    at = scheduled_at(scheduled_time)
     job_id = derived_job_id(at, "tick", schedule, at.isoformat())
     return {"job_id": job_id, "schedule": schedule, "trigger": Trigger.SCHEDULE}
 
@@ -268,13 +268,13 @@ class JobHandler[P: Params](JobType[P]):
         settings = settings_module.load()
         ledger = Ledger.from_environment()
         logger = Logger(service=os.environ.get("POWERTOOLS_SERVICE_NAME", "lamplighter"))
-        with _logged_as(logger, job=self.job_type):
+        with logged_as(logger, job=self.job_type):
             dispatched = "attempt" in event  # a job_id alone may be a parameter: undo's is
             begin = self._claim if dispatched else self._begin
             job = begin(event, settings, ledger, logger)
             if not isinstance(job, Job):
                 return job
-            with _logged_as(logger, job_id=job.job_id, attempt=job.attempt, continuation=job.continuation):
+            with logged_as(logger, job_id=job.job_id, attempt=job.attempt, continuation=job.continuation):
                 left = timedelta(milliseconds=context.get_remaining_time_in_millis())
                 stop_at = ledger.clock() + max(left - STOP_MARGIN, left / 2)
                 run = Run(job, settings=settings, stop_at=stop_at, ledger=ledger, clock=ledger.clock, logger=logger)
@@ -321,7 +321,7 @@ class JobHandler[P: Params](JobType[P]):
         run.logger.info("started", extra={"trigger": run.trigger})
         with _measured(run, self.job_type) as metrics:
             try:
-                with _heartbeats(run):
+                with heartbeats(run):
                     params = self.validated(run.job.payload).resolved(run.settings)
                     outcome = self.body(run, params)
                 return _record(run, ledger, outcome, metrics)
@@ -373,7 +373,7 @@ def _record(run: Run, ledger: Ledger, outcome: Report | Unfinished, metrics: Met
     items, size = report.counts()
     metrics.add_metric(name="Items", unit=MetricUnit.Count, value=items)
     metrics.add_metric(name="Bytes", unit=MetricUnit.Bytes, value=size)
-    stored = _storable(result)
+    stored = storable(result)
     if isinstance(outcome, Unfinished):
         ended = ledger.continue_later(run.job, checkpoint=outcome.checkpoint, result=stored)
     elif run.cancelled:
@@ -389,7 +389,7 @@ def _record_failure(run: Run, ledger: Ledger, error: Exception, metrics: Metrics
     """Have the ledger retry or fail the job; the answer that says so, or None if the lease was lost before."""
     metrics.add_metric(name="Failures", unit=MetricUnit.Count, value=1)
     report = getattr(error, "report", None)
-    result = _storable(report.model_dump(mode="json")) if isinstance(report, Report) else None
+    result = storable(report.model_dump(mode="json")) if isinstance(report, Report) else None
     run.logger.exception("failed")
     try:
         ended = ledger.fail(run.job, error, result=result)
@@ -401,16 +401,17 @@ def _record_failure(run: Run, ledger: Ledger, error: Exception, metrics: Metrics
     return answer | {"error": f"{type(error).__name__}: {error}", "retried": not ended.status.terminal}
 
 
-def _storable(result: dict[str, Any]) -> dict[str, Any]:
+def storable(result: dict[str, Any], limit: int = RESULT_LIMIT) -> dict[str, Any]:
     """The report as the row can hold it: long lists give way to their length, and the report says so."""
-    if len(json.dumps(result)) <= RESULT_LIMIT:
+    if len(json.dumps(result)) <= limit:
         return result
     shortened = {name: len(value) if isinstance(value, list) else value for name, value in result.items()}
     return shortened | {"shortened": [name for name, value in result.items() if isinstance(value, list)]}
 
 
 @contextmanager
-def _logged_as(logger: Logger, **keys: Any) -> Iterator[None]:
+def logged_as(logger: Logger, **keys: Any) -> Iterator[None]:
+    """Puts `keys` on each line that is logged inside."""
     logger.append_keys(**keys)
     try:
         yield
@@ -419,7 +420,7 @@ def _logged_as(logger: Logger, **keys: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _heartbeats(run: Run) -> Iterator[None]:
+def heartbeats(run: Run) -> Iterator[None]:
     """Beat in the background, however long one step of the body takes."""
     over = threading.Event()
 
@@ -453,7 +454,12 @@ def _measured(run: Run, job_type: str) -> Iterator[Metrics]:
         metrics.flush_metrics()
 
 
-def _scheduled_at(text: object) -> datetime:
+def scheduled_at(text: object) -> datetime:
+    """The planned moment of a schedule's tick.
+
+    Raises:
+        Permanent: it is no ISO-8601 time.
+    """
     try:
         return from_text(str(text))
     except ValueError:

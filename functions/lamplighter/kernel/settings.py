@@ -82,6 +82,8 @@ class Settings(BaseModel):
     """The poison guard's window (K10)."""
     schedule_grace_minutes: int = Field(15, ge=0)
     """How long after its interval a schedule without a completed run is reported (K12)."""
+    misfire_grace_minutes: int = Field(5, ge=1, le=1440)
+    """A tick of the cleanups that comes later than this is skipped (B6)."""
     job_timeout_minutes: Annotated[dict[str, int], BeforeValidator(_from_json)] = Field(
         default={
             "sync": 30,

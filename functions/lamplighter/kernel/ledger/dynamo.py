@@ -59,7 +59,7 @@ class DynamoStore:
             "Item": to_item(job),
             "ConditionExpression": "attribute_not_exists(pk)",
         }
-        if not job.policy.singleton:
+        if not job.holds_lock:
             try:
                 _undisturbed(lambda: self._client.put_item(**put))
             except self._client.exceptions.ConditionalCheckFailedException:

@@ -89,6 +89,14 @@ class Ledger:
         """
         return self.submit(transitions.claim(job, attempt=1, continuation=0, now=self.clock()))
 
+    def skip(self, job: Job, result: dict[str, Any]) -> Job:
+        """Write a new row that is cancelled from the start, because it shall not run.
+
+        Raises:
+            DuplicateJob: the job_id exists.
+        """
+        return self.submit(transitions.request_cancel(replace(job, result=result), now=self.clock()))
+
     def _let_go_of(self, holder_id: str, job_type: str) -> str | None:
         """Free a singleton's lock if its holder is dead; the id to take the lock from, or None if it was freed."""
         now = self.clock()
@@ -134,9 +142,12 @@ class Ledger:
             ),
         )
 
-    def heartbeat(self, job: Job, *, progress: int, message: str) -> Job:
+    def heartbeat(self, job: Job, *, progress: int, message: str, checkpoint: dict[str, Any] | None = None) -> Job:
         """Tell that the attempt lives; the answer carries `cancel_requested`. Raises LostLease."""
-        return self._write(job, transitions.heartbeat(job, now=self.clock(), progress=progress, message=message))
+        now = self.clock()
+        return self._write(
+            job, transitions.heartbeat(job, now=now, progress=progress, message=message, checkpoint=checkpoint)
+        )
 
     def complete(self, job: Job, result: dict[str, Any] | None) -> Job:
         """Record success. Raises LostLease."""

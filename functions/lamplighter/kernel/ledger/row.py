@@ -129,6 +129,11 @@ class Job:
         return self.policy.max_attempts
 
     @property
+    def holds_lock(self) -> bool:
+        """Whether the lock of its singleton type belongs to the job (K3)."""
+        return self.policy.singleton and not self.status.terminal
+
+    @property
     def expires_at(self) -> datetime | None:
         """When the checker should look at the job: its deadline, or sooner if heartbeats that it sent have stopped."""
         began, beat, patience = self.started_at, self.heartbeat_at, self.policy.heartbeat

@@ -63,7 +63,7 @@ class Store(Protocol):
     """What the ledger needs of its table."""
 
     def create(self, job: Job, *, instead_of: str | None = None) -> None:
-        """Write a new row, and take its lock if the type is a singleton (from job `instead_of`, if given).
+        """Write a new row, and take the lock if it is a live one of a singleton type (from job `instead_of`, if given).
 
         Raises:
             DuplicateJob: the job_id exists.
@@ -164,7 +164,7 @@ def shards() -> range:
 
 def frees_lock(change: Change) -> bool:
     """Whether the change ends a singleton, whose lock goes in the same write."""
-    return change.old.policy.singleton and change.new.status.terminal and not change.old.status.terminal
+    return change.old.holds_lock and not change.new.holds_lock
 
 
 def lost(change: Change) -> LostLease:

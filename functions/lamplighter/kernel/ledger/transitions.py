@@ -61,11 +61,16 @@ def claim(job: Job, *, attempt: int, continuation: int, now: datetime, execution
     )
 
 
-def heartbeat(job: Job, *, now: datetime, progress: int, message: str) -> Job:
-    """Say that the attempt lives, and how far it is. Progress never runs backwards."""
+def heartbeat(job: Job, *, now: datetime, progress: int, message: str, checkpoint: dict[str, Any] | None = None) -> Job:
+    """Say that the attempt lives, how far it is, and perhaps from where another one could go on. Progress never runs
+    backwards."""
     _demand(job, Status.RUNNING)
     return replace(
-        job, heartbeat_at=now, progress=max(job.progress, min(100, progress)), message=message[:MESSAGE_LIMIT]
+        job,
+        heartbeat_at=now,
+        progress=max(job.progress, min(100, progress)),
+        message=message[:MESSAGE_LIMIT],
+        checkpoint=job.checkpoint if checkpoint is None else checkpoint,
     )
 
 
