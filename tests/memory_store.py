@@ -19,6 +19,7 @@ from lamplighter.kernel.ledger.store import (
     difference,
     expectation,
     lost,
+    removal_expectation,
 )
 
 
@@ -81,6 +82,23 @@ class MemoryStore:
             except LostLease:
                 outcomes.append(Outcome.LOST)
             else:
+                outcomes.append(Outcome.WRITTEN)
+        return outcomes
+
+    def remove_many(self, jobs: Sequence[Job]) -> list[Outcome]:
+        expected = [removal_expectation(job) for job in jobs]
+        outcomes = []
+        with self._lock:
+            self.requests += 1
+            for job, as_read in zip(jobs, expected, strict=True):
+                key = job_key(job.job_id)
+                item = self.items.get(key)
+                if item is not None and any(item.get(name) != value for name, value in as_read.items()):
+                    outcomes.append(Outcome.LOST)
+                    continue
+                if item is not None:
+                    del self.items[key]
+                    self._tell(decode(item), None)
                 outcomes.append(Outcome.WRITTEN)
         return outcomes
 

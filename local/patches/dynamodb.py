@@ -10,6 +10,7 @@ from ministack.services import dynamodb
 def apply() -> None:
     append_to_lists_in_partiql()
     stream_partiql_updates()
+    stream_partiql_deletes()
 
 
 def append_to_lists_in_partiql() -> None:
@@ -42,3 +43,18 @@ def stream_partiql_updates() -> None:
         return answer
 
     dynamodb._partiql_update = update_and_stream
+
+
+def stream_partiql_deletes() -> None:
+    """The same for a DELETE statement: on AWS its REMOVE record comes to the stream's consumers, which must bear it."""
+    delete = dynamodb._partiql_delete
+
+    def delete_and_stream(table: Any, parsed: Any, data: Any = None) -> Any:
+        partition, sort, _condition, error = dynamodb._partiql_key_target(table, parsed)
+        old = None if error else table["items"].get(partition, {}).get(sort)
+        answer = delete(table, parsed, data)
+        if old is not None and sort not in table["items"].get(partition, {}):
+            dynamodb._emit_stream_event(parsed["table"], "REMOVE", old, None)
+        return answer
+
+    dynamodb._partiql_delete = delete_and_stream

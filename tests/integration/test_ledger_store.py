@@ -430,3 +430,85 @@ def test_the_oldest_dead_letters_come_first_whatever_shard_they_are_in(ledger: L
     for _ in range(3):
         dead(0)
     assert [job.job_id for job in ledger.dead_letters(limit=2)] == [job.job_id for job in oldest]
+
+
+def finish(ledger: Ledger, number: int, **values: Any) -> Job:
+    """A job that completed, failed or was cancelled, by its number."""
+    job = start(ledger, **values)
+    ends = (
+        lambda: ledger.complete(job, {"n": number, "text": "ü" * 100}),
+        lambda: ledger.fail(job, Permanent("no")),
+        lambda: ledger.finish_cancelled(job, None),
+    )
+    return ends[number % 3]()
+
+
+def test_finished_jobs_are_removed_and_removing_them_twice_is_once(ledger: Ledger, store: Store) -> None:
+    jobs = [finish(ledger, number) for number in range(60)]
+    stays = finish(ledger, 0)
+    assert store.remove_many(jobs) == [Outcome.WRITTEN] * 60
+    assert store.remove_many(jobs[:2]) == [Outcome.WRITTEN] * 2
+    assert [store.get(job.job_id) for job in jobs] == [None] * 60
+    assert ledger.get(stays.job_id) == stays
+
+
+def test_a_finished_job_that_changed_since_it_was_read_is_not_removed(ledger: Ledger, store: Store) -> None:
+    """A redrive marks its row, and the copy in the history must have the mark."""
+    seen = [ledger.fail(start(ledger), Permanent("no")) for _ in range(30)]
+    ledger.redrive(seen[7].job_id)
+    outcomes = store.remove_many(seen)
+    assert [number for number, outcome in enumerate(outcomes) if outcome is Outcome.LOST] == [7]
+    marked = ledger.get(seen[7].job_id)
+    assert marked.redriven_as is not None
+    assert store.remove_many([marked]) == [Outcome.WRITTEN]
+
+
+def test_another_job_that_took_a_removed_ones_id_is_not_removed(ledger: Ledger, store: Store, clock: Clock) -> None:
+    first = ledger.complete(start(ledger), None)
+    store.remove_many([first])
+    clock.now += timedelta(seconds=1)
+    second = ledger.complete(start(ledger, job_id=first.job_id), None)
+    assert store.remove_many([first]) == [Outcome.LOST]
+    assert ledger.get(first.job_id) == second
+
+
+def test_a_job_that_lives_is_never_removed(ledger: Ledger, store: Store) -> None:
+    done, running, waiting = ledger.complete(start(ledger), None), start(ledger), start_pending(ledger)
+    for job in (running, waiting):
+        with pytest.raises(ValueError, match="only finished jobs are removed"):
+            store.remove_many([done, job])
+    assert ledger.get(done.job_id) == done
+
+
+def test_pages_go_on_while_what_they_showed_is_removed(ledger: Ledger, store: Store, clock: Clock) -> None:
+    """The cursor names the last row of a page, which is gone by the time it is used."""
+    jobs = {finish(ledger, 0).job_id for _ in range(25)}
+    clock.now += timedelta(hours=1)
+    seen: list[str] = []
+    for shard in shards():
+        cursor = None
+        while True:
+            page = store.finished(Status.COMPLETED, shard, clock.now, limit=3, cursor=cursor)
+            seen += [job.job_id for job in page.jobs]
+            store.remove_many(page.jobs)
+            cursor = page.next
+            if cursor is None:
+                break
+    assert sorted(seen) == sorted(jobs)
+
+
+def test_a_removed_dead_letter_cannot_be_redriven(ledger: Ledger, store: Store) -> None:
+    dead = ledger.fail(start(ledger), Permanent("no"))
+    store.remove_many([dead])
+    with pytest.raises(Permanent, match=f"no job '{dead.job_id}' in the ledger.*job_history.* and can be redriven no"):
+        ledger.redrive(dead.job_id)
+
+
+def test_what_was_redriven_runs_once_even_after_its_row_has_been_removed(ledger: Ledger, store: Store) -> None:
+    dead = ledger.fail(start(ledger), Permanent("no"))
+    again = ledger.redrive(dead.job_id)
+    done = ledger.complete(ledger.claim(again.job_id, attempt=1, continuation=0), None)
+    store.remove_many([done])
+    with pytest.raises(Permanent, match=f"was redriven as {again.job_id}, which has finished and moved"):
+        ledger.redrive(dead.job_id)
+    assert store.get(again.job_id) is None

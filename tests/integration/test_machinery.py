@@ -328,6 +328,21 @@ def test_a_character_that_postgres_cannot_hold_does_not_stop_the_history(engine:
     assert row.details["errors"][0]["message"] == "a\ufffdb"
 
 
+def test_removals_of_finished_jobs_concern_neither_consumer_of_the_stream(engine: Engine) -> None:
+    """The mappings filter them out; should one come all the same, nothing is started, told or written again."""
+    ledger, changes = life(Policy(timeout=timedelta(minutes=30)))
+    policy = Policy(timeout=timedelta(minutes=30), target="lambda:does-not-exist", critical=True)
+    failed = ledger.fail(ledger.start(ledger.new_job("backup", policy)), Permanent("no"))
+    done = ledger.complete(ledger.start(ledger.new_job("sync", policy, schedule="sync")), None)
+    changes.clear()
+    ledger.store.remove_many([failed, done])
+    assert [new for _, new in changes] == [None, None]
+    for consumer in (dispatcher.handler, history.handler):
+        assert consumer(records(changes), FakeContext()) == {"batchItemFailures": []}
+    with engine.begin() as connection:
+        assert connection.execute(select(system_logs)).all() == []
+
+
 def test_a_database_that_is_down_makes_the_batch_come_again(engine: Engine) -> None:
     ledger, changes = life(Policy(timeout=timedelta(minutes=30)))
     ledger.start(ledger.new_job("sync", Policy(timeout=timedelta(minutes=30))))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -69,6 +70,13 @@ def test_a_stream_is_read_to_its_end_and_its_failures_kept(name: str) -> None:
     assert stream["FunctionResponseTypes"] == ["ReportBatchItemFailures"]
     assert stream["MaximumRecordAgeInSeconds"] > 0  # by default a record that fails is tried for ever
     assert stream["DestinationConfig"]["OnFailure"]["Destination"] == {"Fn::GetAtt": ["FailuresQueue", "Arn"]}
+
+
+@pytest.mark.parametrize("name", ["DispatcherStream", "HistoryStream"])
+def test_the_removal_of_finished_jobs_wakes_nobody(name: str) -> None:
+    """Ten thousand jobs that leave the ledger would be ten thousand records that call for nothing."""
+    (filter_,) = PROJECT.resources[name]["Properties"]["FilterCriteria"]["Filters"]
+    assert json.loads(filter_["Pattern"])["eventName"] == ["INSERT", "MODIFY"]
 
 
 def index(name: str) -> dict[str, set[str]]:

@@ -6,6 +6,7 @@ from datetime import timedelta
 
 import pytest
 
+from lamplighter.kernel.ledger.row import TTL_BACKSTOP
 from lamplighter.kernel.settings import Settings, SettingsError, from_environment, load, merge, parse
 
 
@@ -71,6 +72,46 @@ def test_the_environment_is_read_as_the_template_writes_it() -> None:
 def test_a_bad_override_is_refused_with_the_name_of_the_setting(override: str, said: str) -> None:
     with pytest.raises(SettingsError, match=f"In the settings parameter: .*{said}"):
         merge({}, override)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ('{"default": 0}', "job_retention_hours.default: .*greater than or equal to 1, got 0"),
+        ('{"default": -720}', "job_retention_hours.default: .*greater than or equal to 1"),
+        ('{"sync": 1921}', "job_retention_hours.sync: .*less than or equal to 1920"),
+        ('{"sync": true}', "job_retention_hours.sync: .*valid integer, got True"),
+        ('{"sync": "30d"}', "job_retention_hours.sync: .*valid integer"),
+        ('{"sync/faild": 24}', "job_retention_hours.sync/faild.*got 'sync/faild'"),
+        ('{"sync/running": 24}', "job_retention_hours.sync/running"),
+        ("[24]", "job_retention_hours: .*dictionary"),
+    ],
+)
+def test_a_typo_in_a_jobs_retention_is_refused(override: str, said: str) -> None:
+    """FAILURES 10: a typo in a keep policy removed all."""
+    with pytest.raises(SettingsError, match=f"In the settings parameter: .*{said}"):
+        merge({}, f'{{"job_retention_hours": {override}}}')
+
+
+@pytest.mark.parametrize(
+    ("job_type", "status", "hours"),
+    [
+        ("sync", "failed", 100),
+        ("sync", "completed", 24),
+        ("export", "failed", 1000),
+        ("export", "cancelled", 720),
+    ],
+)
+def test_the_most_exact_retention_counts(job_type: str, status: str, hours: int) -> None:
+    settings = merge({}, '{"job_retention_hours": {"sync": 24, "sync/failed": 100, "default/failed": 1000}}')
+    assert settings.job_retention(job_type, status) == timedelta(hours=hours)
+
+
+def test_finished_jobs_stay_for_thirty_days_and_leave_before_the_tables_ttl() -> None:
+    """REQUIREMENTS B3; the TTL is a backstop, and would take a row that the history has not."""
+    assert Settings().job_retention("sync", "completed") == timedelta(days=30)
+    longest = parse({"job_retention_hours": {"default": 1920}}, source="a test").job_retention("sync", "failed")
+    assert longest <= TTL_BACKSTOP - timedelta(days=7)
 
 
 def test_columns_are_given_with_commas_or_as_a_list() -> None:

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from aws_lambda_powertools import Logger
 
+from lamplighter.kernel.history import without_nul
 from lamplighter.kernel.ledger.row import Job, Status, to_text
 from lamplighter.kernel.ledger.stream import change_of
 
@@ -38,7 +39,7 @@ def entry(old: Job | None, new: Job | None) -> dict[str, Any] | None:
         "job_type": new.job_type,
         "level": level,
         "message": message,
-        "details": _without_nul(_details(new)),
+        "details": without_nul(_details(new)),
         "created_at": at,
     }
 
@@ -71,15 +72,6 @@ def _details(job: Job) -> dict[str, Any]:
     if job.errors:
         details["errors"] = [asdict(error) | {"at": to_text(error.at)} for error in job.errors]
     return details
-
-
-def _without_nul(value: Any) -> Any:
-    """Postgres's jsonb holds every character but this one, and one row must not stop the stream."""
-    if isinstance(value, str):
-        return value.replace("\0", "\ufffd")
-    if isinstance(value, dict):
-        return {_without_nul(key): _without_nul(item) for key, item in value.items()}
-    return [_without_nul(item) for item in value] if isinstance(value, list) else value
 
 
 @logger.inject_lambda_context

@@ -28,6 +28,7 @@ from sqlalchemy import (
     DateTime,
     Engine,
     Identity,
+    Index,
     MetaData,
     Table,
     Text,
@@ -75,6 +76,19 @@ system_logs = Table(
     Column("message", Text, nullable=False),
     Column("details", JSONB, nullable=False, server_default="{}"),
     Column("created_at", DateTime(timezone=True), nullable=False, server_default=func.now(), index=True),
+)
+
+job_history = Table(
+    "job_history",
+    metadata,
+    Column("job_id", Text, primary_key=True),
+    Column("job_type", Text, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("created_at", DateTime(timezone=True), nullable=False),
+    Column("finished_at", DateTime(timezone=True), nullable=False),
+    Column("copied_at", DateTime(timezone=True), nullable=False, index=True),
+    Column("job", JSONB, nullable=False),
+    Index("ix_job_history_job_type", "job_type", "finished_at"),
 )
 
 

@@ -38,6 +38,9 @@ def _split(value: object) -> object:
 Column = Annotated[str, Field(pattern=r"^[^.,]+(\.[^.,]+){1,2}$")]
 """`table.column` or `schema.table.column`."""
 
+Kept = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}(/(completed|failed|cancelled))?$")]
+"""Which finished jobs: `<type>` or `<type>/<status>`, `default` for any type."""
+
 
 class Settings(BaseModel):
     """All settings, with REQUIREMENTS' defaults."""
@@ -98,12 +101,27 @@ class Settings(BaseModel):
         }
     )
     """Minutes an attempt of a job outside Lambda may take, by job type (B1); a JSON object."""
+    job_retention_hours: Annotated[
+        dict[Kept, Annotated[int, Field(strict=True, ge=1, le=1920)]], BeforeValidator(_from_json)
+    ] = Field(default={"default": 720})
+    """Hours a finished job stays in the ledger (B3, D4), by `<type>/<status>`, `<type>`, `default/<status>` or
+    `default`, whichever is found first; a JSON object.
+
+    At least 1: a tick that is delivered twice must find the first one's row. At most 80 days, so that the history has
+    its copy before the table's TTL takes the row after 90.
+    """
 
     def job_timeout(self, job_type: str) -> timedelta:
         """How long an attempt of `job_type` may take (REQUIREMENTS B1)."""
         default = Settings.model_fields["job_timeout_minutes"].default["default"]
         minutes = self.job_timeout_minutes
         return timedelta(minutes=minutes.get(job_type, minutes.get("default", default)))
+
+    def job_retention(self, job_type: str, status: str) -> timedelta:
+        """How long a job stays in the ledger after it finished (REQUIREMENTS B3, D4)."""
+        hours = Settings.model_fields["job_retention_hours"].default | self.job_retention_hours
+        names = (f"{job_type}/{status}", job_type, f"default/{status}", "default")
+        return timedelta(hours=next(hours[name] for name in names if name in hours))
 
 
 def parse(values: Mapping[str, object], *, source: str) -> Settings:

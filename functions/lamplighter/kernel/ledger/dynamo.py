@@ -27,6 +27,7 @@ from lamplighter.kernel.ledger.store import (
     frees_lock,
     lock_key,
     lost,
+    removal_expectation,
 )
 
 if TYPE_CHECKING:
@@ -167,6 +168,40 @@ class DynamoStore:
                 case _:  # throttled, most likely: on its own it has the client's backoff
                     outcomes.append(self._apply_single(change))
         return outcomes
+
+    def remove_many(self, jobs: Sequence[Job]) -> list[Outcome]:
+        statements: list[Any] = [self._removal(job) for job in jobs]
+        outcomes = []
+        for group in batched(zip(jobs, statements, strict=True), BATCH, strict=False):
+            answers = self._client.batch_execute_statement(Statements=[statement for _, statement in group])
+            for (job, statement), answer in zip(group, answers["Responses"], strict=True):
+                match answer.get("Error", {}).get("Code"):
+                    case None:
+                        outcomes.append(Outcome.WRITTEN)
+                    case "ConditionalCheckFailed":
+                        outcomes.append(Outcome.LOST)
+                    case _:  # throttled, most likely: on its own it has the client's backoff
+                        outcomes.append(self._remove_single(job, statement))
+        return outcomes
+
+    def _removal(self, job: Job) -> dict[str, Any]:
+        expected = removal_expectation(job)
+        clauses = [f'"{name}" IS MISSING' if value is None else f'"{name}" = ?' for name, value in expected.items()]
+        values = [job_key(job.job_id), *(value for value in expected.values() if value is not None)]
+        return {
+            "Statement": f'DELETE FROM "{self.table}" WHERE pk = ? AND {" AND ".join(clauses)}',  # noqa: S608 - names of ours
+            "Parameters": [_typed(value) for value in values],
+        }
+
+    def _remove_single(self, job: Job, statement: dict[str, Any]) -> Outcome:
+        try:
+            _undisturbed(lambda: self._client.execute_statement(**statement))
+        except self._client.exceptions.ConditionalCheckFailedException:
+            return Outcome.LOST
+        except self._client.exceptions.ClientError:
+            logger.exception("a row could not be removed", extra={"job_id": job.job_id})
+            return Outcome.ERROR
+        return Outcome.WRITTEN
 
     def _apply_single(self, change: Change) -> Outcome:
         try:

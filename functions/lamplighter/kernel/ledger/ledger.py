@@ -10,6 +10,7 @@ import os
 import random
 import traceback
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -124,7 +125,10 @@ class Ledger:
         """
         job = self.store.get(job_id)
         if job is None:
-            raise UnknownJob(f"job_id: there is no job {job_id!r} in the ledger.")
+            raise UnknownJob(
+                f"job_id: there is no job {job_id!r} in the ledger. A finished job moves to job_history when its "
+                "retention is over, and can be redriven no more."
+            )
         return job
 
     def claim(self, job_id: str, *, attempt: int, continuation: int, execution_arn: str | None = None) -> Job:
@@ -218,6 +222,7 @@ class Ledger:
         """Run a dead-lettered job again, as a new job; doing so twice gives the same new job (REQUIREMENTS K10).
 
         Raises:
+            UnknownJob: it, or the job that it was redriven as, has left the ledger.
             Permanent: the job is not on the dead-letter list.
             AlreadyRunning: its type is a singleton that runs.
         """
@@ -244,6 +249,13 @@ class Ledger:
 
     def _again(self, old: Job) -> Job:
         assert old.finished_at is not None
+        if old.redriven_as is not None:
+            if job := self.store.get(old.redriven_as):
+                return job
+            raise UnknownJob(  # its id is free again, but it has run: once is enough
+                f"job_id: job {old.job_id} was redriven as {old.redriven_as}, which has finished and moved to "
+                "job_history."
+            )
         job = self.new_job(
             old.job_type,
             old.policy,
@@ -259,7 +271,7 @@ class Ledger:
             self.submit(job)
         except DuplicateJob:
             job = self.get(job.job_id)
-        if old.redriven_as is None:
+        with suppress(LostLease):  # it has left the ledger just now; the new row says whose redrive it is
             self._write(old, replace(old, redriven_as=job.job_id))
         return job
 

@@ -18,6 +18,9 @@ from lamplighter.kernel.ledger.row import FIELDS, SHARDS, Job, Status, encode, j
 FENCE: Final = ("status", "attempt", "continuation", "released")
 """What every write demands to find unchanged (REQUIREMENTS K2)."""
 
+FINAL: Final = (*FENCE, "finished_at", "redriven_as")
+"""What a removal demands to find unchanged: a finished row changes no more, but for being marked as redriven."""
+
 Cursor = dict[str, Any]
 """Where a page ended: give it back to get the next one. JSON-able."""
 
@@ -52,7 +55,7 @@ class Change:
 
 
 class Outcome(StrEnum):
-    """What became of one change among many."""
+    """What became of one change, or removal, among many."""
 
     WRITTEN = "written"
     LOST = "lost"
@@ -85,6 +88,16 @@ class Store(Protocol):
 
     def apply_many(self, changes: Sequence[Change]) -> list[Outcome]:
         """Write many differences, each on its own and fenced like `apply`; one's failure does not stop the rest."""
+        ...
+
+    def remove_many(self, jobs: Sequence[Job]) -> list[Outcome]:
+        """Remove rows of finished jobs, each only if it is as read; one's failure does not stop the rest.
+
+        A row that is gone counts as removed: an attempt that died may have done it.
+
+        Raises:
+            ValueError: a job is not finished.
+        """
         ...
 
     def expired(self, shard: int, now: datetime, *, limit: int, cursor: Cursor | None = None) -> Page:
@@ -150,6 +163,18 @@ def after(job_type: str, created_at: datetime, job_id: str) -> Cursor:
     """Where a page of a type's jobs that ends with this one goes on."""
     keys = {"pk": job_key(job_id), "job_type": job_type, "created_at": to_text(created_at)}
     return {name: {"S": value} for name, value in keys.items()}
+
+
+def removal_expectation(job: Job) -> dict[str, Any]:
+    """The attributes that the row of a finished job must still have for its removal; None: must not have.
+
+    Raises:
+        ValueError: the job is not finished.
+    """
+    if not job.status.terminal:
+        raise ValueError(f"Job {job.job_id} is {job.status}: only finished jobs are removed.")
+    row = encode(job, FINAL)
+    return {name: row.get(name) for name in FINAL}
 
 
 def lock_key(job_type: str) -> str:
