@@ -81,6 +81,11 @@ class LocalAws:
         stack = self.client("cloudformation").describe_stacks(StackName=self.stack_name)["Stacks"][0]
         return {output["OutputKey"]: output["OutputValue"] for output in stack.get("Outputs", [])}
 
+    def api_url(self) -> str:
+        """Where the jobs API is here; the stack's output `ApiUrl` says where it would be on AWS."""
+        api_id = self.outputs()["ApiUrl"].removeprefix("https://").partition(".")[0]
+        return f"{self.endpoint_url}/_aws/execute-api/{api_id}"
+
     def invoke(self, job: str, event: Mapping[str, Any]) -> Any:
         """Run the job's function and return its answer. Raises LocalAwsError with the function's own error."""
         answer = self.client("lambda").invoke(FunctionName=f"{self.stack_name}-{job}", Payload=json.dumps(event))
@@ -193,7 +198,8 @@ class LocalAws:
 
     def write_environment(self) -> Path:
         """Write `environment` as shell exports, for `source`, with the way to `sam` and `psql`."""
-        exports = [f"export {name}='{value}'" for name, value in self.environment.items()]
+        values = self.environment | {"API_URL": self.api_url()}
+        exports = [f"export {name}='{value}'" for name, value in values.items()]
         programs = os.pathsep.join(map(str, (Path(sys.executable).parent, postgres_programs())))
         exports.append(f"export SAM_CLI_TELEMETRY=0 PATH='{programs}':\"$PATH\"")
         file = self.directory / "env"

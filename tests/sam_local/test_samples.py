@@ -116,6 +116,11 @@ def test_job_control(invoke: Invoke) -> None:
     assert invoke("jobs/job_control") == {"jobs": []}
 
 
+def test_api(invoke: Invoke) -> None:
+    answer = invoke("jobs/api")
+    assert (answer["statusCode"], json.loads(answer["body"])["next"]) == (200, None)
+
+
 def test_dispatcher(invoke: Invoke, world: World) -> None:
     assert invoke("jobs/dispatcher") == {"batchItemFailures": []}
     noted = world.aws.client("dynamodb").get_item(

@@ -14,7 +14,7 @@ import pytest
 from lamplighter.kernel.job import JobHandler
 from lamplighter.kernel.ledger.row import derived_job_id, from_text
 from lamplighter.kernel.ledger.stream import change_of
-from tests.template.project import ROOT, STACK, Function, Project, incomplete_jobs
+from tests.template.project import ROOT, STACK, Function, Project, imports, incomplete_jobs
 
 PROJECT = Project()
 FUNCTIONS = PROJECT.functions
@@ -130,6 +130,9 @@ def test_the_sample_is_one_the_handler_takes(function: Function) -> None:
         handler.validated(event)
     elif hasattr(module, "Event"):
         module.Event.model_validate(event)
+    elif function.job == "api":
+        request = event["requestContext"]["http"]
+        assert request["method"].lower() in json.loads(module.document())["paths"][request["path"]]
     elif function.job in ("dispatcher", "history"):
         assert [change_of(record) for record in event["Records"]]
     else:
@@ -183,7 +186,11 @@ def test_what_needs_a_database_is_off_without_one() -> None:
 
 
 def uses_database(function: Function) -> bool:
-    return "kernel.database" in PROJECT.source(function.module).read_text()
+    """Whether its module does, or one of its domain that it imports."""
+    domain = function.module.rpartition(".")[0]
+    own = [function.module, *imports(PROJECT.source(function.module))]
+    sources = [PROJECT.source(name) for name in own if name.startswith(f"{domain}.")]
+    return any("kernel.database" in source.read_text() for source in sources if source.is_file())
 
 
 @EACH_FUNCTION

@@ -11,10 +11,11 @@ from typing import Any, Final, Literal
 from aws_lambda_powertools import Logger
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from lamplighter.jobs.shown import Brief, Whole
 from lamplighter.kernel import settings
 from lamplighter.kernel.errors import Permanent
 from lamplighter.kernel.ledger.ledger import Ledger
-from lamplighter.kernel.ledger.row import Job, encode
+from lamplighter.kernel.ledger.row import PAYLOAD_LIMIT, Job
 from lamplighter.kernel.policies import outside
 
 logger = Logger()
@@ -26,22 +27,6 @@ _NEEDS: Final = {
     "list": "job_type",
     "submit": "job_type",
 }
-
-PAYLOAD_LIMIT: Final = 100_000
-"""Characters of JSON that a row takes as payload; what is larger belongs in S3."""
-_BRIEF: Final = (
-    "job_id",
-    "job_type",
-    "status",
-    "attempt",
-    "max_attempts",
-    "trigger",
-    "created_at",
-    "finished_at",
-    "progress",
-    "message",
-    "dead_letter",
-)
 
 
 class Event(BaseModel):
@@ -85,27 +70,20 @@ def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:  # noqa: ARG
     job_id = told.job_id or ""
     match told.action:
         case "show":
-            return _whole(ledger.get(job_id))
+            return _shown(Whole, ledger.get(job_id))
         case "cancel":
-            return _whole(ledger.cancel(job_id))
+            return _shown(Whole, ledger.cancel(job_id))
         case "redrive":
-            return _whole(ledger.redrive(job_id))
+            return _shown(Whole, ledger.redrive(job_id))
         case "submit":
             policy = outside(told.job_type or "", settings.load())
-            return _whole(ledger.submit(ledger.new_job(told.job_type or "", policy, payload=told.payload)))
+            return _shown(Whole, ledger.submit(ledger.new_job(told.job_type or "", policy, payload=told.payload)))
         case "dead_letters":
-            return {"jobs": [_brief(job) for job in ledger.dead_letters(limit=told.limit)]}
+            return {"jobs": [_shown(Brief, job) for job in ledger.dead_letters(limit=told.limit)]}
         case "list":
             page = ledger.store.of_type(told.job_type or "", limit=told.limit)
-            return {"jobs": [_brief(job) for job in page.jobs]}
+            return {"jobs": [_shown(Brief, job) for job in page.jobs]}
 
 
-def _whole(job: Job) -> dict[str, Any]:
-    hidden = ("pk", "live_shard", "due_shard", "status_shard", "expires_at", "ttl")
-    shown = {name: value for name, value in encode(job).items() if name not in hidden}
-    return shown | {"payload": job.payload, "result": job.result, "checkpoint": job.checkpoint}
-
-
-def _brief(job: Job) -> dict[str, Any]:
-    row = encode(job)
-    return {name: row[name] for name in _BRIEF if name in row}
+def _shown(form: type[Brief], job: Job) -> dict[str, Any]:
+    return form.of(job).model_dump(mode="json")

@@ -92,6 +92,10 @@ job_history = Table(
 )
 
 
+class NoDatabase(Permanent):
+    """No database is configured."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Address:
     """Where the database is and who asks; without TLS only when the server is this machine or the URL says so."""
@@ -112,7 +116,8 @@ def address(environment: Mapping[str, str]) -> Address:
     """The database that `environment` names.
 
     Raises:
-        Permanent: none is named, or the settings are incomplete or contradict themselves.
+        NoDatabase: none is named.
+        Permanent: the settings are incomplete or contradict themselves.
         Retryable: the secret cannot be read now.
     """
     if url := environment.get("DATABASE_URL"):
@@ -121,7 +126,7 @@ def address(environment: Mapping[str, str]) -> Address:
         return _from_secret(arn, environment)
     if environment.get("DATABASE_HOST"):
         return _from_token(environment)
-    raise Permanent(
+    raise NoDatabase(
         "No database is configured: give DATABASE_URL, DATABASE_SECRET_ARN, or DATABASE_HOST with DATABASE_NAME and "
         "DATABASE_USER."
     )

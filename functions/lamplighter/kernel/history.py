@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from aws_lambda_powertools import Logger
 
-from lamplighter.kernel.ledger.row import Job, encode
+from lamplighter.kernel.ledger.row import Job, decode, encode
 from lamplighter.kernel.ledger.store import Outcome, Store
 
 if TYPE_CHECKING:
@@ -67,6 +67,16 @@ def move(jobs: Sequence[Job], *, store: Store, engine: Engine, now: datetime) ->
     safe = [job for job in jobs if job.job_id not in errors]
     outcomes = dict(zip((job.job_id for job in safe), store.remove_many(safe), strict=True))
     return [_told(job, outcomes.get(job.job_id), errors.get(job.job_id)) for job in jobs]
+
+
+def recall(engine: Engine, job_id: str) -> Job | None:
+    """The job as it left the ledger, or None if the history has no such job.
+
+    Raises:
+        DatabaseUnavailable: the database cannot be reached.
+    """
+    document = _documents(engine, [job_id]).get(job_id)
+    return decode(document) if document else None
 
 
 def row_of(job: Job, now: datetime) -> dict[str, Any]:

@@ -22,6 +22,10 @@ TTL_BACKSTOP: Final = timedelta(days=90)
 """DynamoDB TTL of a finished row: only a backstop, a job keeps the promised retention (REQUIREMENTS B3)."""
 
 
+PAYLOAD_LIMIT: Final = 100_000
+"""Characters of JSON that a row takes as payload; what is larger belongs in S3."""
+
+
 class Status(StrEnum):
     """Where a job stands (REQUIREMENTS K1)."""
 

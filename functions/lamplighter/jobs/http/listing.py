@@ -1,0 +1,105 @@
+"""Pages of jobs, newest first, of one type or merged from several, filtered.
+
+A page's cursor says when the last job that was looked at was created, and which jobs of that very millisecond were
+passed: no job is given twice or left out, however many share a moment, and jobs made meanwhile do not shift a page.
+"""
+
+from __future__ import annotations
+
+import base64
+import heapq
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Final, Self
+
+from lamplighter.kernel.ledger.row import Job, Status, Trigger, from_text, to_text
+from lamplighter.kernel.ledger.store import Store, after
+
+LOOKED_AT: Final = 1_000
+"""Jobs that one page looks at, at most, while it searches for those that the filters let through."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filters:
+    """What a list is of; None lets all through."""
+
+    status: Status | None = None
+    trigger: Trigger | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+
+    def let_through(self, job: Job) -> bool:
+        """Whether the job is wanted; the times are left to the store."""
+        return self.status in (None, job.status) and self.trigger in (None, job.trigger)
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """Where a page ended: at a moment, and after the last job of that moment in each type that had one."""
+
+    at: datetime
+    passed: dict[str, str] = field(default_factory=dict)
+    """Job id by job type."""
+
+    def moved(self, job: Job) -> Cursor:
+        """The cursor past `job`."""
+        passed = self.passed if job.created_at == self.at else {}
+        return Cursor(job.created_at, {**passed, job.job_type: job.job_id})
+
+    def __str__(self) -> str:
+        text = json.dumps([to_text(self.at), self.passed], separators=(",", ":"))
+        return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """The cursor that `str` wrote.
+
+        Raises:
+            ValueError: it is none.
+        """
+        try:
+            at, passed = json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
+            moment = from_text(at)
+            if moment.tzinfo is None or not all(isinstance(job_id, str) for job_id in dict(passed).values()):
+                raise ValueError
+            return cls(moment, dict(passed))
+        except (ValueError, TypeError):
+            raise ValueError("takes the `next` of the page before, as it is") from None
+
+
+def page(
+    store: Store, job_types: Iterable[str], filters: Filters, *, limit: int, cursor: Cursor | None = None
+) -> tuple[list[Job], Cursor | None]:
+    """Up to `limit` jobs, and the cursor of the next page, None after the last.
+
+    A page that looked at `LOOKED_AT` jobs may hold fewer, even none, and still have a next one.
+    """
+    lanes = [_lane(store, job_type, filters, limit=limit, cursor=cursor) for job_type in job_types]
+    found: list[Job] = []
+    merged = heapq.merge(*lanes, key=lambda job: job.created_at, reverse=True)
+    for looked_at, job in enumerate(merged):
+        if len(found) == limit or looked_at == LOOKED_AT:
+            return found, cursor
+        cursor = (cursor or Cursor(job.created_at)).moved(job)
+        if filters.let_through(job):
+            found.append(job)
+    return found, None
+
+
+def _lane(store: Store, job_type: str, filters: Filters, *, limit: int, cursor: Cursor | None) -> Iterator[Job]:
+    """The jobs of one type from the cursor on."""
+    until, place = filters.until, None
+    if cursor:
+        until = min(filter(None, (until, cursor.at)))
+        if passed := cursor.passed.get(job_type):
+            place = after(job_type, cursor.at, passed)
+    if filters.since and until and filters.since > until:
+        return
+    while True:
+        rows = store.of_type(job_type, limit=limit, cursor=place, since=filters.since, until=until)
+        yield from rows.jobs
+        place = rows.next
+        if place is None:
+            return

@@ -1,0 +1,362 @@
+"""The routes for operators and programs: run jobs, look at them, cancel, retry, redrive and undo; schedules."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Final
+
+from aws_lambda_powertools.event_handler import Response
+from aws_lambda_powertools.event_handler.openapi.params import Path, Query
+from aws_lambda_powertools.event_handler.router import APIGatewayHttpRouter
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
+
+from lamplighter import catalogue
+from lamplighter.jobs import schedules as switching
+from lamplighter.jobs.http.listing import Cursor, Filters, page
+from lamplighter.jobs.http.problems import conflict, documented, invalid, not_found
+from lamplighter.jobs.http.requests import Body, IdempotencyKey, JobIdInPath, accepted, demand_known_query, submitted
+from lamplighter.jobs.shown import Brief, JobId, Whole
+from lamplighter.kernel import settings
+from lamplighter.kernel.errors import LostLease, Permanent
+from lamplighter.kernel.job import InvalidParams, JobType
+from lamplighter.kernel.ledger.ledger import Ledger, UnknownJob
+from lamplighter.kernel.ledger.row import Job, Status, Trigger
+from lamplighter.kernel.schedules import UnknownSchedule, schedules
+
+router = APIGatewayHttpRouter()  # type: ignore[no-untyped-call]
+
+JOBS: Final = ["Jobs"]
+SCHEDULES: Final = ["Schedules"]
+_RFC_3339: Final = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)")
+
+
+def _rfc_3339(value: Any) -> Any:
+    if isinstance(value, str) and not _RFC_3339.fullmatch(value):
+        raise ValueError("takes a time with its offset, such as 2026-11-22T03:00:00Z")
+    return value
+
+
+Time = Annotated[AwareDatetime, BeforeValidator(_rfc_3339)]
+Limit = Annotated[int, Query(ge=1, le=100, description="Jobs on a page, at most.")]
+
+
+class Order(Body):
+    """A job to run."""
+
+    job_type: str = Field(json_schema_extra={"enum": list(catalogue.NAMES)}, examples=["orphan_cleanup"])
+    params: dict[str, Any] = Field({}, examples=[{"dry_run": True, "base_path": "uploads/"}])
+    """The job's own parameters; what is not given comes from the settings."""
+
+
+class Undo(Body):
+    """A cleanup to undo."""
+
+    job_id: JobId
+    dry_run: bool = True
+    """Only say what would be restored."""
+
+
+class Listed(BaseModel):
+    """A page of jobs."""
+
+    model_config = ConfigDict(defer_build=True)
+
+    jobs: list[Brief]
+    next: str | None = None
+    """The cursor of the next page; null after the last. A page may hold fewer jobs than asked for and have a next."""
+
+
+class Schedule(BaseModel):
+    """A schedule of the stack."""
+
+    model_config = ConfigDict(defer_build=True)
+
+    name: str
+    enabled: bool
+    expression: str = Field(examples=["rate(24 hours)"])
+
+
+class Schedules(BaseModel):
+    """All schedules of the stack."""
+
+    model_config = ConfigDict(defer_build=True)
+
+    schedules: list[Schedule]
+
+
+class Switched(BaseModel):
+    """A schedule as it is now."""
+
+    model_config = ConfigDict(defer_build=True)
+
+    name: str
+    enabled: bool
+    changed: bool
+    """Whether anything had to change: doing it twice is the same as once."""
+
+
+_MADE: Final = documented(
+    {202: {"description": "The job, pending"}, 200: {"description": "The job that the same idempotency key made"}},
+    409,
+    body=True,
+)
+
+
+@router.post(
+    "/api/jobs/run",
+    summary="Run a job",
+    description="A singleton that runs already answers 409 and names the run that holds its lock.",
+    operation_id="run",
+    tags=JOBS,
+    responses=_MADE,
+)
+def run(order: Order, idempotency_key: IdempotencyKey = None) -> Response[Whole]:
+    """REQUIREMENTS B7."""
+    return _ordered(order.job_type, order.params, idempotency_key)
+
+
+@router.post(
+    "/api/jobs/preview",
+    summary="Run a job that only says what it would do",
+    operation_id="preview",
+    tags=JOBS,
+    responses=_MADE,
+)
+def preview(order: Order, idempotency_key: IdempotencyKey = None) -> Response[Whole]:
+    """REQUIREMENTS K11: the same, with `dry_run`."""
+    kind = _job_type(order.job_type)
+    if "dry_run" not in kind.params.model_fields:
+        raise invalid([("body.job_type", f"body.job_type: {order.job_type} has no preview.")])
+    if order.params.get("dry_run", True) is not True:
+        raise invalid([("body.params.dry_run", "body.params.dry_run: a preview takes true, or nothing.")])
+    return _ordered(order.job_type, order.params | {"dry_run": True}, idempotency_key)
+
+
+@router.get(
+    "/api/jobs",
+    summary="List jobs, newest first",
+    description="Without `job_type`, of Lamplighter's own types and those in the setting `job_timeout_minutes`.",
+    operation_id="list",
+    tags=JOBS,
+    responses=documented({200: {"description": "A page of jobs"}}),
+    middlewares=[demand_known_query],
+)
+def list_jobs(
+    *,
+    job_type: Annotated[str | None, Query(pattern="^[a-z][a-z0-9_]{0,63}$")] = None,
+    status: Annotated[Status | None, Query()] = None,
+    trigger: Annotated[Trigger | None, Query()] = None,
+    created_since: Annotated[Time | None, Query(description="Created then or later.")] = None,
+    created_until: Annotated[Time | None, Query(description="Created then or earlier.")] = None,
+    limit: Limit = 25,
+    cursor: Annotated[str | None, Query(max_length=4096, description="`next` of the page before.")] = None,
+) -> Listed:
+    """A page; the filters of the pages of one list must be the same."""
+    try:
+        place = Cursor.parse(cursor) if cursor is not None else None
+    except ValueError as error:
+        raise invalid([("query.cursor", f"query.cursor: {error}.")]) from None
+    types = [job_type] if job_type else _known_types()
+    filters = Filters(status=status, trigger=trigger, since=created_since, until=created_until)
+    found, end = page(Ledger.from_environment().store, types, filters, limit=limit, cursor=place)
+    return Listed(jobs=[Brief.of(job) for job in found], next=str(end) if end else None)
+
+
+@router.get(
+    "/api/dead-letters",
+    summary="List the jobs that failed for good and were not redriven, oldest first",
+    operation_id="dead_letters",
+    tags=JOBS,
+    responses=documented({200: {"description": "Dead letters"}}),
+    middlewares=[demand_known_query],
+)
+def dead_letters(limit: Limit = 25) -> Listed:
+    """REQUIREMENTS K10."""
+    return Listed(jobs=[Brief.of(job) for job in Ledger.from_environment().dead_letters(limit=limit)])
+
+
+@router.get(
+    "/api/jobs/<job_id>",
+    summary="Show a job",
+    description="From the ledger, or from the history in Postgres once its retention there is over.",
+    operation_id="show",
+    tags=JOBS,
+    responses=documented({200: {"description": "The job"}}, 404),
+)
+def show(job_id: JobIdInPath) -> Whole:
+    """REQUIREMENTS K7, B3."""
+    try:
+        return Whole.of(Ledger.from_environment().get(job_id))
+    except UnknownJob:
+        if job := _recalled(job_id):
+            return Whole.of(job)
+        raise not_found(f"job_id: there is no job {job_id}, neither in the ledger nor in the history.") from None
+
+
+def _recalled(job_id: str) -> Job | None:
+    from lamplighter.kernel.database import NoDatabase, engine
+    from lamplighter.kernel.history import recall
+
+    try:
+        return recall(engine(), job_id)
+    except NoDatabase:
+        return None
+
+
+@router.post(
+    "/api/jobs/<job_id>/cancel",
+    summary="Cancel a job",
+    description="One that waits is cancelled at once; one that runs is asked to stop, and does within a batch. "
+    "Doing it twice is the same as once.",
+    operation_id="cancel",
+    tags=JOBS,
+    responses=documented({200: {"description": "The job as it is now"}}, 404, 409),
+)
+def cancel(job_id: JobIdInPath) -> Whole:
+    """REQUIREMENTS K7."""
+    ledger = Ledger.from_environment()
+    try:
+        return Whole.of(ledger.cancel(job_id))
+    except LostLease:
+        job = ledger.get(job_id)
+        if job.status is Status.CANCELLED:
+            return Whole.of(job)
+        raise conflict("ended", f"Job {job_id} is {job.status}: there is nothing to cancel.") from None
+
+
+@router.post(
+    "/api/jobs/<job_id>/retry",
+    summary="Run a failed or cancelled job again, as a new job; or a waiting one now",
+    description="Doing it twice gives the same new job.",
+    operation_id="retry",
+    tags=JOBS,
+    responses=documented({202: {"description": "The job that runs"}}, 404, 409),
+)
+def retry(job_id: JobIdInPath) -> Response[Whole]:
+    """REQUIREMENTS K5."""
+    try:
+        return accepted(Ledger.from_environment().retry(job_id))
+    except UnknownJob:
+        raise
+    except Permanent as refusal:
+        raise conflict("not-retriable", str(refusal)) from None
+
+
+@router.post(
+    "/api/jobs/<job_id>/redrive",
+    summary="Run a dead letter again, as a new job",
+    description="Doing it twice gives the same new job.",
+    operation_id="redrive",
+    tags=JOBS,
+    responses=documented({202: {"description": "The new job"}}, 404, 409),
+)
+def redrive(job_id: JobIdInPath) -> Response[Whole]:
+    """REQUIREMENTS K10."""
+    try:
+        return accepted(Ledger.from_environment().redrive(job_id))
+    except UnknownJob:
+        raise
+    except Permanent as refusal:
+        raise conflict("no-dead-letter", str(refusal)) from None
+
+
+@router.post(
+    "/api/undo",
+    summary="Undo an orphan cleanup",
+    description="A preview unless `dry_run` is false.",
+    operation_id="undo",
+    tags=JOBS,
+    responses=documented(
+        {202: {"description": "The undo job"}, 200: {"description": "The job that the same idempotency key made"}},
+        404,
+        409,
+        body=True,
+    ),
+)
+def undo(told: Undo, idempotency_key: IdempotencyKey = None) -> Response[Whole]:
+    """REQUIREMENTS A7."""
+    Ledger.from_environment().get(told.job_id)
+    return _ordered("undo", told.model_dump(), idempotency_key)
+
+
+@router.get(
+    "/api/schedules",
+    summary="List the schedules",
+    operation_id="schedules",
+    tags=SCHEDULES,
+    responses=documented({200: {"description": "All schedules of the stack"}}),
+)
+def list_schedules() -> Schedules:
+    """REQUIREMENTS A6."""
+    found = sorted(schedules(), key=lambda schedule: schedule.name)
+    return Schedules(
+        schedules=[Schedule(name=one.name, enabled=one.enabled, expression=one.expression) for one in found]
+    )
+
+
+ScheduleName = Annotated[str, Path(pattern="^[a-z][a-z0-9-]{0,63}$", description="Its short name.")]
+_SWITCHED: Final = documented({200: {"description": "The schedule as it is now"}}, 404, 409)
+
+
+@router.post(
+    "/api/schedules/<name>/start",
+    summary="Start a schedule, at the interval in force",
+    description="Doing it twice is the same as once. 409 while its setting is off.",
+    operation_id="start_schedule",
+    tags=SCHEDULES,
+    responses=_SWITCHED,
+)
+def start_schedule(name: ScheduleName) -> Switched:
+    """REQUIREMENTS A6."""
+    try:
+        return Switched(name=name, enabled=True, changed=switching.start(name))
+    except UnknownSchedule as unknown:
+        raise not_found(str(unknown)) from None
+    except settings.SettingsError:
+        raise
+    except Permanent as refusal:
+        raise conflict("switched-off", str(refusal)) from None
+
+
+@router.post(
+    "/api/schedules/<name>/stop",
+    summary="Stop a schedule",
+    description="Doing it twice is the same as once. A deployment puts it back to what the template's parameters say.",
+    operation_id="stop_schedule",
+    tags=SCHEDULES,
+    responses=_SWITCHED,
+)
+def stop_schedule(name: ScheduleName) -> Switched:
+    """REQUIREMENTS A6."""
+    try:
+        return Switched(name=name, enabled=False, changed=switching.stop(name))
+    except UnknownSchedule as unknown:
+        raise not_found(str(unknown)) from None
+
+
+def _job_type(name: str) -> JobType[Any]:
+    try:
+        return catalogue.job_type(name)
+    except Permanent as unknown:
+        raise invalid([("body.job_type", f"body.{unknown}")]) from None
+
+
+def _ordered(name: str, params: dict[str, Any], key: str | None) -> Response[Whole]:
+    """A row of one of our own job types, which the dispatcher starts.
+
+    Raises:
+        Problem: 422, a parameter is unknown or invalid.
+        AlreadyRunning: the type is a singleton that runs.
+    """
+    ledger = Ledger.from_environment()
+    try:
+        new = _job_type(name).new_job(ledger, settings.load(), params, trigger=Trigger.API)
+    except InvalidParams as error:
+        raise invalid(
+            (f"body.params.{field}", f"body.params.{sentence}.") for field, sentence in error.problems
+        ) from None
+    return submitted(ledger, new, key, router.current_event.raw_event)
+
+
+def _known_types() -> list[str]:
+    return sorted({*catalogue.NAMES, *settings.load().job_timeout_minutes} - {"default"})

@@ -1,0 +1,455 @@
+"""The jobs API without AWS: its routes over the ledger in memory, its errors, its document."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from lamplighter.jobs.http import listing
+from lamplighter.kernel.errors import Permanent, Retryable
+from lamplighter.kernel.ledger.ledger import Ledger
+from lamplighter.kernel.ledger.row import Job, Policy, Trigger
+from tests.api_requests import NOBODY, USER, ask, get, post, problem
+from tests.unit.conftest import FakeClock
+
+POLICY = Policy(timeout=timedelta(minutes=30), target="bus")
+
+
+@pytest.fixture(autouse=True)
+def deployed_ledger(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Ledger, "from_environment", lambda: ledger)
+
+
+def turn(job: Job | dict[str, Any], **more: Any) -> dict[str, Any]:
+    row = job if isinstance(job, dict) else {"attempt": job.attempt, "continuation": job.continuation}
+    return {"attempt": row["attempt"], "continuation": row["continuation"]} | more
+
+
+# -- run, preview, undo ------------------------------------------------------------------------------------------------
+
+
+def test_a_job_is_run_by_hand(ledger: Ledger) -> None:
+    """REQUIREMENTS B7: the row is made, and the dispatcher starts it."""
+    answer = post("/api/jobs/run", {"job_type": "orphan_cleanup", "params": {"dry_run": False, "base_path": "a"}})
+    assert answer.status == 202
+    assert answer.headers["location"] == f"/api/jobs/{answer.body['job_id']}"
+    job = ledger.get(answer.body["job_id"])
+    assert (job.status, job.trigger, job.dry_run) == ("pending", Trigger.API, False)
+    assert job.payload == {"dry_run": False, "base_path": "a/"}
+    assert job.policy.target == "lambda:orphan-cleanup"
+
+
+def test_a_second_run_of_a_singleton_is_refused_with_the_first_ones_id() -> None:
+    """REQUIREMENTS K3."""
+    first = post("/api/jobs/run", {"job_type": "orphan_cleanup"})
+    status, kind, detail = problem(post("/api/jobs/run", {"job_type": "orphan_cleanup"}))
+    assert (status, kind) == (409, "already-running")
+    assert first.body["job_id"] in detail
+
+
+def test_a_preview_is_a_run_that_deletes_nothing(ledger: Ledger) -> None:
+    """REQUIREMENTS K11."""
+    answer = post("/api/jobs/preview", {"job_type": "orphan_cleanup", "params": {"base_path": "a"}})
+    assert (answer.status, answer.body["dry_run"]) == (202, True)
+    assert ledger.get(answer.body["job_id"]).payload == {"base_path": "a/", "dry_run": True}
+
+
+def test_a_preview_that_is_none_is_refused() -> None:
+    body = {"job_type": "orphan_cleanup", "params": {"dry_run": False}}
+    assert problem(post("/api/jobs/preview", body))[2] == "body.params.dry_run: a preview takes true, or nothing."
+
+
+def test_an_undo_is_a_job(ledger: Ledger) -> None:
+    cleanup = ledger.complete(ledger.start(ledger.new_job("orphan_cleanup", POLICY)), {})
+    answer = post("/api/undo", {"job_id": cleanup.job_id})
+    assert (answer.status, answer.body["job_type"], answer.body["dry_run"]) == (202, "undo", True)
+    assert ledger.get(answer.body["job_id"]).payload == {"job_id": cleanup.job_id, "dry_run": True}
+    assert problem(post("/api/undo", {"job_id": NOBODY}))[0] == 404
+
+
+@pytest.mark.parametrize(
+    ("body", "field", "said"),
+    [
+        ({}, "body.job_type", "body.job_type: is missing."),
+        ({"job_type": "nonesuch"}, "body.job_type", "body.job_type: there is no 'nonesuch' (known: "),
+        ({"job_type": "undo", "parms": {}}, "body.parms", "body.parms: there is no such field."),
+        ({"job_type": ["undo"]}, "body.job_type", "body.job_type: input should be a valid string, got ['undo']."),
+        (
+            {"job_type": "orphan_cleanup", "params": {"dry-run": True}},
+            "body.params.dry-run",
+            "body.params.dry-run is not a parameter of orphan_cleanup (it takes ",
+        ),
+        (
+            {"job_type": "orphan_cleanup", "params": {"min_age_hours": -1}},
+            "body.params.min_age_hours",
+            "body.params.min_age_hours: input should be greater than or equal to 0, got -1.",
+        ),
+        ([], "body", "body: takes a JSON object."),
+        ([{"job_type": "undo"}], "body", "body: takes a JSON object."),
+        (None, "body", "body: is missing."),
+        ({"job_type": "undo", "params": {"job_id": "a\0b"}}, "body", "body: takes no text with U+0000"),
+        ('{"job_type": "undo", "params": {"job_id": "\\ud800"}}', "body", "body: takes no text with U+0000 or half"),
+        ('{"job_type": "undo", "params": ' + '{"a": ' * 40 + "1" + "}" * 41, "body", "body: takes 32 levels"),
+    ],
+)
+def test_a_bad_field_is_named_in_one_sentence(body: Any, field: str, said: str) -> None:
+    answer = post("/api/jobs/run", body)
+    assert problem(answer)[:2] == (422, "invalid-request")
+    (error,) = answer.body["errors"]
+    assert error["field"] == field
+    assert error["message"].startswith(said)
+    assert error["message"] == answer.body["detail"]
+
+
+@pytest.mark.parametrize(
+    "body", ["{", "nope", '{"job_type": NaN}', '{"job_type": 1e999}', "[" * 100_000, '{"a": Infinity}']
+)
+def test_what_is_not_json_is_told_so(body: str) -> None:
+    assert problem(post("/api/jobs/run", body))[:2] == (400, "not-json")
+
+
+def test_a_body_must_say_that_it_is_json_and_be_of_a_size_to_look_at() -> None:
+    form = post("/api/jobs/run", "job_type=undo", content_type="application/x-www-form-urlencoded")
+    assert problem(form)[:2] == (415, "not-json")
+    assert problem(post("/api/jobs/run", {"x": "x" * 400_000}))[:2] == (413, "too-large")
+    assert (
+        post("/api/jobs/run", {"job_type": "orphan_cleanup"}, content_type="application/json; charset=utf-8").status
+        == 202
+    )
+
+
+# -- idempotency -------------------------------------------------------------------------------------------------------
+
+
+def test_the_same_key_makes_one_job(ledger: Ledger, clock: FakeClock) -> None:
+    body = {"job_type": "orphan_cleanup", "params": {"base_path": "a"}}
+    first = post("/api/jobs/run", body, idempotency_key="monday")
+    again = post("/api/jobs/run", body, idempotency_key="monday")
+    assert (first.status, again.status) == (202, 200)
+    assert again.body == first.body
+    assert again.headers["location"] == first.headers["location"]
+    ledger.cancel(first.body["job_id"])
+    clock.tick(hours=23)
+    assert post("/api/jobs/run", body, idempotency_key="monday").body["job_id"] == first.body["job_id"]
+    clock.tick(hours=48)
+    assert post("/api/jobs/run", body, idempotency_key="monday").status == 202
+
+
+def test_a_key_given_with_another_body_is_refused(ledger: Ledger) -> None:
+    post("/api/jobs", {"job_type": "sync", "payload": {"n": 1}}, idempotency_key="monday")
+    for body in ({"job_type": "sync", "payload": {"n": 2}}, {"job_type": "export", "payload": {"n": 1}}):
+        answer = post("/api/jobs", body, idempotency_key="monday")
+        assert problem(answer)[:2] == (422, "key-reused")
+        assert answer.body["errors"][0]["field"] == "header.idempotency-key"
+    assert len(ledger.store.of_type("sync", limit=9).jobs) == 1
+
+
+def test_a_key_belongs_to_its_caller_whatever_the_session() -> None:
+    role = "arn:aws:sts::111122223333:assumed-role/deploy"
+    body = {"job_type": "sync"}
+    made = [
+        post("/api/jobs", body, idempotency_key="monday", user=user).body["job_id"]
+        for user in (USER, f"{role}/ana", f"{role}/ben")
+    ]
+    assert made[0] != made[1] == made[2]
+
+
+@pytest.mark.parametrize("key", ["", "a b", "ä", "x" * 129, "a,b"])
+def test_a_bad_key_is_named(key: str) -> None:
+    answer = post("/api/jobs", {"job_type": "sync"}, idempotency_key=key)
+    assert problem(answer)[:2] == (422, "invalid-request")
+    assert answer.body["errors"][0]["field"] == "header.idempotency-key"
+
+
+# -- show and list -----------------------------------------------------------------------------------------------------
+
+
+def test_a_job_is_shown_with_all_there_is(ledger: Ledger) -> None:
+    job = ledger.fail(ledger.start(ledger.new_job("sync", POLICY, payload={"library": 7})), Permanent("gone"))
+    shown = get(f"/api/jobs/{job.job_id}").body
+    assert (shown["status"], shown["payload"], shown["errors"][0]["message"]) == ("failed", {"library": 7}, "gone")
+    assert (shown["dead_letter"], shown["policy"]["target"], shown["result"]) == ("permanent", "bus", None)
+    assert not {"pk", "status_shard", "ttl"} & shown.keys()
+
+
+def test_an_unknown_job_is_not_found() -> None:
+    assert problem(get(f"/api/jobs/{NOBODY}"))[:2] == (404, "not-found")
+    assert problem(get("/api/jobs/nonesuch"))[:2] == (422, "invalid-request")
+
+
+def all_pages(limit: int, **query: Any) -> list[str]:
+    found: list[str] = []
+    cursor = None
+    while True:
+        answer = get("/api/jobs", limit=limit, **query, **({"cursor": cursor} if cursor else {}))
+        assert answer.status == 200
+        assert len(answer.body["jobs"]) <= limit
+        found += [job["job_id"] for job in answer.body["jobs"]]
+        cursor = answer.body["next"]
+        if cursor is None:
+            return found
+
+
+@pytest.fixture
+def many(ledger: Ledger, clock: FakeClock) -> list[Job]:
+    """Jobs of several types, most of them made in the same millisecond as others; newest first."""
+    made = []
+    for round_ in range(8):
+        for job_type in ("sync", "export", "orphan_cleanup"):
+            for trigger in (Trigger.API, Trigger.CLI):
+                job = ledger.submit(ledger.new_job(job_type, POLICY, trigger=trigger))
+                made.append(ledger.cancel(job.job_id) if round_ % 2 else job)
+        if round_ % 3 == 2:
+            clock.tick(milliseconds=1)
+    return made[::-1]
+
+
+@pytest.mark.parametrize("limit", [1, 2, 7, 100])
+def test_pages_give_each_job_once_newest_first(many: list[Job], limit: int) -> None:
+    found = all_pages(limit)
+    assert sorted(found) == sorted(job.job_id for job in many)
+    times = {job.job_id: job.created_at for job in many}
+    assert [times[job_id] for job_id in found] == sorted((job.created_at for job in many), reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("query", "wanted"),
+    [
+        ({"job_type": "sync"}, lambda job: job.job_type == "sync"),
+        ({"status": "cancelled"}, lambda job: job.status == "cancelled"),
+        ({"trigger": "api", "job_type": "export"}, lambda job: job.trigger == "api" and job.job_type == "export"),
+        ({"created_since": "2026-01-31T04:00:00.001+01:00"}, lambda job: job.created_at.microsecond >= 1000),
+        ({"created_until": "2026-01-31T03:00:00.001Z"}, lambda job: job.created_at.microsecond <= 1000),
+        (
+            {"created_since": "2026-01-31T03:00:00.001Z", "created_until": "2026-01-31T03:00:00.001Z"},
+            lambda job: job.created_at.microsecond == 1000,
+        ),
+        ({"created_since": "2027-01-01T00:00:00Z", "created_until": "2026-01-01T00:00:00Z"}, lambda job: False),
+    ],
+)
+@pytest.mark.parametrize("limit", [3, 50])
+def test_pages_are_filtered(many: list[Job], query: dict[str, str], wanted: Any, limit: int) -> None:
+    assert sorted(all_pages(limit, **query)) == sorted(job.job_id for job in many if wanted(job))
+
+
+def test_jobs_made_meanwhile_shift_no_page(ledger: Ledger, clock: FakeClock, many: list[Job]) -> None:
+    first = get("/api/jobs", limit=5).body
+    clock.tick(minutes=1)
+    ledger.submit(ledger.new_job("import", POLICY))
+    second = get("/api/jobs", limit=100, cursor=first["next"]).body
+    seen = [job["job_id"] for job in first["jobs"] + second["jobs"]]
+    assert sorted(seen) == sorted(job.job_id for job in many)
+
+
+def test_a_page_looks_at_so_many_jobs_and_no_more(many: list[Job], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listing, "LOOKED_AT", 10)
+    page = get("/api/jobs", status="running").body
+    assert page["jobs"] == []
+    assert page["next"] is not None
+    assert all_pages(25, status="running") == []
+    assert len(all_pages(25, status="cancelled")) == 24
+
+
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [
+        ({"limit": 0}, "query.limit"),
+        ({"limit": "many"}, "query.limit"),
+        ({"status": "done"}, "query.status"),
+        ({"created_since": "5"}, "query.created_since"),
+        ({"created_until": "2026-01-31T03:00:00"}, "query.created_until"),
+        ({"cursor": "e30"}, "query.cursor"),
+        ({"cursor": "ä"}, "query.cursor"),
+        ({"cursor": "WyIyMDI2LTAxLTMxVDAzOjAwOjAwIiwge31d"}, "query.cursor"),
+        ({"jobtype": "sync"}, "query.jobtype"),
+    ],
+)
+def test_a_bad_filter_is_named(query: dict[str, Any], field: str) -> None:
+    answer = get("/api/jobs", **query)
+    assert problem(answer)[:2] == (422, "invalid-request")
+    assert answer.body["errors"][0]["field"] == field
+
+
+# -- cancel, retry, redrive --------------------------------------------------------------------------------------------
+
+
+def test_cancelling_twice_is_the_same_as_once(ledger: Ledger) -> None:
+    """REQUIREMENTS K7."""
+    waiting = ledger.submit(ledger.new_job("sync", POLICY))
+    running = ledger.start(ledger.new_job("sync", POLICY))
+    for _ in range(2):
+        assert post(f"/api/jobs/{waiting.job_id}/cancel").body["status"] == "cancelled"
+        asked = post(f"/api/jobs/{running.job_id}/cancel").body
+        assert (asked["status"], asked["cancel_requested"]) == ("running", True)
+    done = ledger.complete(ledger.start(ledger.new_job("sync", POLICY)), None)
+    assert problem(post(f"/api/jobs/{done.job_id}/cancel"))[:2] == (409, "ended")
+    assert problem(post(f"/api/jobs/{NOBODY}/cancel"))[0] == 404
+
+
+def test_what_failed_is_retried_as_a_new_job_once(ledger: Ledger) -> None:
+    failed = ledger.fail(ledger.start(ledger.new_job("sync", POLICY)), Permanent("gone"))
+    (first, again) = (post(f"/api/jobs/{failed.job_id}/retry") for _ in range(2))
+    assert (first.status, first.body["redrive_of"]) == (202, failed.job_id)
+    assert again.body["job_id"] == first.body["job_id"]
+    assert problem(post(f"/api/jobs/{first.body['job_id']}/retry"))[:2] == (409, "not-retriable")
+    assert problem(post(f"/api/jobs/{NOBODY}/retry"))[0] == 404
+
+
+def test_a_dead_letter_is_listed_and_redriven(ledger: Ledger) -> None:
+    """REQUIREMENTS K10."""
+    failed = ledger.fail(ledger.start(ledger.new_job("sync", POLICY)), Permanent("gone"))
+    assert [job["job_id"] for job in get("/api/dead-letters").body["jobs"]] == [failed.job_id]
+    again = post(f"/api/jobs/{failed.job_id}/redrive")
+    assert (again.status, again.body["redrive_of"]) == (202, failed.job_id)
+    assert get("/api/dead-letters").body == {"jobs": [], "next": None}
+    assert problem(post(f"/api/jobs/{again.body['job_id']}/redrive"))[:2] == (409, "no-dead-letter")
+
+
+# -- workers -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_worker_claims_beats_and_completes(ledger: Ledger, clock: FakeClock) -> None:
+    job = post("/api/jobs", {"job_type": "analysis", "payload": {"library": 7}}).body
+    path = f"/api/jobs/{job['job_id']}"
+    claimed = post(f"{path}/claim", turn(job)).body
+    assert (claimed["status"], claimed["payload"]) == ("running", {"library": 7})
+    assert ledger.get(job["job_id"]).deadline_at == clock() + timedelta(minutes=60)  # REQUIREMENTS B1
+    beaten = post(f"{path}/heartbeat", turn(job, progress=40, message="4 of 10")).body
+    assert (beaten["progress"], beaten["message"], beaten["cancel_requested"]) == (40, "4 of 10", False)
+    done = post(f"{path}/complete", turn(job, result={"analysed": 3})).body
+    assert (done["status"], done["result"]) == ("completed", {"analysed": 3})
+
+
+def test_a_worker_that_is_told_to_stop_ends_cancelled(ledger: Ledger) -> None:
+    job = post("/api/jobs", {"job_type": "analysis"}).body
+    path = f"/api/jobs/{job['job_id']}"
+    post(f"{path}/claim", turn(job))
+    assert problem(post(f"{path}/complete", turn(job, cancelled=True)))[:2] == (409, "not-cancelled")
+    post(f"{path}/cancel")
+    assert post(f"{path}/heartbeat", turn(job, progress=1)).body["cancel_requested"] is True
+    ended = post(f"{path}/complete", turn(job, cancelled=True, result={"done": 1})).body
+    assert (ended["status"], ended["result"]) == ("cancelled", {"done": 1})
+
+
+@pytest.mark.parametrize(("retry", "status"), [(True, "pending"), (False, "failed")])
+def test_a_workers_failure_is_retried_unless_that_cannot_help(ledger: Ledger, retry: bool, status: str) -> None:
+    job = post("/api/jobs", {"job_type": "analysis"}).body
+    post(f"/api/jobs/{job['job_id']}/claim", turn(job))
+    failure = turn(job, type="IOError", message="the disk is full", stack_trace="line 1", retry=retry)
+    failed = post(f"/api/jobs/{job['job_id']}/fail", failure).body
+    assert failed["status"] == status
+    error = failed["errors"][0]
+    assert (error["type"], error["message"], error["stack_trace"]) == ("IOError", "the disk is full", "line 1")
+
+
+def test_a_zombie_worker_changes_nothing(ledger: Ledger, clock: FakeClock) -> None:
+    """REQUIREMENTS K2, FAILURES 1: a worker that was timed out, or was never first, is told so."""
+    job = ledger.submit(ledger.new_job("analysis", POLICY))
+    path = f"/api/jobs/{job.job_id}"
+    assert post(f"{path}/claim", turn(job)).status == 200
+    assert problem(post(f"{path}/claim", turn(job)))[:2] == (409, "lost-lease")
+    clock.tick(minutes=31)
+    expired = ledger.expire(ledger.get(job.job_id))
+    ledger.store.apply_many(ledger.releases([expired]))
+    assert post(f"{path}/claim", turn(expired)).status == 200
+    before = ledger.get(job.job_id)
+    for call, body in (
+        ("heartbeat", turn(job, progress=99)),
+        ("complete", turn(job)),
+        ("fail", turn(job, message="no")),
+        ("claim", turn(job)),
+        ("heartbeat", turn(job, progress=99) | {"continuation": 1}),
+    ):
+        assert problem(post(f"{path}/{call}", body))[:2] == (409, "lost-lease")
+    assert ledger.get(job.job_id) == before
+
+
+@pytest.mark.parametrize("target", ["lambda:orphan-cleanup", "states:cleanup"])
+@pytest.mark.parametrize("call", ["claim", "heartbeat", "complete", "fail"])
+def test_nobody_outside_works_at_our_own_jobs(ledger: Ledger, target: str, call: str) -> None:
+    policy = replace(POLICY, target=target)
+    new = ledger.new_job("orphan_cleanup", policy)
+    job = ledger.submit(new) if call == "claim" else ledger.start(new)
+    body = turn(job) | {"heartbeat": {"progress": 1}, "fail": {"message": "no"}}.get(call, {})
+    assert problem(post(f"/api/jobs/{job.job_id}/{call}", body))[:2] == (409, "not-for-workers")
+    assert ledger.get(job.job_id) == job
+
+
+def test_our_own_job_types_are_not_submitted() -> None:
+    answer = post("/api/jobs", {"job_type": "orphan_cleanup", "payload": {"dry_run": False}})
+    assert problem(answer)[0] == 422
+    assert "POST /api/jobs/run" in answer.body["detail"]
+
+
+@pytest.mark.parametrize(
+    ("call", "body", "field"),
+    [
+        ("claim", {"attempt": 1}, "body.continuation"),
+        ("claim", {"attempt": 0, "continuation": 0}, "body.attempt"),
+        ("claim", {"attempt": "1", "continuation": 0}, "body.attempt"),
+        ("claim", {"attempt": True, "continuation": 0}, "body.attempt"),
+        ("heartbeat", {"attempt": 1, "continuation": 0, "progress": 101}, "body.progress"),
+        ("complete", {"attempt": 1, "continuation": 0, "result": [1]}, "body.result"),
+        ("complete", {"attempt": 1, "continuation": 0, "result": {"x": "x" * 200_001}}, "body.result"),
+        ("fail", {"attempt": 1, "continuation": 0}, "body.message"),
+    ],
+)
+def test_a_bad_report_is_named(call: str, body: dict[str, Any], field: str) -> None:
+    answer = post(f"/api/jobs/{NOBODY}/{call}", body)
+    assert problem(answer)[:2] == (422, "invalid-request")
+    assert answer.body["errors"][0]["field"] == field
+
+
+# -- the rest ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "path"), [("GET", "/"), ("GET", "/api/nothing"), ("DELETE", "/api/jobs"), ("PUT", "/x")]
+)
+def test_where_there_is_nothing_is_told_as_a_problem(method: str, path: str) -> None:
+    assert problem(ask(method, path)) == (404, "not-found", f"There is nothing at {method} {path}.")
+
+
+def test_what_cannot_be_reached_now_is_told_with_when_to_ask_again(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(_: str) -> Job:
+        raise Retryable("The settings parameter cannot be read.")
+
+    monkeypatch.setattr(ledger, "get", unreachable)
+    answer = get(f"/api/jobs/{NOBODY}")
+    assert problem(answer)[:2] == (503, "unavailable")
+    assert answer.headers["retry-after"] == "10"
+
+
+def test_an_unexpected_error_tells_nothing_but_where_it_is_logged(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_: str) -> Job:
+        raise RuntimeError("secret of /var/task")
+
+    monkeypatch.setattr(ledger, "get", broken)
+    answer = get(f"/api/jobs/{NOBODY}")
+    assert problem(answer)[:2] == (500, "unexpected")
+    assert "secret" not in json.dumps(answer.body)
+
+
+def test_the_document_tells_of_every_answer() -> None:
+    document = get("/openapi.json").body
+    assert document["openapi"].startswith("3.1")
+    operations = [operation for path in document["paths"].values() for operation in path.values()]
+    assert len({operation["operationId"] for operation in operations}) == len(operations) >= 18
+    for operation in operations:
+        assert {"403", "422", "429", "500", "503"} <= operation["responses"].keys()
+        for status, answer in operation["responses"].items():
+            media = (
+                {"application/json"} if int(status) < 400 or status in ("403", "429") else {"application/problem+json"}
+            )
+            assert answer["content"].keys() == media
+            assert answer["description"]
+        if "requestBody" in operation:
+            assert {"400", "413", "415"} <= operation["responses"].keys()
