@@ -15,6 +15,7 @@ from lamplighter.kernel.job import JobType
 _PLACES: Final = {
     "orphan_cleanup": "lamplighter.media.orphan_cleanup:handler",
     "undo": "lamplighter.media.undo:handler",
+    "upload_processing": "lamplighter.uploads.upload_processing:handler",
 }
 """`module:name` of a JobType, or of a mapping that has it under its name."""
 

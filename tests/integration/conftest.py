@@ -15,8 +15,10 @@ import yaml
 from sqlalchemy import Engine, create_engine, text
 
 from lamplighter.kernel import aws, database
+from lamplighter.kernel.ledger.ledger import Ledger
 from local.stack import ROOT, LocalAws
 from tests.integration.media_world import World
+from tests.integration.uploads_world import Uploads
 
 
 @pytest.fixture(scope="session")
@@ -120,3 +122,17 @@ def world(s3: Any, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> World:
     world = World(s3, engine)
     monkeypatch.setenv("ARCHIVE_BUCKET", world.archive)
     return world
+
+
+@pytest.fixture
+def uploads(s3: Any, jobs_table: str, monkeypatch: pytest.MonkeyPatch) -> Uploads:
+    """An empty uploads bucket, and the ledger."""
+    uploads = Uploads(s3, Ledger.from_environment())
+    monkeypatch.delenv("SETTINGS_PARAMETER", raising=False)
+    for name, value in {
+        "UPLOADS_BUCKET": uploads.bucket,
+        "POWERTOOLS_METRICS_NAMESPACE": "Lamplighter",
+        "POWERTOOLS_SERVICE_NAME": "lamplighter",
+    }.items():
+        monkeypatch.setenv(name, value)
+    return uploads

@@ -140,3 +140,19 @@ def test_history(invoke: Invoke, world: World) -> None:
     rows = connection.run("SELECT message FROM system_logs WHERE job_id = :id ORDER BY created_at", id=job_id)
     connection.close()
     assert rows == [["started, attempt 1 of 3"], ["completed"]]
+
+
+def test_upload_intake(invoke: Invoke) -> None:
+    assert invoke("uploads/upload_intake")["status"] == "skipped", "The sample is a folder."
+
+
+def test_upload_processing(invoke: Invoke, world: World) -> None:
+    s3, events = world.aws.client("s3"), world.aws.client("events")
+    bucket = world.aws.outputs()["UploadsBucketName"]
+    for rule in events.list_rules()["Rules"]:
+        events.disable_rule(Name=rule["Name"])  # else the deployed function takes the upload
+    header = "Time,User full name,Affected user,Event context,Component,Event name,Description,Origin,IP address\n"
+    log = header + "12/03/2024 14:05,Ana,-,Course: 1,Quiz,Quiz viewed,Viewed,web,10.0.0.1\n"
+    s3.put_object(Bucket=bucket, Key="inputs/course 7.csv", Body=log.encode())
+    report = invoke("uploads/upload_processing")
+    assert (report["status"], report["rows"], report["input"]) == ("completed", 1, "kept")

@@ -87,6 +87,16 @@ class Settings(BaseModel):
     """How long after its interval a schedule without a completed run is reported (K12)."""
     misfire_grace_minutes: int = Field(5, ge=1, le=1440)
     """A tick of the cleanups that comes later than this is skipped (B6)."""
+    upload_job_timeout_seconds: int = Field(600, ge=10, le=840)
+    """An upload that takes longer is failed (D2); its function ends after 900 s."""
+    upload_max_mb: int = Field(2048, ge=1)
+    """A larger upload is refused, in MB of 10^6 bytes (D1)."""
+    upload_ttl_completed_hours: float = Field(24, gt=0)
+    """How long the files and the live record of a completed upload are kept (D4)."""
+    upload_ttl_failed_hours: float = Field(1, gt=0)
+    """How long those of a failed or cancelled one are (D4)."""
+    upload_cleanup_interval_minutes: int = Field(60, ge=2, le=1440)
+    """Minutes between scheduled expiries; applied by starting the schedule (D4)."""
     job_timeout_minutes: Annotated[dict[str, int], BeforeValidator(_from_json)] = Field(
         default={
             "sync": 30,
