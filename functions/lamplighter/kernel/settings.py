@@ -40,6 +40,7 @@ Column = Annotated[str, Field(pattern=r"^[^.,]+(\.[^.,]+){1,2}$")]
 
 Kept = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}(/(completed|failed|cancelled))?$")]
 """Which finished jobs: `<type>` or `<type>/<status>`, `default` for any type."""
+Days = Annotated[float, Field(strict=True, ge=0, le=36_500, allow_inf_nan=False)]
 
 
 class Settings(BaseModel):
@@ -120,6 +121,8 @@ class Settings(BaseModel):
     At least 1: a tick that is delivered twice must find the first one's row. At most 80 days, so that the history has
     its copy before the table's TTL takes the row after 90.
     """
+    retention_days: Annotated[dict[str, Days], BeforeValidator(_from_json)] = Field(default={})
+    """Days that rows are kept, by retention rule, where not as long as the rule says (B11); a JSON object."""
 
     def job_timeout(self, job_type: str) -> timedelta:
         """How long an attempt of `job_type` may take (REQUIREMENTS B1)."""

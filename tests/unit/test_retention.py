@@ -1,0 +1,116 @@
+"""`lamplighter.kernel.retention`: what needs no database."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lamplighter.kernel.retention import (
+    GROWTH,
+    MICROSECOND,
+    Archive,
+    Delete,
+    Rule,
+    Set,
+    _Blocks,
+    _Pace,
+    _Place,
+    _Rows,
+    _Span,
+)
+
+DAY = timedelta(days=1)
+NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    "contradiction",
+    [
+        {"clock": None},
+        {"clock": None, "action": Archive("attic")},
+        {"floor": 2 * DAY},
+        {"keep": -DAY, "floor": -DAY},
+        {"where": "true) OR (true"},
+        {"where": "note = ')' -- (\n) OR (true"},
+    ],
+)
+def test_a_rule_that_contradicts_itself_cannot_be_made(contradiction: dict[str, Any]) -> None:
+    sound: dict[str, Any] = {"name": "things", "table": "things", "clock": "at", "keep": DAY, "action": Delete()}
+    Rule(**sound)
+
+    with pytest.raises(ValueError, match=r"^things: "):
+        Rule(**(sound | contradiction))
+
+
+def test_only_a_set_can_do_without_a_clock() -> None:
+    Rule(name="things", table="things", clock=None, action=Set({"seen": True}), where="note IN (')', '(') -- )")
+
+
+places = st.one_of(
+    st.tuples(st.integers(0, 10**7), st.integers(1, 10**7)).map(lambda pair: _Blocks(pair[0], sum(pair))),
+    st.integers(1, 10**15).map(lambda length: _Span("at", NOON, NOON + length * MICROSECOND)),
+    st.lists(st.uuids().map(str), min_size=1, max_size=50, unique=True).map(_Rows),
+)
+
+
+def length(place: _Place) -> int:
+    if isinstance(place, _Rows):
+        return len(place.tids)
+    if isinstance(place, _Span):
+        return (place.end - place.first) // MICROSECOND
+    return place.end - place.first
+
+
+@given(place=places)
+def test_the_halves_of_a_place_are_the_place(place: _Place) -> None:
+    if length(place) == 1:
+        assert place.halves() == ()
+        return
+
+    match place, *place.halves():
+        case _Rows(tids), _Rows(first), _Rows(second):
+            assert [*first, *second] == tids
+        case _Blocks(start, end) | _Span(_, start, end), first, second:
+            assert (first.first, first.end, second.end) == (start, second.first, end)
+    assert all(0 < length(half) < length(place) for half in place.halves())
+
+
+def test_a_place_is_halved_to_single_rows_in_few_steps() -> None:
+    place: _Place = _Blocks(0, 1024 * 2048)
+    steps = 0
+    while halves := place.halves():
+        place, steps = halves[steps % 2], steps + 1
+    assert (length(place), steps) == (1, 21)
+
+
+@given(costs=st.lists(st.floats(1e-7, 1e-2), min_size=1, max_size=30))
+def test_a_batch_is_never_sized_beyond_what_the_last_ones_allow(costs: list[float]) -> None:
+    """Whatever a unit costs, the next batch is within the goal at that cost, the growth and the limit."""
+    pace = _Pace(size=64, goal=0.06, limit=1024)
+    for cost in costs:
+        size = pace.size
+        pace.learn(size, size * cost)
+        assert pace.size * cost <= 0.06 * 1.000001
+        assert 0 < pace.size <= min(GROWTH * size, 1024)
+
+
+def test_the_pace_comes_close_to_the_goal_and_recovers_from_a_slow_moment() -> None:
+    pace = _Pace(size=10, goal=0.06)
+    for _ in range(10):
+        pace.learn(pace.size, pace.size * 1e-5)
+    assert pace.size == pytest.approx(6000)
+    pace.learn(pace.size, pace.size * 1e-3)
+    assert pace.size == pytest.approx(60)
+    for _ in range(50):
+        pace.learn(pace.size, pace.size * 1e-5)
+    assert pace.size == pytest.approx(6000)
+
+
+def test_a_batch_that_was_cancelled_halves_the_next() -> None:
+    pace = _Pace(size=1000, goal=0.06)
+    pace.halve()
+    assert pace.size == 500
