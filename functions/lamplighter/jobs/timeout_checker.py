@@ -11,7 +11,7 @@ It is the ledger's machinery and no ledger job itself: watched from outside by a
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -20,11 +20,11 @@ from typing import Any, Final, Literal
 from aws_lambda_powertools import Logger, Metrics
 from aws_lambda_powertools.metrics import MetricUnit
 
-from lamplighter.kernel.aws import client
 from lamplighter.kernel.errors import LostLease, Permanent
 from lamplighter.kernel.ledger import transitions
+from lamplighter.kernel.ledger.judgement import Execution, execute, execution_status, judge
 from lamplighter.kernel.ledger.ledger import Ledger
-from lamplighter.kernel.ledger.row import Job, Status
+from lamplighter.kernel.ledger.row import Job
 from lamplighter.kernel.ledger.store import Change, Cursor, Outcome, Page, shards
 
 logger = Logger()
@@ -52,8 +52,7 @@ class Pass:
 class Checker:
     """One pass over all lanes, in parallel, until `stop_at`."""
 
-    def __init__(self, ledger: Ledger, *, stop_at: datetime, execution: Callable[[Job], str | None]) -> None:
-        """`execution` gives the status of the Step Functions execution behind a job, None where there is none."""
+    def __init__(self, ledger: Ledger, *, stop_at: datetime, execution: Execution) -> None:
         self._ledger = ledger
         self._stop_at = stop_at
         self._execution = execution
@@ -90,62 +89,42 @@ class Checker:
                 return
 
     def _settle(self, kind: str, page: Page, now: datetime, result: Pass) -> None:
-        changes, labels = [], []
         for job in page.jobs:
             since = job.run_at if kind == "due" else job.expires_at
             result.oldest_overdue = max(result.oldest_overdue, now - (since or now))
+        if kind == "due":
+            self._release(page.jobs, result)
+        else:
+            self._expire(page.jobs, result)
+
+    def _release(self, jobs: Sequence[Job], result: Pass) -> None:
+        changes = []
+        for job in jobs:
             try:
-                change = self._due(job) if kind == "due" else self._expired(job)
+                changes.append(Change(old=job, new=transitions.release(job, now=self._ledger.clock())))
             except LostLease:
                 result.counts["lost"] += 1  # the index was behind the row
+        for outcome in self._ledger.store.apply_many(changes):
+            result.counts["released" if outcome is Outcome.WRITTEN else outcome.value] += 1
+
+    def _expire(self, jobs: Sequence[Job], result: Pass) -> None:
+        verdicts = []
+        for job in jobs:
+            try:
+                verdicts.append(judge(self._ledger, job, self._execution))
+            except LostLease:
+                result.counts["lost"] += 1
             except Exception:
                 result.counts["errors"] += 1  # one job's trouble is not the others'
                 logger.exception("a job could not be judged", extra={"job_id": job.job_id})
-            else:
-                changes.append(change)
-                labels.append(_label(change))
         told = []
-        for label, change, outcome in zip(labels, changes, self._ledger.store.apply_many(changes), strict=True):
-            result.counts[label if outcome is Outcome.WRITTEN else outcome.value] += 1
-            if outcome is Outcome.WRITTEN and kind == "expired":
-                told.append(f"{change.old.job_type} {change.old.job_id} attempt {change.old.attempt}: {label}")
+        for verdict, outcome in zip(verdicts, execute(self._ledger, verdicts), strict=True):
+            job = verdict.change.old
+            result.counts[verdict.label if outcome is Outcome.WRITTEN else outcome.value] += 1
+            if outcome is Outcome.WRITTEN:
+                told.append(f"{job.job_type} {job.job_id} attempt {job.attempt}: {verdict.label}")
         if told:
             logger.warning("jobs expired", extra={"jobs": told})
-
-    def _due(self, job: Job) -> Change:
-        return Change(old=job, new=transitions.release(job, now=self._ledger.clock()))
-
-    def _expired(self, job: Job) -> Change:
-        status = self._execution(job) if job.execution_arn and job.status is Status.RUNNING else None
-        now = self._ledger.clock()
-        if status == "SUCCEEDED":
-            done = {"note": "The execution succeeded, but its end was not reported."}
-            return Change(old=job, new=transitions.complete(job, now=now, result=done), unchanged=("expires_at",))
-        if status == "RUNNING":
-            try:
-                return Change(old=job, new=transitions.extend(job, now=now), unchanged=("expires_at",))
-            except LostLease:
-                client("stepfunctions").stop_execution(
-                    executionArn=job.execution_arn, error="TimedOut", cause="Ran past its extended deadline."
-                )
-        if status in ("FAILED", "TIMED_OUT", "ABORTED"):
-            return self._ledger.expiry(job, reason="execution", message=f"Its execution is {status}.")
-        return self._ledger.expiry(job)
-
-
-def execution_status(job: Job) -> str | None:
-    """What Step Functions says of the execution behind a job; None if it knows of none."""
-    states = client("stepfunctions")
-    try:
-        return str(states.describe_execution(executionArn=job.execution_arn)["status"])
-    except states.exceptions.ExecutionDoesNotExist:
-        return None
-
-
-def _label(change: Change) -> str:
-    if change.new.status is Status.PENDING:
-        return "released" if change.new.attempt == change.old.attempt else "retried"
-    return "extended" if change.new.status is Status.RUNNING else change.new.status.value
 
 
 def _report(passes: Mapping[str, Pass], *, failed_lanes: int) -> dict[str, Any]:
