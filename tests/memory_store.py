@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
 from threading import RLock
 from typing import Any
@@ -52,6 +52,12 @@ class MemoryStore:
             self.requests += 1
             item = self.items.get(job_key(job_id))
             return decode(item) if item else None
+
+    def statuses(self, job_ids: Collection[str]) -> dict[str, Status]:
+        with self._lock:
+            self.requests += 1
+            found = {job_id: self.items.get(job_key(job_id)) for job_id in job_ids}
+            return {job_id: Status(item["status"]) for job_id, item in found.items() if item}
 
     def apply(self, change: Change) -> Job:
         with self._lock:

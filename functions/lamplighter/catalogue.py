@@ -16,6 +16,10 @@ _PLACES: Final = {
     "orphan_cleanup": "lamplighter.media.orphan_cleanup:handler",
     "undo": "lamplighter.media.undo:handler",
     "upload_processing": "lamplighter.uploads.upload_processing:handler",
+    "cleanup": "lamplighter.library.cleanup:TYPES",
+    "database_cleanup": "lamplighter.library.cleanup:TYPES",
+    "session_cleanup": "lamplighter.library.cleanup:TYPES",
+    "token_cleanup": "lamplighter.library.cleanup:TYPES",
 }
 """`module:name` of a JobType, or of a mapping that has it under its name."""
 

@@ -41,8 +41,8 @@ def name_the_schedule_group() -> None:
 
 
 def name_the_statements_of_a_batch() -> None:
-    """AWS asks for `dynamodb:PartiQLUpdate` on the table of each UPDATE; MiniStack for an action of the request's name,
-    which AWS does not have. Batches of other statements, which nothing here sends, stay denied."""
+    """AWS asks for `dynamodb:PartiQLUpdate` on the table of each UPDATE, and so on; MiniStack for an action of the
+    request's name, which AWS does not have. Batches of other statements, which nothing here sends, stay denied."""
     from ministack.core import iam_actions
 
     checks = iam_actions.dynamodb_transaction_checks
@@ -52,12 +52,11 @@ def name_the_statements_of_a_batch() -> None:
             found: list[tuple[str, str]] = checks(action, body, region, account_id)
             return found
         statements = json.loads(body).get("Statements", [])
-        updates = [re.match(r'UPDATE "([^"]+)"', statement["Statement"]) for statement in statements]
-        if not all(updates):
+        known = [re.match(r'(UPDATE|DELETE FROM) "([^"]+)"', statement["Statement"]) for statement in statements]
+        if not all(known):
             return []
-        tables = {update[1] for update in updates if update}
-        return [
-            ("dynamodb:PartiQLUpdate", iam_actions._dynamodb_table_arn(table, region, account_id)) for table in tables
-        ]
+        kinds = {"UPDATE": "dynamodb:PartiQLUpdate", "DELETE FROM": "dynamodb:PartiQLDelete"}
+        needed = {(kinds[match[1]], match[2]) for match in known if match}
+        return [(kind, iam_actions._dynamodb_table_arn(table, region, account_id)) for kind, table in needed]
 
     iam_actions.dynamodb_transaction_checks = checks_of_updates

@@ -301,7 +301,7 @@ def test_a_preview_finds_what_the_action_moves_and_moves_nothing(
     assert isinstance(preview, old_jobs.Report)
     assert isinstance(report, old_jobs.Report)
     assert preview.removed == 0
-    assert preview.counts() == (0, 0)
+    assert preview.counts() == (11, 0)
     assert 5 < report.removed == report.found == preview.found < 40
     assert preview.by_kind == report.by_kind
     assert report.status == "completed"

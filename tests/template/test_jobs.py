@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from lamplighter.catalogue import NAMES, job_type
+from lamplighter.kernel import phases
 from lamplighter.kernel.job import JobHandler
 from lamplighter.kernel.ledger.row import derived_job_id, from_text
 from lamplighter.kernel.ledger.stream import change_of
@@ -27,6 +29,10 @@ def handler_of(function: Function) -> Any:
 
 def is_job(function: Function) -> bool:
     return isinstance(handler_of(function), JobHandler)
+
+
+def serves_phases(function: Function) -> bool:
+    return "phases.take(" in PROJECT.source(function.module).read_text()
 
 
 JOBS = [function for function in FUNCTIONS if is_job(function)]
@@ -128,6 +134,8 @@ def test_the_sample_is_one_the_handler_takes(function: Function) -> None:
     module, handler = importlib.import_module(function.module), handler_of(function)
     if isinstance(handler, JobHandler):
         handler.validated(event)
+    elif serves_phases(function):
+        assert phases.Preview.model_validate(event).dry_run
     elif hasattr(module, "Event"):
         module.Event.model_validate(event)
     elif function.job == "api":
@@ -152,10 +160,18 @@ def test_the_sample_of_what_destroys_is_a_preview(function: Function) -> None:
 def test_a_schedule_is_complete(target: str, schedule: dict[str, Any]) -> None:
     name = schedule["Name"]["Fn::Sub"].removeprefix(STACK)
     properties = PROJECT.resources[target]["Properties"]
-    own = properties.get("FunctionName") or properties["Name"]
-    assert own == schedule["Name"], f"The schedule of {target} has another name than what it starts."
-    given = json.loads(schedule["Input"])
-    assert given == {"schedule": name, "scheduled_time": "<aws.scheduler.scheduled-time>"}, (
+    expected = {"schedule": name, "scheduled_time": "<aws.scheduler.scheduled-time>"}
+    machine = properties.get("Name", {}).get("Fn::Sub", "").removeprefix(STACK)
+    started = {kind for kind in NAMES if job_type(kind).policy.target == f"states:{machine}"}
+    if started:
+        expected["job_type"] = name.replace("-", "_")
+        assert expected["job_type"] in started, (
+            f"The schedule {name} of {target} has the name of none of its job types."
+        )
+    else:
+        own = properties.get("FunctionName") or properties["Name"]
+        assert own == schedule["Name"], f"The schedule of {target} has another name than what it starts."
+    assert json.loads(schedule["Input"]) == expected, (
         f"{name}: its Input must name the schedule and its time; the rest are settings, which can change at run time."
     )
     assert schedule["GroupName"] == {"Ref": "ScheduleGroup"}, (

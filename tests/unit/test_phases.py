@@ -24,7 +24,7 @@ TICK = {"job_type": "sweep", "schedule": "sweep", "scheduled_time": "2026-01-31T
 
 class Swept(Report):
     rows: int = 0
-    errors: list[str] = []
+    failures: list[str] = []
 
     def counts(self) -> tuple[int, int]:
         return self.rows, 10 * self.rows
@@ -115,7 +115,7 @@ def test_it_does_its_phases_in_order_and_ends_with_their_reports(
     state = machine.take(state, kitchen=sweeps(4))
     assert (names(state), state["next"]) == ([], "finish")
     answer = machine.finish(state)["result"]
-    reports = {name: {"status": "completed", "rows": n, "errors": []} for name, n in (("cellar", 3), ("kitchen", 4))}
+    reports = {name: {"status": "completed", "rows": n, "failures": []} for name, n in (("cellar", 3), ("kitchen", 4))}
     assert answer == {
         "job_id": row().job_id,
         "finished": True,
@@ -274,7 +274,7 @@ def test_one_phases_failure_is_recorded_and_the_others_run(machine: Machine, row
     cause = json.dumps({"errorType": "ValueError", "errorMessage": "no such column\n[SQL: ...]", "stackTrace": []})
     state = phases.pass_over({"step": "pass_over", "state": state | {"error": {"Error": "ValueError", "Cause": cause}}})
     assert (names(state), state["next"]) == (["kitchen"], "phase")
-    state = machine.take(state, kitchen=sweeps(2, status="completed_with_errors", errors=["row 7: odd"]))
+    state = machine.take(state, kitchen=sweeps(2, status="completed_with_errors", failures=["row 7: odd"]))
     result = machine.finish(state)["result"]
     assert result["status"] == "completed_with_errors"
     assert result["errors"] == ["cellar: ValueError: no such column", "kitchen: row 7: odd"]
@@ -322,6 +322,18 @@ def test_after_an_execution_that_died_the_next_attempt_goes_on_from_the_phase_it
     ledger.expire(row())
     state = machine.begin("arn:2nd", job_id=row().job_id, attempt=2, continuation=0)
     assert (names(state), state["outcomes"]["cellar"]["items"]) == (["kitchen"], 3)
+
+
+def test_after_an_execution_that_died_before_its_end_the_next_attempt_only_ends_it(
+    machine: Machine, row: Callable[[], Job], ledger: Ledger, clock: FakeClock
+) -> None:
+    """Its last function may even work on after the execution was aborted."""
+    state = machine.take(machine.begin(phases=["cellar"]), cellar=sweeps(3))
+    clock.tick(minutes=5)
+    ledger.expire(row())
+    state = machine.begin("arn:2nd", job_id=row().job_id, attempt=2, continuation=0)
+    assert (names(state), state["next"]) == ([], "finish")
+    assert machine.finish(state)["result"]["phases"]["cellar"]["rows"] == 3
 
 
 def test_a_cancelled_run_stops_between_phases_and_within_one_and_says_what_it_did(
@@ -412,8 +424,8 @@ def test_a_phase_can_be_previewed_straight_and_leaves_no_row(machine: Machine, s
 
 
 def test_a_long_report_travels_shortened(machine: Machine) -> None:
-    state = machine.take(machine.begin(), cellar=sweeps(1, errors=["x" * 100] * 5000))
+    state = machine.take(machine.begin(), cellar=sweeps(1, failures=["x" * 100] * 5000))
     assert len(json.dumps(state)) < 60_000
     machine.context = FakeContext()
     result = machine.finish(machine.take(state, kitchen=sweeps(1)))["result"]
-    assert result["errors"] == ["cellar: 5000 errors, which the log has"]
+    assert result["errors"] == ["cellar: 5000 failures, which the log has"]

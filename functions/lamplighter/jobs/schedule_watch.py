@@ -1,8 +1,8 @@
 """Schedule watch: a dead-man switch for every schedule of the stack.
 
-A schedule whose last completed run is older than its interval plus a grace raises an alert, once, and a notice when it
-runs again. The watch itself and the timeout checker, which are no ledger jobs, are watched from outside by alarms on
-their heartbeat metrics (REQUIREMENTS K12).
+A schedule that had no completed run by its next time after the last one, plus a grace, raises an alert, once, and a
+notice when it runs again. The watch itself and the timeout checker, which are no ledger jobs, are watched from outside
+by alarms on their heartbeat metrics (REQUIREMENTS K12).
 """
 
 from __future__ import annotations
@@ -28,10 +28,9 @@ WATCHED_BY_ALARM: Final = frozenset({"timeout-checker", "schedule-watch"})
 
 def overdue(schedule: Schedule, last_completed: datetime | None, *, now: datetime, grace: timedelta) -> str | None:
     """A sentence that says how long the schedule has been silent, or None if it runs as it should, or is off."""
-    if not schedule.enabled or schedule.interval is None:
-        return None
     since = max(filter(None, (last_completed, schedule.changed_at)))
-    if now - since <= schedule.interval + grace:
+    due = schedule.due_after(since)
+    if not schedule.enabled or due is None or now - due <= grace:
         return None
     ran = f"its last completed run was at {last_completed:%Y-%m-%d %H:%M} UTC" if last_completed else "it never ran"
     return f"{schedule.name} is due at {schedule.expression}, but {ran}."
@@ -66,9 +65,9 @@ def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:  # noqa: ARG
             alert(key, subject=f"Schedule {schedule.name} does not run", message=problem)
         elif resolve(key):
             logger.info("the schedule runs again", extra={"recovered": schedule.name})
-    unwatched = [schedule.name for schedule in watched if schedule.interval is None]
+    unwatched = [schedule.name for schedule in watched if schedule.due_after(now) is None]
     if unwatched:
-        logger.warning("only rate(...) schedules can be watched", extra={"unwatched": unwatched})
+        logger.warning("schedules that nobody can say when they are due", extra={"unwatched": unwatched})
     metrics = Metrics()
     metrics.add_metric(name="ScheduleWatchHeartbeat", unit=MetricUnit.Count, value=1)
     if late:

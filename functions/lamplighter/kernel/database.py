@@ -91,6 +91,15 @@ job_history = Table(
     Index("ix_job_history_job_type", "job_type", "finished_at"),
 )
 
+analysis_plans = Table(
+    "analysis_plans",
+    metadata,
+    Column("id", BigInteger, Identity(), primary_key=True),
+    Column("status", Text, nullable=False, index=True),
+    Column("job_id", Text),
+    Column("updated_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+)
+
 
 class NoDatabase(Permanent):
     """No database is configured."""
@@ -249,7 +258,7 @@ def _connect(where: Address) -> Any:
             sock.close()
             raise
     except (OSError, pg8000.dbapi.Error) as error:
-        raise DatabaseUnavailable(f"The database at {where} cannot be reached: {_reason(error)}") from None
+        raise DatabaseUnavailable(f"The database at {where} cannot be reached: {reason(error)}") from None
     sock.settimeout(None)  # from here on the server bounds statements, and keepalive finds a dead peer
     return connection
 
@@ -291,7 +300,8 @@ def _secure(sock: socket.socket, where: Address) -> socket.socket:
     return context.wrap_socket(sock, server_hostname=where.host)
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
+    """What the server says of an error of pg8000's, in its own sentence."""
     while isinstance(error.__context__, pg8000.dbapi.Error):  # pg8000's close, after a refusal, may fail over it
         error = error.__context__
     facts = error.args[0] if error.args else None
@@ -306,7 +316,7 @@ def _name_the_loss(context: Any) -> None:
     if context.is_disconnect or state.startswith(_GONE):
         context.is_disconnect = True
         if not context.is_pre_ping:
-            raise DatabaseUnavailable(f"The database went away: {_reason(error)}") from error
+            raise DatabaseUnavailable(f"The database went away: {reason(error)}") from error
 
 
 def _milliseconds(duration: timedelta) -> int:

@@ -150,12 +150,12 @@ class State(BaseModel):
 
     @property
     def sentences(self) -> list[str]:
-        """What went wrong: why phases failed, and the errors that they report themselves."""
+        """What went wrong: why phases failed, and the failures of single items that they report."""
         found = [f"{phase}: {error}" for phase, error in self.errors.items()]
         for phase, outcome in self.outcomes.items():
-            errors = outcome.report.get("errors", [])
-            shown = errors if isinstance(errors, list) else [f"{errors} errors, which the log has"]
-            found += [f"{phase}: {error}" for error in shown]
+            failures = outcome.report.get("failures", [])
+            shown = failures if isinstance(failures, list) else [f"{failures} failures, which the log has"]
+            found += [f"{phase}: {failure}" for failure in shown]
         return found
 
     def items(self, phase: str) -> int:
@@ -260,7 +260,7 @@ def begin(event: Mapping[str, Any], types: Mapping[str, PhasedJob]) -> dict[str,
                 **job.checkpoint or {"left": left},
             )
             logger.info("started", extra={"trigger": job.trigger, "phases": [turn.name for turn in state.left]})
-            return state.model_dump(mode="json")
+            return _then(state, job, ledger, cancelled=job.cancel_requested)
 
 
 def _claimed(given: Mapping[str, Any], told: Begin, ledger: Ledger) -> Job | dict[str, Any]:
@@ -339,8 +339,8 @@ def take(event: Mapping[str, Any], context: Context, bodies: Mapping[str, Body])
     state, ledger = State.model_validate(event), Ledger.from_environment()
     turn = state.left[0]
     with _logging(state, phase=turn.name):
-        job, message = _held(ledger, state), turn.name.replace("_", " ")
-        job = ledger.heartbeat(job, progress=turn.span[0], message=message, checkpoint=state.kept())
+        low, high = turn.span
+        job = ledger.heartbeat(_held(ledger, state), progress=low, message=turn.name.replace("_", " "))
         if job.cancel_requested:
             return _then(state, job, ledger, cancelled=True)
         stop_at = min(ledger.clock() + stop_in, _over_at(job))
@@ -359,7 +359,7 @@ def take(event: Mapping[str, Any], context: Context, bodies: Mapping[str, Body])
                 outcome = _body_of(turn.name, bodies)(run)
         except DatabaseUnavailable as error:
             logger.exception("failed")
-            ended = ledger.fail(run.job, error)  # the row has the state as this stretch found it
+            ended = ledger.fail(run.job, error)  # the row has the state that the last stretch left
             logger.info("ended", extra={"status": ended.status, "next_attempt": ended.attempt})
             _measure(job, ledger, failed=True)
             raise
@@ -367,6 +367,8 @@ def take(event: Mapping[str, Any], context: Context, bodies: Mapping[str, Body])
             logger.exception("a phase failed")
             raise
         _note(state, outcome, cancelled=run.cancelled)
+        reached = run.job.progress if turn in state.left else high
+        job = ledger.heartbeat(run.job, progress=reached, message=run.job.message, checkpoint=state.kept())
         logger.info("worked", extra={"report": state.outcomes[turn.name].report})
         return _then(state, job, ledger, cancelled=run.cancelled)
 

@@ -6,13 +6,14 @@ import json
 import os
 import re
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from lamplighter.kernel.aws import client
 from lamplighter.kernel.errors import Permanent
 
 _RATE: Final = re.compile(r"rate\((\d+) (minute|hour|day)s?\)")
+_CRON: Final = re.compile(r"cron\((.+)\)")
 _UPDATABLE: Final = (
     "Name",
     "GroupName",
@@ -44,11 +45,38 @@ class Schedule:
     changed_at: datetime
     """When it was made or last changed: before that nothing was due."""
 
-    @property
-    def interval(self) -> timedelta | None:
-        """The time between two ticks; None where the expression is no `rate(...)`."""
-        rate = _RATE.fullmatch(self.expression)
-        return timedelta(**{f"{rate[2]}s": int(rate[1])}) if rate else None
+    def due_after(self, moment: datetime) -> datetime | None:
+        """When it has to run again after a run at `moment` (aware): a `rate` its interval later, a `cron` at its next
+        time in UTC; None where that cannot be told (`at`, and what `_unix` does not take)."""
+        if rate := _RATE.fullmatch(self.expression):
+            return moment + timedelta(**{f"{rate[2]}s": int(rate[1])})
+        if cron := _CRON.fullmatch(self.expression):
+            return _next(cron[1], moment)
+        return None
+
+
+def _next(cron: str, moment: datetime) -> datetime | None:
+    """The first time after `moment` that fits an expression of EventBridge Scheduler."""
+    from cronsim import CronSim, CronSimError
+
+    try:
+        return next(CronSim(_unix(cron), moment.astimezone(UTC)), None)
+    except (CronSimError, ValueError):
+        return None
+
+
+def _unix(cron: str) -> str:
+    """The five fields of Unix for the six of AWS, where `?` says any and Sunday is 1 (Amazon EventBridge Scheduler,
+    "Schedule types").
+
+    Raises:
+        ValueError: it has not six fields, or names certain years.
+    """
+    minute, hour, day, month, weekday, year = cron.split()
+    if year != "*":
+        raise ValueError(year)
+    renumbered = re.sub(r"(?<![#/\d])\d+", lambda number: str(int(number[0]) - 1), weekday)
+    return " ".join((minute, hour, day, month, renumbered)).replace("?", "*")
 
 
 def schedules() -> list[Schedule]:

@@ -47,8 +47,8 @@ class Report(JobReport):
     dry_run: bool
 
     def counts(self) -> tuple[int, int]:
-        """Jobs moved; their size does not matter here."""
-        return self.removed, 0
+        """Jobs moved, in a preview those that would be; their size does not matter here."""
+        return self.found if self.dry_run else self.removed, 0
 
 
 class Place(BaseModel):

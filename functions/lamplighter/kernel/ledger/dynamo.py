@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
 from functools import cached_property
 from itertools import batched
@@ -37,6 +37,12 @@ logger = Logger(child=True)
 
 BATCH: Final = 25
 """Statements of one BatchExecuteStatement (Amazon DynamoDB, "BatchExecuteStatement")."""
+
+READ_BATCH: Final = 100
+"""Rows of one BatchGetItem (Amazon DynamoDB, "BatchGetItem")."""
+
+READ_WAIT: Final = 0.1
+"""Seconds before rows that were throttled are asked for again."""
 
 CONFLICT_WAITS: Final = (0.02, 0.05, 0.1, 0.2, 0.4)
 """Seconds before another try of a write that met another one; a write takes some ten milliseconds."""
@@ -88,6 +94,25 @@ class DynamoStore:
     def get(self, job_id: str) -> Job | None:
         answer = self._client.get_item(TableName=self.table, Key={"pk": {"S": job_key(job_id)}}, ConsistentRead=True)
         return from_item(answer["Item"]) if "Item" in answer else None
+
+    def statuses(self, job_ids: Collection[str]) -> dict[str, Status]:
+        found: dict[str, Status] = {}
+        wanted: list[Any] = [{"pk": {"S": job_key(job_id)}} for job_id in job_ids]
+        while wanted:
+            asked: Any = {
+                "Keys": wanted[:READ_BATCH],
+                "ConsistentRead": True,
+                "ProjectionExpression": "job_id, #status",
+                "ExpressionAttributeNames": {"#status": "status"},
+            }
+            answer = self._client.batch_get_item(RequestItems={self.table: asked})
+            found |= {item["job_id"]["S"]: Status(item["status"]["S"]) for item in answer["Responses"][self.table]}
+            unprocessed: Any = answer["UnprocessedKeys"]
+            left = unprocessed.get(self.table, {}).get("Keys", [])
+            if left:
+                time.sleep(READ_WAIT)
+            wanted = [*left, *wanted[READ_BATCH:]]
+        return found
 
     def apply(self, change: Change) -> Job:
         update = self._update(change)

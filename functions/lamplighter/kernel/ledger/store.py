@@ -6,7 +6,7 @@ keeps this contract in DynamoDB, the tests' store in memory; both pass the same 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -76,6 +76,10 @@ class Store(Protocol):
 
     def get(self, job_id: str) -> Job | None:
         """The row as of now (strongly consistent), or None."""
+        ...
+
+    def statuses(self, job_ids: Collection[str]) -> dict[str, Status]:
+        """The status of each job that exists, as of now (strongly consistent)."""
         ...
 
     def apply(self, change: Change) -> Job:

@@ -1,0 +1,91 @@
+"""Cleanup: the phases that keep tables and ledger tidy, the job types made of them, and the function behind most of it.
+
+All types are executions of the state machine `cleanup`, by schedule, through the API or by hand: `cleanup` every 30
+minutes (stale jobs, old jobs, handled downloads, stuck plans), `database_cleanup` daily at 02:00 (C16, and every rule
+that no other type applies), `session_cleanup` every 6 hours and `token_cleanup` daily at 03:00 (E1). A run may select
+any phases there are, and preview them (REQUIREMENTS B1-B11).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, Final
+
+from lamplighter import rules
+from lamplighter.kernel import phases
+from lamplighter.kernel.job import Context
+from lamplighter.kernel.phases import Body, Phase, PhasedJob, State, evenly
+from lamplighter.library import old_jobs, plans, rows, stale_jobs
+
+_HERE: Final = "cleanup"
+
+PHASES: Final[Mapping[str, Phase]] = {
+    "stale_jobs": Phase(function=_HERE),
+    "old_jobs": Phase(function=_HERE),
+    "downloads": Phase(function=_HERE, check=rules.checked),
+    "plans": Phase(function=_HERE),
+    **{name: Phase(function=_HERE, check=rules.checked) for name in rules.RULES},
+}
+"""All phases, in the order in which a run does them, and the function that serves each. Every rule is a phase."""
+
+BODIES: Final[Mapping[str, Body]] = {
+    "stale_jobs": stale_jobs.body,
+    "old_jobs": old_jobs.body,
+    "plans": plans.body,
+    **{name: partial(rows.body, name) for name in rules.RULES},
+}
+"""The phases that this function serves."""
+
+
+class Cleanup(PhasedJob):
+    """The type `cleanup`, whose result has names of its own."""
+
+    def result(self, state: State) -> dict[str, Any]:
+        """REQUIREMENTS B9, and the reports of phases that are no part of it where a run selected some."""
+        stale = state.outcomes.get("stale_jobs")
+        told = {
+            "status": state.status,
+            "cleaned_jobs": state.items("stale_jobs"),
+            "cleaned_job_details": stale.report["cleaned_job_details"] if stale else [],
+            "old_jobs_deleted": state.items("old_jobs"),
+            "old_downloads_deleted": state.items("downloads"),
+            "stuck_plans_updated": state.items("plans"),
+            "errors": state.sentences,
+        }
+        others = {name: outcome.report for name, outcome in state.outcomes.items() if name not in self.spans}
+        return told | ({"phases": others} if others else {})
+
+
+def _type(job_type: str, *own: str) -> PhasedJob:
+    return PhasedJob(job_type, catalogue=PHASES, spans=evenly(own), target=f"states:{_HERE}")
+
+
+_SPANS: Final = {"stale_jobs": (20, 90), "old_jobs": (90, 92), "downloads": (92, 95), "plans": (95, 100)}
+"""Progress of the type `cleanup` (REQUIREMENTS B8)."""
+
+_ELSEWHERE: Final = frozenset({"downloads", "sessions", "tokens"})
+"""Rules that are applied by a type of their own; all others, those that an owner adds included, by one."""
+
+TYPES: Final[Mapping[str, PhasedJob]] = {
+    "cleanup": Cleanup("cleanup", catalogue=PHASES, spans=_SPANS, target=f"states:{_HERE}"),
+    "database_cleanup": _type("database_cleanup", *(name for name in rules.RULES if name not in _ELSEWHERE)),
+    "session_cleanup": _type("session_cleanup", "sessions"),
+    "token_cleanup": _type("token_cleanup", "tokens"),
+}
+
+
+def handler(event: Mapping[str, Any], context: Context) -> dict[str, Any]:
+    """A step of the state machine, or a preview of one phase: `{"phase": "downloads", "dry_run": true}`.
+
+    Raises:
+        as `phases.begin`, `phases.take`, `phases.pass_over` and `phases.finish`.
+    """
+    match event.get("step"):
+        case "begin":
+            return phases.begin(event, TYPES)
+        case "pass_over":
+            return phases.pass_over(event)
+        case "finish":
+            return phases.finish(event, TYPES)
+    return phases.take(event, context, BODIES)

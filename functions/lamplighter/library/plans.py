@@ -1,0 +1,109 @@
+"""Plans: puts plans in PENDING back to DRAFT when the job behind them lives no more (REQUIREMENTS B5).
+
+A phase of the cleanup. The jobs are in the ledger and the plans in Postgres, so a plan is changed only if it still is
+as it was read before its job was looked up; one that was touched a moment ago may be waiting for its job to be made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from pydantic import BaseModel
+
+from lamplighter.kernel.errors import Permanent
+from lamplighter.kernel.job import Report as JobReport
+from lamplighter.kernel.job import Run, Unfinished
+from lamplighter.kernel.ledger.ledger import Ledger
+
+BATCH: Final = 500
+"""Plans that are looked at before the run is asked whether to stop; each batch is a transaction."""
+
+GRACE: Final = timedelta(minutes=5)
+"""Plans touched within this are left alone."""
+
+
+class Report(JobReport):
+    """How many plans were put back; in a preview, how many would be."""
+
+    plans: int = 0
+
+    def counts(self) -> tuple[int, int]:
+        """Plans put back; their size does not matter here."""
+        return self.plans, 0
+
+
+class Place(BaseModel):
+    """How far a run has come: the last plan it looked at, and how many it put back."""
+
+    after: int | str | None = None
+    plans: int = 0
+
+
+def body(run: Run) -> Report | Unfinished:
+    """Put stuck plans back, a batch at a time.
+
+    Raises:
+        DatabaseUnavailable: the database is down.
+        Permanent: the table is not as it should be, or somebody has locked it as a whole.
+    """
+    from sqlalchemy.exc import DBAPIError
+
+    from lamplighter.kernel.database import reason
+
+    try:
+        return _work(run)
+    except DBAPIError as error:
+        raise Permanent(f"analysis_plans: {reason(error.orig or error)}.") from error
+
+
+def _work(run: Run) -> Report | Unfinished:
+    place = Place.model_validate(run.checkpoint or {})
+    ledger, before = Ledger.from_environment(), run.now() - GRACE
+    while True:
+        if why := run.stop():
+            report = Report(plans=place.plans)
+            done = Unfinished(checkpoint=place.model_dump(mode="json"), report=report)
+            return report if why == "cancelled" else done
+        pending = _pending(before, place.after)
+        if not pending:
+            return Report(plans=place.plans)
+        statuses = ledger.store.statuses({plan.job_id for plan in pending if plan.job_id})
+        stuck = [plan for plan in pending if plan.job_id not in statuses or statuses[plan.job_id].terminal]
+        place.plans += len(stuck) if run.job.dry_run else _put_back(stuck)
+        place.after = pending[-1].id
+        run.progress(50, f"{place.plans} plans put back")
+
+
+def _pending(before: datetime, after: int | str | None) -> Sequence[Any]:
+    """The next plans in PENDING, not touched since `before`, in the order of their ids: `id, job_id, updated_at`."""
+    from lamplighter.kernel.database import analysis_plans as plans
+    from lamplighter.kernel.database import engine
+
+    chosen = plans.select().where(plans.c.status == "PENDING", plans.c.updated_at < before)
+    if after is not None:
+        chosen = chosen.where(plans.c.id > after)
+    with engine().connect() as connection:
+        return connection.execute(chosen.order_by(plans.c.id).limit(BATCH)).all()
+
+
+def _put_back(stuck: Sequence[Any]) -> int:
+    """Put those back that are as they were read; how many. One that somebody holds is left for the next run."""
+    from sqlalchemy import func, select, tuple_
+
+    from lamplighter.kernel.database import analysis_plans as plans
+    from lamplighter.kernel.database import engine
+
+    if not stuck:
+        return 0
+    read = tuple_(plans.c.id, plans.c.updated_at, func.coalesce(plans.c.job_id, ""))
+    unchanged = (
+        select(plans.c.id)
+        .where(read.in_([(plan.id, plan.updated_at, plan.job_id or "") for plan in stuck]), plans.c.status == "PENDING")
+        .with_for_update(skip_locked=True)
+    )
+    with engine().begin() as connection:
+        ours = connection.execute(unchanged).scalars().all()
+        changed = plans.update().where(plans.c.id.in_(ours)).values(status="DRAFT", updated_at=func.now())
+        return connection.execute(changed).rowcount if ours else 0

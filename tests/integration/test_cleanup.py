@@ -1,0 +1,341 @@
+"""The cleanup: its own state machine and handlers, in process, over a real Postgres (REQUIREMENTS B1-B11, C16)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine
+
+from lamplighter.kernel.errors import LostLease
+from lamplighter.kernel.job import Run
+from lamplighter.kernel.ledger.ledger import Ledger
+from lamplighter.kernel.ledger.row import Status
+from lamplighter.library import cleanup, plans, stale_jobs
+from tests.integration.cleanup_world import SYNC, World
+from tests.state_machine import ExecutionFailed
+
+OLD, YOUNG = timedelta(days=15), timedelta(days=13)
+
+
+@pytest.fixture
+def world(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    monkeypatch.setenv("STACK_NAME", "stack")
+    monkeypatch.setenv("POWERTOOLS_METRICS_NAMESPACE", "Lamplighter")
+    with World(engine).installed() as world:
+        yield world
+
+
+def fill(world: World) -> dict[str, Any]:
+    """Something to do for each phase of the type `cleanup`, beside as much that is none of its business."""
+    stale = world.ago(timedelta(minutes=42))
+    live = world.ago(timedelta(minutes=29))
+    old = world.finished(timedelta(days=31))
+    young = world.finished(timedelta(days=29))
+    world.downloads(3, OLD)
+    world.downloads(4, YOUNG)
+    stuck = [world.plan(None), world.plan("gone"), world.plan(old.job_id), world.plan(young.job_id)]
+    kept = [world.plan(live.job_id), world.plan("gone", age=timedelta(minutes=4)), world.plan("gone", status="APPLIED")]
+    return {"stale": stale, "live": live, "old": old, "young": young, "stuck": stuck, "kept": kept}
+
+
+def expected(stale: Any, **changes: Any) -> dict[str, Any]:
+    item = {
+        "job_id": stale.job_id,
+        "job_type": "sync",
+        "status": "retried",
+        "timeout_minutes": 30.0,
+        "elapsed_minutes": 42.0,
+    }
+    return {
+        "status": "completed",
+        "cleaned_jobs": 1,
+        "cleaned_job_details": [item],
+        "old_jobs_deleted": 1,
+        "old_downloads_deleted": 3,
+        "stuck_plans_updated": 4,
+        "errors": [],
+    } | changes
+
+
+def test_the_result_of_a_cleanup_is_b9s_exactly(world: World) -> None:
+    made = fill(world)
+    output = world.run()
+    row = world.ledger.get(output["job_id"])
+    assert row.result == expected(made["stale"])
+    assert output == {"job_id": row.job_id, "finished": True} | expected(made["stale"])
+    assert (row.status, row.progress, world.store.locks) == (Status.COMPLETED, 100, {})
+
+    assert world.ledger.get(made["stale"].job_id).attempt == 2
+    assert world.ledger.get(made["live"].job_id) == made["live"]
+    assert world.store.get(made["old"].job_id) is None
+    assert world.store.get(made["young"].job_id) == made["young"]
+    assert world.count("job_history") == 1
+    assert world.count("handled_downloads") == 4
+    found = world.plans()
+    assert {found[plan] for plan in made["stuck"]} == {"DRAFT"}
+    assert [found[plan] for plan in made["kept"]] == ["PENDING", "PENDING", "APPLIED"]
+
+    again = world.run()
+    assert [again[name] for name in ("cleaned_jobs", "old_jobs_deleted", "old_downloads_deleted")] == [0, 0, 0]
+    assert again["stuck_plans_updated"] == 0
+
+
+def test_a_preview_finds_the_same_and_changes_nothing(world: World) -> None:
+    """REQUIREMENTS K11, B11."""
+    made = fill(world)
+    rows, before = dict(world.store.items), (world.plans(), world.count("handled_downloads"))
+    output = world.run(dry_run=True)
+    row = world.ledger.get(output["job_id"])
+    assert row.dry_run and row.result == expected(made["stale"])
+    assert {key: item for key, item in world.store.items.items() if key in rows} == rows
+    assert (world.plans(), world.count("handled_downloads")) == before
+    assert world.count("job_history") == 0
+
+
+def test_only_the_selected_phases_run(world: World) -> None:
+    made = fill(world)
+    world.sql("INSERT INTO sessions VALUES ('s', 'u', :at)", at=world.now - timedelta(hours=1))
+    output = world.run(phases=["sessions", "downloads"])
+    assert (output["old_downloads_deleted"], output["cleaned_jobs"], output["stuck_plans_updated"]) == (3, 0, 0)
+    assert output["phases"]["sessions"]["rows"] == 1
+    assert world.ledger.get(made["stale"].job_id) == made["stale"]
+    assert world.count("sessions") == 0
+
+
+@pytest.mark.parametrize("job_type", [name for name in cleanup.TYPES if name != "cleanup"])
+def test_every_other_type_tells_each_phases_report(world: World, job_type: str) -> None:
+    kind = cleanup.TYPES[job_type]
+    if any(kind.catalogue[name].function != "cleanup" for name in kind.spans):
+        pytest.fail("Types with a function of their own are tested there.")
+    output = world.run(job_type=job_type)
+    assert output["status"] == "completed"
+    assert output["phases"].keys() == kind.spans.keys()
+    assert all(report["rows"] == 0 for report in output["phases"].values())
+
+
+def test_the_database_cleanup_does_what_c16_says(world: World) -> None:
+    world.sql("INSERT INTO onboarding_requests (status, completed_at) VALUES ('completed', :at)", at=world.now - OLD)
+    world.sql("INSERT INTO onboarding_requests (status, completed_at) VALUES ('failed', :at)", at=world.now - OLD)
+    world.sql("INSERT INTO cloud_accounts VALUES ('gone', :at), ('here', NULL)", at=world.now - OLD)
+    world.sql("INSERT INTO instances (id, account_id, region) VALUES ('i-1', 'gone', 'r'), ('i-2', 'here', 'r')")
+    found = world.run(job_type="database_cleanup")["phases"]
+    assert (found["onboarding_requests"]["rows"], found["deleted_accounts"]["rows"]) == (1, 1)
+    assert world.sql("SELECT id FROM instances WHERE needs_review") == [("i-1",)]
+    assert world.count("instances") == 2
+
+
+def test_a_table_of_the_wrong_shape_fails_its_phase_and_no_other(world: World) -> None:
+    """REQUIREMENTS B10."""
+    made = fill(world)
+    world.sql("ALTER TABLE handled_downloads RENAME COLUMN timestamp TO handled_at")
+    output = world.run()
+    (error,) = output["errors"]
+    assert error.startswith("downloads: Permanent: downloads: the table handled_downloads has no column timestamp")
+    assert output == {"job_id": output["job_id"], "finished": True} | expected(
+        made["stale"], status="completed_with_errors", old_downloads_deleted=0, errors=[error]
+    )
+
+
+def test_settings_below_a_rules_floor_fail_the_run_before_anything_is_touched(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FAILURES 10: a typo in the retention removed all."""
+    fill(world)
+    before = dict(world.store.items)
+    monkeypatch.setenv("LAMPLIGHTER_RETENTION_DAYS", '{"downloads": 0.5}')
+    with pytest.raises(ExecutionFailed, match=r"retention_days: downloads takes at least 1 days, got 0\.5"):
+        world.run()
+    (job,) = world.ledger.store.of_type("cleanup", limit=9).jobs
+    assert (job.status, job.dead_letter) == (Status.FAILED, "permanent")
+    assert (world.count("handled_downloads"), set(before) < set(world.store.items)) == (7, True)
+
+
+def test_the_type_and_the_phase_are_named_when_they_are_wrong_and_no_row_is_left(world: World) -> None:
+    with pytest.raises(ExecutionFailed, match="job_type: takes one of cleanup, database_cleanup"):
+        world.run(job_type="cleanups")
+    with pytest.raises(ExecutionFailed, match="phases: plan is no phase of cleanup"):
+        world.run(phases=["plan"])
+    assert (world.store.items, world.store.locks) == ({}, {})
+
+
+def test_progress_is_as_b8_says(world: World) -> None:
+    """REQUIREMENTS B8."""
+    seen = []
+    execution = world.execution()
+    for state in execution.steps():
+        rows = world.ledger.store.of_type("cleanup", limit=1).jobs
+        if state == "Choose" and rows and rows[0].status is Status.RUNNING:
+            seen.append(rows[0].progress)
+    assert seen == [0, 90, 92, 95, 100]
+
+
+def test_an_execution_that_is_aborted_frees_the_lock_and_is_gone_on_from(world: World) -> None:
+    """REQUIREMENTS B6, K3; FAILURES 3: the rescue job itself stalled, and held its lock."""
+    made = fill(world)
+    execution = world.execution()
+    for state in execution.steps():
+        if len(execution.entered) == 4:  # the first phase is done
+            assert state == "Phase"
+            break
+    execution.status = "ABORTED"
+    (job,) = world.ledger.store.of_type("cleanup", limit=1).jobs
+    with pytest.raises(ExecutionFailed, match=f"AlreadyRunning.*{job.job_id}.*holds its lock"):
+        world.run()
+    world.settle()
+    row = world.ledger.get(job.job_id)
+    assert (row.status, row.attempt, row.errors[0].message) == (Status.COMPLETED, 2, "Its execution is ABORTED.")
+    assert row.result is not None
+    assert [row.result[name] for name in ("cleaned_jobs", "old_jobs_deleted", "old_downloads_deleted")] == [1, 1, 3]
+    assert made["stale"].job_id == row.result["cleaned_job_details"][0]["job_id"]
+    assert world.store.locks == {}
+    assert world.run()["status"] == "completed"
+
+
+def test_a_phase_that_works_too_long_goes_on_in_the_next_execution(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """REQUIREMENTS K8: from where it was, with what it had counted."""
+    monkeypatch.setattr(plans, "BATCH", 2)
+    stuck = [world.plan(None) for _ in range(9)]
+    whole = plans._put_back
+
+    def slow(found: Any) -> int:
+        world.now += timedelta(minutes=2)
+        return whole(found)
+
+    monkeypatch.setattr(plans, "_put_back", slow)
+    world.function_time = timedelta(minutes=10)
+    output = world.run(phases=["plans"])
+    assert (output["finished"], output["stuck_plans_updated"]) == (False, 6)
+    world.dispatch()
+    row = world.ledger.get(output["job_id"])
+    assert (row.status, row.attempt, row.continuation) == (Status.COMPLETED, 1, 1)
+    assert row.result is not None and row.result["stuck_plans_updated"] == 9
+    assert set(world.plans().values()) == {"DRAFT"} and len(stuck) == 9
+
+
+# --- stale jobs (B2) -------------------------------------------------------------------------------------------------
+
+
+def alone(world: World, *, dry_run: bool = False, stop: Any = None) -> Run:
+    job = replace(world.ago(timedelta(0), job_type="sweep"), dry_run=dry_run)
+    return Run(job, settings=world.settings, stop_at=world.now + timedelta(minutes=4), clock=world.ledger.clock)
+
+
+@pytest.mark.parametrize(
+    ("status", "label", "after"),
+    [
+        ("SUCCEEDED", "completed", Status.COMPLETED),
+        ("FAILED", "retried", Status.PENDING),
+        ("ABORTED", "retried", Status.PENDING),
+        (None, "retried", Status.PENDING),
+    ],
+)
+def test_a_stale_job_is_judged_by_its_execution(world: World, status: str, label: str, after: Status) -> None:
+    """REQUIREMENTS B2."""
+    job = world.ago(timedelta(minutes=31), execution_arn="arn:execution:sync")
+    report = stale_jobs.body(alone(world), execution=lambda job: status)
+    assert isinstance(report, stale_jobs.Report)
+    assert [(item.job_id, item.status) for item in report.cleaned_job_details] == [(job.job_id, label)]
+    assert world.ledger.get(job.job_id).status is after
+
+
+def test_a_job_whose_execution_lives_gets_more_time_and_counts_as_nothing(world: World) -> None:
+    """FAILURES 1: a live job was rescued, and ran twice."""
+    job = world.ago(timedelta(minutes=31), execution_arn="arn:execution:sync")
+    report = stale_jobs.body(alone(world), execution=lambda job: "RUNNING")
+    assert isinstance(report, stale_jobs.Report)
+    assert (report.cleaned_jobs, report.extended) == (0, 1)
+    row = world.ledger.get(job.job_id)
+    assert (row.status, row.attempt) == (Status.RUNNING, 1)
+    assert row.deadline_at is not None and row.deadline_at > world.now
+
+
+def test_a_pending_job_that_nobody_picked_up_is_stale_too(world: World) -> None:
+    then = Ledger(world.store, clock=lambda: world.now - timedelta(minutes=12))
+    job = then.submit(then.new_job("sync", SYNC))
+    report = stale_jobs.body(alone(world))
+    assert isinstance(report, stale_jobs.Report)
+    (item,) = report.cleaned_job_details
+    assert (item.job_id, item.status, item.timeout_minutes, item.elapsed_minutes) == (job.job_id, "retried", 10, 12)
+
+
+def test_one_job_that_cannot_be_judged_stops_no_other_however_many_there_are(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """REQUIREMENTS K11; FAILURES 2: a batch of others starved the later ones."""
+    monkeypatch.setattr(stale_jobs, "PAGE", 3)
+    monkeypatch.setattr(stale_jobs, "LISTED", 10)
+    broken = [world.ago(timedelta(minutes=50), execution_arn="arn:broken") for _ in range(20)]
+    stale = [world.ago(timedelta(minutes=31)) for _ in range(40)]
+
+    def execution(job: Any) -> str:
+        raise RuntimeError("Step Functions is down")
+
+    report = stale_jobs.body(alone(world), execution=execution)
+    assert isinstance(report, stale_jobs.Report)
+    assert (report.status, report.cleaned_jobs, report.failed) == ("completed_with_errors", 40, 20)
+    assert (len(report.cleaned_job_details), len(report.failures)) == (10, 10)
+    assert report.failures[0].endswith("RuntimeError: Step Functions is down")
+    assert {world.ledger.get(job.job_id).attempt for job in stale} == {2}
+    assert {world.ledger.get(job.job_id).attempt for job in broken} == {1}
+
+
+def test_a_job_that_lives_on_after_it_was_found_is_left_alone(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FAILURES 1, 4: it completes between the look and the write."""
+    job = world.ago(timedelta(minutes=31))
+    whole = stale_jobs.judge
+
+    def judged(*args: Any) -> Any:
+        verdict = whole(*args)
+        world.ledger.complete(job, {"n": 1})
+        return verdict
+
+    monkeypatch.setattr(stale_jobs, "judge", judged)
+    report = stale_jobs.body(alone(world))
+    assert isinstance(report, stale_jobs.Report)
+    assert (report.cleaned_jobs, report.failed) == (0, 0)
+    assert world.ledger.get(job.job_id).status is Status.COMPLETED
+    with pytest.raises(LostLease):
+        world.ledger.expire(job)
+
+
+# --- plans (B5) ------------------------------------------------------------------------------------------------------
+
+
+def test_plans_are_put_back_by_the_batch_and_only_if_they_are_as_they_were_read(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """REQUIREMENTS B5: one got a new job, one was touched, one is held, after they were read."""
+    monkeypatch.setattr(plans, "BATCH", 4)
+    taken, touched, held, *others = [world.plan("gone") for _ in range(11)]
+    live = world.ago(timedelta(minutes=1))
+    whole, calls = world.store.statuses, []
+
+    def statuses(job_ids: Any) -> Any:
+        found = whole(job_ids)
+        if not calls:
+            world.sql("UPDATE analysis_plans SET job_id = :job WHERE id = :id", job=live.job_id, id=taken)
+            world.sql("UPDATE analysis_plans SET updated_at = now() WHERE id = :id", id=touched)
+        calls.append(job_ids)
+        return found
+
+    monkeypatch.setattr(world.store, "statuses", statuses)
+    with world.engine.connect() as other, other.begin():
+        other.exec_driver_sql(f"SELECT id FROM analysis_plans WHERE id = {held} FOR UPDATE")
+        report = plans.body(alone(world))
+    assert isinstance(report, plans.Report)
+    assert (report.plans, len(calls)) == (8, 3)
+    found = world.plans()
+    assert [found[plan] for plan in (taken, touched, held)] == ["PENDING"] * 3
+    assert {found[plan] for plan in others} == {"DRAFT"}
+
+
+def test_the_status_of_many_jobs_is_looked_up_at_once(world: World) -> None:
+    jobs = [world.finished(timedelta(days=1)) for _ in range(3)]
+    found = world.store.statuses({job.job_id for job in jobs} | {"gone"})
+    assert found == {job.job_id: Status.COMPLETED for job in jobs}
