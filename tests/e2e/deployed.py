@@ -71,6 +71,7 @@ class Deployed:
         self.bus = outputs["EventBusName"]
         self.group = outputs["ScheduleGroupName"]
         self.parameter = outputs["SettingsParameterName"]
+        self.api_url = aws.api_url()
         self.ledger = Ledger(AdminStore(self.table, self.client("dynamodb")))
 
     def client(self, service: str) -> Any:

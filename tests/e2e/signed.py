@@ -39,7 +39,7 @@ def as_admin() -> Signature:
 def as_somebody(stack: Deployed, *allowed: str) -> Signature:
     """A role of its own that may invoke these methods and paths of the API, such as `GET/api/*`, and nothing else."""
     name, iam = f"e2e-{uuid4().hex[:8]}", stack.client("iam")
-    api_id = stack.aws.api_url().rpartition("/")[2]
+    api_id = stack.api_url.rpartition("/")[2]
     trust = policy(Effect="Allow", Principal={"AWS": "*"}, Action="sts:AssumeRole")
     role = iam.create_role(RoleName=name, AssumeRolePolicyDocument=trust)["Role"]["Arn"]
     if allowed:
@@ -59,7 +59,7 @@ class Api:
     """The deployed jobs API."""
 
     def __init__(self, stack: Deployed, signature: Signature | None = None) -> None:
-        self.url = stack.aws.api_url()
+        self.url = stack.api_url
         self._session = requests.Session()
         self._session.auth = signature or as_admin()
 
