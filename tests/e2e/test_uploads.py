@@ -6,13 +6,15 @@ import csv
 import io
 import json
 from collections.abc import Iterator
+from typing import Any
 from uuid import uuid4
 from zipfile import ZipFile
 
 import pytest
 
 from lamplighter.kernel.ledger.row import Job, Status
-from tests.e2e.deployed import Deployed, eventually
+from local.stack import REGION
+from tests.e2e.deployed import LONG_AGO, Deployed, eventually
 
 SPANISH = (
     '\ufeffHora,"Nombre completo del usuario","Usuario afectado","Contexto del evento",Componente,"Nombre evento",'
@@ -116,3 +118,39 @@ def test_an_event_that_comes_twice_is_one_job(stack: Deployed, folder: Folder) -
     second = stack.becomes(answers[0]["job_id"], "failed", "completed")
     assert second.errors[0].message == f"{key} was deleted or has been processed."
     assert len(folder.jobs(key)) == 2
+
+
+def test_uploads_expire_by_the_state_machine(stack: Deployed, folder: Folder) -> None:
+    """D4, D5, B11; FAILURES 18: files and live records go, the history says why."""
+    done = folder.done(
+        folder.put("done.csv", SPANISH + '"13/03/24, 14:05",Ana,-,x,Sistema,"Curso visto",x,web,::1\r\n')
+    )
+    broken = folder.done(folder.put("broken.csv", "no log"))
+    fresh = folder.done(folder.put("fresh.csv", "no log either"))
+    for job in (done, broken):
+        stack.backdate(job.job_id, created_at=LONG_AGO, finished_at=LONG_AGO)
+
+    def expire() -> dict[str, Any] | None:
+        machine = f"arn:aws:states:{REGION}:000000000000:stateMachine:{stack.name}-cleanup"
+        states = stack.client("stepfunctions")
+        arn = states.start_execution(stateMachineArn=machine, input='{"job_type": "upload_cleanup"}')["executionArn"]
+        ended = eventually(
+            lambda: found if (found := states.describe_execution(executionArn=arn))["status"] != "RUNNING" else None
+        )
+        if ended["status"] == "FAILED" and ended["error"] == "AlreadyRunning":
+            return None  # a tick of its own schedule came first
+        assert ended["status"] == "SUCCEEDED", ended
+        report: dict[str, Any] = json.loads(ended["output"])["phases"]["uploads"]
+        return report
+
+    report = eventually(expire)
+    assert report["status"] == "completed"
+    moved = {item["name"]: item["outcome"] for item in report["items"] if item["kind"] == "job"}
+    assert moved == {done.job_id: "completed, moved to the history", broken.job_id: "failed, moved to the history"}
+    assert not folder.keys(f"outputs/{done.job_id}/")
+    assert [stack.ledger.store.get(job.job_id) for job in (done, broken)] == [None, None]
+    assert stack.ledger.get(fresh.job_id) == fresh
+    (row,) = stack.sql("SELECT job FROM job_history WHERE job_id = :id", id=broken.job_id)
+    assert "not a Moodle course log" in row.job["errors"][0]["message"]
+    (line,) = [one for one in stack.logs("upload-expiry", "disk_freed_mb") if one["jobs_cleaned"] == 2]
+    assert line["message"] == "uploads expired"

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import io
+import os
 from datetime import timedelta
 from typing import Any
 from uuid import uuid4
 from zipfile import ZipFile
 
+from lamplighter.kernel.aws import client
 from lamplighter.kernel.job import Run
 from lamplighter.kernel.ledger.ledger import Ledger, utc_now
-from lamplighter.kernel.ledger.row import Job
+from lamplighter.kernel.ledger.row import Job, job_key, to_text
 from lamplighter.kernel.settings import Settings
 from lamplighter.uploads import objects, upload_intake
 from lamplighter.uploads.upload_processing import handler
@@ -46,7 +48,8 @@ class Uploads:
 
     def due(self, body: str | bytes) -> Job:
         """The job of a new upload."""
-        answer = upload_intake.handler(self.event(self.put(body)), FakeContext())
+        event = self.event(self.put(body), sequencer=uuid4().hex)
+        answer = upload_intake.handler(event, FakeContext())
         return self.ledger.get(answer["job_id"])
 
     def work(self, job: Job) -> dict[str, Any]:
@@ -65,6 +68,20 @@ class Uploads:
     def run(self, job: Job, **settings: Any) -> Run:
         stop_at = utc_now() + timedelta(minutes=10)
         return Run(job, settings=Settings(**settings), stop_at=stop_at, ledger=self.ledger)
+
+    def preview(self, etag: str) -> None:
+        """A preview of the upload, which has ended."""
+        answer = handler({"key": KEY, "etag": etag, "dry_run": True}, FakeContext())
+        assert self.ledger.get(answer["job_id"]).status.terminal
+
+    def backdate(self, job: Job, *, hours: float) -> None:
+        """Pretend that the job was made so long ago."""
+        client("dynamodb").update_item(
+            TableName=os.environ["JOBS_TABLE"],
+            Key={"pk": {"S": job_key(job.job_id)}},
+            UpdateExpression="SET created_at = :at",
+            ExpressionAttributeValues={":at": {"S": to_text(job.created_at - timedelta(hours=hours))}},
+        )
 
     def zip_of(self, job: Job) -> ZipFile:
         return ZipFile(

@@ -156,3 +156,8 @@ def test_upload_processing(invoke: Invoke, world: World) -> None:
     s3.put_object(Bucket=bucket, Key="inputs/course 7.csv", Body=log.encode())
     report = invoke("uploads/upload_processing")
     assert (report["status"], report["rows"], report["input"]) == ("completed", 1, "kept")
+
+
+def test_upload_expiry(invoke: Invoke) -> None:
+    report = invoke("uploads/upload_expiry")
+    assert (report["phase"], report["dry_run"], report["jobs_cleaned"]) == ("uploads", True, 0)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from datetime import time
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lamplighter.uploads.times import Misread, Order, Times, parse
 
@@ -93,3 +97,18 @@ def test_once_proven_an_impossible_date_is_a_bad_one() -> None:
     times = Times("dmy", "mdy")
     assert times.read(["25/03/24, 10:00"]) == ["2024-03-25T10:00:00"]
     assert times.read(["03/25/24, 10:00"]) == [""]
+
+
+@given(st.lists(st.tuples(st.sampled_from(["12/03/24", "31/02/24", "", "12 mars 24,"]), st.times(), st.booleans())))
+def test_a_column_is_read_as_each_of_its_times(rows: list[tuple[str, time, bool]]) -> None:
+    """Days and times that were seen before are not parsed again."""
+    texts = [f"{day} {clock:%H:%M:%S}" if seconds else f"{day} {clock:%H:%M}" for day, clock, seconds in rows]
+    assert Times("dmy", None).read(texts) == [parse(text, "dmy") or "" for text in texts]
+
+
+def test_few_times_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lamplighter.uploads.times.KEPT", 3)
+    times = Times("dmy", None)
+    for start in range(0, 40, 2):
+        texts = [f"12/03/24 14:{minute:02}" for minute in range(start, start + 5)]
+        assert times.read(texts) == [parse(text, "dmy") for text in texts]

@@ -13,8 +13,14 @@ from lamplighter.kernel.schedules import switch
 
 logger = Logger()
 
-_SETTINGS: Final = {"orphan-cleanup": ("orphan_cleanup_enabled", "orphan_cleanup_scan_interval_hours")}
-"""The settings that switch a schedule's ticks and give its interval in hours: starting it obeys them."""
+_SWITCHES: Final = {"orphan-cleanup": "orphan_cleanup_enabled"}
+"""The setting that switches a schedule's ticks."""
+
+_INTERVALS: Final = {
+    "orphan-cleanup": ("orphan_cleanup_scan_interval_hours", "hours"),
+    "upload-cleanup": ("upload_cleanup_interval_minutes", "minutes"),
+}
+"""The setting that gives a schedule's interval, and its unit."""
 
 
 class Event(BaseModel):
@@ -49,13 +55,12 @@ def start(schedule: str) -> bool:
         UnknownSchedule: there is no such schedule.
         Permanent: its setting is off.
     """
-    expression = None
-    if schedule in _SETTINGS:
-        enabled, interval = _SETTINGS[schedule]
-        in_force = settings.load()
-        if not getattr(in_force, enabled):
-            raise Permanent(f"schedule: {schedule} would skip every tick while the setting {enabled} is false.")
-        expression = f"rate({getattr(in_force, interval)} hours)"
+    in_force, expression = settings.load(), None
+    if (switched_by := _SWITCHES.get(schedule)) and not getattr(in_force, switched_by):
+        raise Permanent(f"schedule: {schedule} would skip every tick while the setting {switched_by} is false.")
+    if schedule in _INTERVALS:
+        setting, unit = _INTERVALS[schedule]
+        expression = f"rate({getattr(in_force, setting)} {unit})"
     changed = switch(schedule, on=True, expression=expression)
     logger.info("schedule started", extra={"switched": schedule, "changed": changed})
     return changed

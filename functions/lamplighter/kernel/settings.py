@@ -92,11 +92,11 @@ class Settings(BaseModel):
     """An upload that takes longer is failed (D2); its function ends after 900 s."""
     upload_max_mb: int = Field(2048, ge=1)
     """A larger upload is refused, in MB of 10^6 bytes (D1)."""
-    upload_ttl_completed_hours: float = Field(24, gt=0)
+    upload_ttl_completed_hours: float = Field(24, ge=0.01)
     """How long the files and the live record of a completed upload are kept (D4)."""
-    upload_ttl_failed_hours: float = Field(1, gt=0)
+    upload_ttl_failed_hours: float = Field(1, ge=0.01)
     """How long those of a failed or cancelled one are (D4)."""
-    upload_cleanup_interval_minutes: int = Field(60, ge=2, le=1440)
+    upload_cleanup_interval_minutes: int = Field(60, ge=1, le=1440)
     """Minutes between scheduled expiries; applied by starting the schedule (D4)."""
     job_timeout_minutes: Annotated[dict[str, int], BeforeValidator(_from_json)] = Field(
         default={
@@ -123,8 +123,6 @@ class Settings(BaseModel):
     """
     retention_days: Annotated[dict[str, Days], BeforeValidator(_from_json)] = Field(default={})
     """Days that rows are kept, by retention rule, where not as long as the rule says (B11); a JSON object."""
-    audit_log_keep_days: int = Field(90, ge=1)
-    """Days that the audit log stays in the database before it is archived, a whole UTC day at a time (E1)."""
 
     def job_timeout(self, job_type: str) -> timedelta:
         """How long an attempt of `job_type` may take (REQUIREMENTS B1)."""

@@ -2,8 +2,8 @@
 
 All types are executions of the state machine `cleanup`, by schedule, through the API or by hand: `cleanup` every 30
 minutes (stale jobs, old jobs, handled downloads, stuck plans), `database_cleanup` daily at 02:00 (C16, and every rule
-that no other type applies), `session_cleanup` every 6 hours, `token_cleanup` daily at 03:00 and `audit_archive` on the
-1st of a month (E1). A run may select any phases there are, and preview them (REQUIREMENTS B1-B11).
+that no other type applies), `session_cleanup` every 6 hours and `token_cleanup` daily at 03:00 (E1), `upload_cleanup`
+hourly (D4). A run may select any phases there are, and preview them (REQUIREMENTS B1-B11).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PHASES: Final[Mapping[str, Phase]] = {
     "downloads": Phase(function=_HERE, check=rules.checked),
     "plans": Phase(function=_HERE),
     **{name: Phase(function=_HERE, check=rules.checked) for name in rules.RULES},
-    "audit_log": Phase(function="audit-archive"),
+    "uploads": Phase(function="upload-expiry"),
 }
 """All phases, in the order in which a run does them, and the function that serves each. Every rule is a phase."""
 
@@ -73,7 +73,7 @@ TYPES: Final[Mapping[str, PhasedJob]] = {
     "database_cleanup": _type("database_cleanup", *(name for name in rules.RULES if name not in _ELSEWHERE)),
     "session_cleanup": _type("session_cleanup", "sessions"),
     "token_cleanup": _type("token_cleanup", "tokens"),
-    "audit_archive": _type("audit_archive", "audit_log"),
+    "upload_cleanup": _type("upload_cleanup", "uploads"),
 }
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final, Self
 
 from aws_lambda_powertools import Logger
@@ -102,6 +103,29 @@ def read(s3: Any, source: Input) -> Iterator[bytes]:
         body = answer["Body"].read()
         for piece in range(0, len(body), PIECE):
             yield body[piece : piece + PIECE]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """An object as a listing shows it; `etag` is without quotes."""
+
+    key: str
+    etag: str
+    size: int
+    last_modified: datetime
+
+
+def listed(s3: Any, bucket: str, prefix: str) -> Iterator[Found]:
+    """All objects below a prefix, the marks of empty folders left out."""
+    for page in s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+        for entry in page.get("Contents", ()):
+            if not entry["Key"].endswith("/"):
+                yield Found(
+                    key=entry["Key"],
+                    etag=entry["ETag"].strip('"'),
+                    size=entry["Size"],
+                    last_modified=entry["LastModified"],
+                )
 
 
 def content(s3: Any, bucket: str, key: str) -> bytes | None:

@@ -22,6 +22,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from datetime import datetime
+from itertools import batched
 from operator import itemgetter
 from typing import IO, Any, Final, Self
 from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
@@ -30,7 +31,7 @@ from pydantic import BaseModel
 
 from lamplighter.kernel.errors import Permanent
 from lamplighter.uploads.headings import COLUMNS
-from lamplighter.uploads.log import BadRow, Batch
+from lamplighter.uploads.log import BATCH, BadRow, Batch
 
 COMPRESSION: Final = 3
 """Level of deflate. A log shrinks to a tenth at any; higher ones take most of the run's time (bench/README.md)."""
@@ -44,9 +45,9 @@ NAMED_BAD_ROWS: Final = 100
 SHOWN: Final = 2_000
 """Characters of a bad row that are kept."""
 
-MOST_USERS: Final = 200_000
+MOST_USERS: Final = 100_000
 MOST_COMPONENTS: Final = 10_000
-MOST_PAIRS: Final = 1_000_000
+MOST_PAIRS: Final = 500_000
 """Different users, components, and pairs of the two that are counted: what the memory holds."""
 
 
@@ -147,8 +148,9 @@ class Results:
             TooVaried: more users or components than are counted.
         """
         if batch:
-            columns = [_harmless(column) for column in batch.columns]
-            times, users, components = columns[0], columns[1], columns[4]
+            times, *others = batch.columns
+            columns = [times, *map(_harmless, others)]
+            users, components = columns[1], columns[4]
             self._users.add(users, times)
             self._components.add(components, times)
             for component, user in {*zip(components, users, strict=True)}:
@@ -214,7 +216,8 @@ class Results:
     def _write_table(self, name: str, header: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> None:
         with self._zip.open(self._entry(name), "w", force_zip64=True) as entry:
             self._write(entry, [header])
-            self._write(entry, rows)
+            for some in batched(rows, BATCH, strict=False):
+                self._write(entry, some)
 
     @staticmethod
     def _write(entry: IO[bytes] | gzip.GzipFile, rows: Iterable[Sequence[object]]) -> None:

@@ -110,10 +110,10 @@ def handler(run: Run, params: Params) -> Report:
     if not params.dry_run:
         _make_sure_it_is_ours(run)
         report.input = objects.delete(s3, bucket, params.key, etag)
-    if run.cancelled:
-        for output in (objects.results_key(run.job_id), objects.summary_key(run.job_id)):
-            objects.delete(s3, bucket, output)
-        report.output_key = None
+        if run.cancelled:
+            for output in (objects.results_key(run.job_id), objects.summary_key(run.job_id)):
+                objects.delete(s3, bucket, output)
+            report.output_key = None
     report.duration_seconds = (run.now() - began).total_seconds()
     return report
 
