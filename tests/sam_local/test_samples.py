@@ -99,6 +99,11 @@ def test_undo(invoke: Invoke, photos: int) -> None:
     assert (report["status"], report["dry_run"], report["restored_files"]) == ("completed", True, 0)
 
 
+def test_audit_archive(invoke: Invoke) -> None:
+    report = invoke("admin/audit_archive")
+    assert (report["phase"], report["dry_run"], report["status"]) == ("audit_log", True, "completed")
+
+
 def test_timeout_checker(invoke: Invoke) -> None:
     report = invoke("jobs/timeout_checker")
     assert (report["finished"], report["failed_lanes"]) == (True, 0)

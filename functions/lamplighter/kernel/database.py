@@ -302,8 +302,10 @@ def _secure(sock: socket.socket, where: Address) -> socket.socket:
 
 def reason(error: BaseException) -> str:
     """What the server says of an error of pg8000's, in its own sentence."""
-    while isinstance(error.__context__, pg8000.dbapi.Error):  # pg8000's close, after a refusal, may fail over it
-        error = error.__context__
+    cause: BaseException | None = error
+    while cause:  # pg8000's close, after a refusal, may fail over it: the first error is the reason
+        error = cause if isinstance(cause, pg8000.dbapi.Error) else error
+        cause = cause.__context__
     facts = error.args[0] if error.args else None
     return str(facts["M"] if isinstance(facts, dict) and "M" in facts else error)
 
