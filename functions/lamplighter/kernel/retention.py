@@ -29,7 +29,7 @@ from datetime import datetime, timedelta
 from random import randrange
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from lamplighter.kernel.errors import Permanent
+from lamplighter.kernel.errors import Permanent, Retryable
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
@@ -191,14 +191,20 @@ def preview(engine: Engine, rule: Rule, *, now: datetime, keep: timedelta) -> Ca
 
 
 def simulate(
-    engine: Engine, rule: Rule, *, now: datetime, keep: timedelta, current: timedelta | None = None
+    engine: Engine,
+    rule: Rule,
+    *,
+    now: datetime,
+    keep: timedelta,
+    current: timedelta | None = None,
+    timeout: timedelta = PREVIEW_TIMEOUT,
 ) -> Simulation:
     """What would be due if `keep` were so, beside what is due under `current` (the rule's own unless given).
 
-    Both are counted in one snapshot; nothing is locked. Raises as `preview` does.
+    Both are counted in one snapshot, in at most `timeout` each; nothing is locked. Raises as `preview` does.
     """
     cutoffs = [_cutoff(rule, now, rule.keep if current is None else current), _cutoff(rule, now, keep)]
-    before, after = _count(engine, rule, cutoffs)
+    before, after = _count(engine, rule, cutoffs, timeout)
     return Simulation(current=before, proposed=after)
 
 
@@ -211,28 +217,32 @@ def _cutoff(rule: Rule, now: datetime, keep: timedelta) -> datetime:
         raise Permanent(f"{rule.name}: {keep} before {now} is before the calendar begins.") from None
 
 
-def _count(engine: Engine, rule: Rule, cutoffs: Sequence[datetime]) -> list[Candidates]:
+def _count(
+    engine: Engine, rule: Rule, cutoffs: Sequence[datetime], timeout: timedelta = PREVIEW_TIMEOUT
+) -> list[Candidates]:
     from sqlalchemy.exc import DBAPIError
 
     from lamplighter.kernel.database import bound_statements
 
     with engine.connect().execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True) as connection:
-        bound_statements(connection, statement=PREVIEW_TIMEOUT)
-        table = _look(connection, rule)
-        clock = _quoted(rule.clock) if rule.clock else "NULL"
-        sizes = " + ".join(f"coalesce(pg_column_size({_quoted(name)}), 0)" for name in table.columns)
-        query = (
-            f"SELECT count(*) AS rows, coalesce(sum({sizes}), 0) AS bytes,"  # noqa: S608 - identifiers are quoted
-            f" CAST(min({clock}) AS timestamptz) AS oldest, CAST(max({clock}) AS timestamptz) AS newest"
-            f" FROM {_name(rule.table)} AS {_quoted(_alias(rule))} WHERE {table.predicate}"
-        )
+        bound_statements(connection, statement=timeout)
         try:
+            table = _look(connection, rule)
+            clock = _quoted(rule.clock) if rule.clock else "NULL"
+            sizes = " + ".join(f"coalesce(pg_column_size({_quoted(name)}), 0)" for name in table.columns)
+            query = (
+                f"SELECT count(*) AS rows, coalesce(sum({sizes}), 0) AS bytes,"  # noqa: S608 - identifiers are quoted
+                f" CAST(min({clock}) AS timestamptz) AS oldest, CAST(max({clock}) AS timestamptz) AS newest"
+                f" FROM {_name(rule.table)} AS {_quoted(_alias(rule))} WHERE {table.predicate}"
+            )
             found = [_execute(connection, query, _parameters(rule, cutoff)).one() for cutoff in cutoffs]
         except DBAPIError as error:
             if _trouble(error) == "late":
                 raise Permanent(
-                    f"{rule.name}: counting takes more than {PREVIEW_TIMEOUT.seconds} s; an index on the clock helps."
+                    f"{rule.name}: counting takes more than {timeout.seconds} s; an index on the clock helps."
                 ) from error
+            if _trouble(error) == "locked":
+                raise Retryable(f"{rule.name}: somebody has locked {rule.table}; try again later.") from error
             raise _named(rule, error) from error
     return [Candidates(rows=row.rows, bytes=int(row.bytes), oldest=row.oldest, newest=row.newest) for row in found]
 

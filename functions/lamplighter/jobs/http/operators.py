@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Final
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from aws_lambda_powertools.event_handler import Response
 from aws_lambda_powertools.event_handler.openapi.params import Path, Query
 from aws_lambda_powertools.event_handler.router import APIGatewayHttpRouter
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 
-from lamplighter import catalogue
+from lamplighter import catalogue, rules
 from lamplighter.jobs import schedules as switching
 from lamplighter.jobs.http.listing import Cursor, Filters, page
 from lamplighter.jobs.http.problems import conflict, documented, invalid, not_found
@@ -19,11 +20,17 @@ from lamplighter.jobs.shown import Brief, JobId, Whole
 from lamplighter.kernel import settings
 from lamplighter.kernel.errors import LostLease, Permanent
 from lamplighter.kernel.job import InvalidParams, JobType
-from lamplighter.kernel.ledger.ledger import Ledger, UnknownJob
+from lamplighter.kernel.ledger.ledger import Ledger, UnknownJob, utc_now
 from lamplighter.kernel.ledger.row import Job, Status, Trigger
 from lamplighter.kernel.schedules import UnknownSchedule, schedules
 
+if TYPE_CHECKING:
+    from lamplighter.kernel.retention import Candidates
+
 router = APIGatewayHttpRouter()  # type: ignore[no-untyped-call]
+
+COUNTING_TIMEOUT: Final = timedelta(seconds=11)
+"""For each of two counts: the HTTP API waits for 30 s in all."""
 
 JOBS: Final = ["Jobs"]
 SCHEDULES: Final = ["Schedules"]
@@ -54,6 +61,36 @@ class Undo(Body):
     job_id: JobId
     dry_run: bool = True
     """Only say what would be restored."""
+
+
+class Wish(Body):
+    """A retention rule, and how long it would keep rows."""
+
+    rule: str = Field(json_schema_extra={"enum": list(rules.RULES)}, examples=["system_logs"])
+    keep_days: float = Field(ge=0, le=36_500, examples=[30])
+
+
+class Due(BaseModel):
+    """Rows that are too old if they are kept so long."""
+
+    model_config = ConfigDict(defer_build=True)
+
+    keep_days: float
+    rows: int
+    bytes: int
+    oldest: datetime | None
+    """The first moment among them from which a row ages."""
+    newest: datetime | None
+
+
+class Simulated(BaseModel):
+    """What a retention rule would change now, and what it would if it kept rows otherwise."""
+
+    model_config = ConfigDict(defer_build=True)
+
+    rule: str
+    current: Due
+    proposed: Due
 
 
 class Listed(BaseModel):
@@ -277,6 +314,49 @@ def undo(told: Undo, idempotency_key: IdempotencyKey = None) -> Response[Whole]:
     """REQUIREMENTS A7."""
     Ledger.from_environment().get(told.job_id)
     return _ordered("undo", told.model_dump(), idempotency_key)
+
+
+@router.post(
+    "/api/retention/simulate",
+    summary="Count what a retention rule would change if it kept rows for so long",
+    description="Beside what it would change now, in one snapshot. Nothing is changed. 409 when it cannot be counted: "
+    "no database is configured, it lacks the table, or counting takes too long.",
+    operation_id="simulate",
+    tags=["Retention"],
+    responses=documented({200: {"description": "What is due under each"}}, 409, body=True),
+)
+def simulate(wish: Wish) -> Simulated:
+    """REQUIREMENTS B11."""
+    if wish.rule not in rules.RULES:
+        known = ", ".join(rules.RULES)
+        raise invalid([("body.rule", f"body.rule: there is no {wish.rule!r} (known: {known}).")])
+    rule, proposed = rules.RULES[wish.rule], timedelta(days=wish.keep_days)
+    if rule.clock is None:
+        raise invalid([("body.rule", f"body.rule: the rows of {wish.rule} do not age.")])
+    if proposed < rule.floor:
+        floor = rule.floor / timedelta(days=1)
+        raise invalid([("body.keep_days", f"body.keep_days: {wish.rule} takes at least {floor:.4g}.")])
+    from lamplighter.kernel import retention
+    from lamplighter.kernel.database import engine
+
+    current = rules.keep(rule, settings.load())
+    try:
+        found = retention.simulate(
+            engine(), rule, now=utc_now(), keep=proposed, current=current, timeout=COUNTING_TIMEOUT
+        )
+    except Permanent as refusal:
+        raise conflict("not-countable", str(refusal)) from None
+    return Simulated(rule=wish.rule, current=_due(current, found.current), proposed=_due(proposed, found.proposed))
+
+
+def _due(keep: timedelta, found: Candidates) -> Due:
+    return Due(
+        keep_days=keep / timedelta(days=1),
+        rows=found.rows,
+        bytes=found.bytes,
+        oldest=found.oldest,
+        newest=found.newest,
+    )
 
 
 @router.get(
