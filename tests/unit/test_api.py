@@ -342,6 +342,11 @@ def test_a_workers_failure_is_retried_unless_that_cannot_help(ledger: Ledger, re
     failure = turn(job, type="IOError", message="the disk is full", stack_trace="line 1", retry=retry)
     failed = post(f"/api/jobs/{job['job_id']}/fail", failure).body
     assert failed["status"] == status
+    if retry:  # it waits for its backoff, and no worker starts it sooner
+        next_turn = turn(ledger.get(job["job_id"]))
+        assert problem(post(f"/api/jobs/{job['job_id']}/claim", next_turn))[:2] == (409, "not-due")
+        post(f"/api/jobs/{job['job_id']}/retry")
+        assert post(f"/api/jobs/{job['job_id']}/claim", next_turn).status == 200
     error = failed["errors"][0]
     assert (error["type"], error["message"], error["stack_trace"]) == ("IOError", "the disk is full", "line 1")
 

@@ -109,7 +109,8 @@ def _documented() -> Any:
 @router.post(
     "/api/jobs/<job_id>/claim",
     summary="Start an attempt",
-    description="The attempt and continuation are those of the event, or of the job. Exactly one claim wins.",
+    description="The attempt and continuation are those of the event, or of the job. Exactly one claim wins; 409 for "
+    "the others, and while the job waits to be tried again.",
     operation_id="claim",
     tags=TAGS,
     responses=_documented(),
@@ -117,7 +118,12 @@ def _documented() -> Any:
 def claim(job_id: JobIdInPath, turn: Turn) -> Whole:
     """Pending to running, for the expected attempt only."""
     ledger = Ledger.from_environment()
-    _demand_outside(ledger.get(job_id))
+    job = ledger.get(job_id)
+    _demand_outside(job)
+    if job.status is Status.PENDING and not job.released:
+        raise conflict(
+            "not-due", f"Job {job_id} waits until {job.run_at:%Y-%m-%d %H:%M:%S} UTC before it is tried again."
+        )
     return Whole.of(ledger.claim(job_id, attempt=turn.attempt, continuation=turn.continuation))
 
 
