@@ -21,6 +21,7 @@ _PLACES: Final = {
     "session_cleanup": "lamplighter.library.cleanup:TYPES",
     "token_cleanup": "lamplighter.library.cleanup:TYPES",
     "upload_cleanup": "lamplighter.library.cleanup:TYPES",
+    "audit_archive": "lamplighter.library.cleanup:TYPES",
 }
 """`module:name` of a JobType, or of a mapping that has it under its name."""
 

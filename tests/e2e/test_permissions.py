@@ -20,6 +20,7 @@ DELETE_MEDIA = ("s3", "delete_object", {"Bucket": "{media}", "Key": "x"})
 DELETE_VERSION = ("s3", "delete_object", {"Bucket": "{media}", "Key": "x", "VersionId": "v"})
 DELETE_ARCHIVED = ("s3", "delete_object", {"Bucket": "{archive}", "Key": "x"})
 READ_ARCHIVED = ("s3", "get_object", {"Bucket": "{archive}", "Key": "x"})
+DELETE_AUDIT = ("s3", "delete_object", {"Bucket": "{archive}", "Key": "audit/x"})
 DELETE_UPLOAD = ("s3", "delete_object", {"Bucket": "{uploads}", "Key": "x"})
 INVOKE = ("lambda", "invoke", {"FunctionName": "{name}-orphan-cleanup", "Payload": "{{}}"})
 INVOKE_CHECKER = ("lambda", "invoke", {"FunctionName": "{name}-timeout-checker", "Payload": "{{}}"})
@@ -36,6 +37,7 @@ OTHER_MACHINE = (
 FORBIDDEN = {
     "orphan-cleanup": [DELETE_VERSION, WRITE_MEDIA, DELETE_ARCHIVED, DELETE_UPLOAD, SCAN, INVOKE, OVERRIDE],
     "undo": [DELETE_MEDIA, WRITE_MEDIA, DELETE_ARCHIVED, SCAN, INVOKE, OVERRIDE],
+    "audit-archive": [LIST_MEDIA, READ_MEDIA, READ_ARCHIVED, DELETE_ARCHIVED, DELETE_AUDIT, SCAN, INVOKE, OVERRIDE],
     "dispatcher": [LIST_MEDIA, READ_MEDIA, DELETE_MEDIA, READ_ARCHIVED, SCAN, INVOKE_CHECKER, OTHER_MACHINE, SETTINGS],
     "timeout-checker": [LIST_MEDIA, READ_MEDIA, DELETE_MEDIA, DELETE_ARCHIVED, SCAN, INVOKE, PUBLISH, SETTINGS],
     "history": [READ_ROW, INVOKE, LIST_MEDIA, DELETE_MEDIA, PUBLISH, SETTINGS],

@@ -68,3 +68,10 @@ def test_loading_a_handler_loads_nothing_heavy(module: str) -> None:
         [sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, check=True
     ).stdout.split()
     assert not loaded, f"Loading {module} loads {', '.join(loaded)}: import it in the function that uses it."
+
+
+def test_reading_the_audit_archive_needs_nothing_but_boto3() -> None:
+    """An auditor's machine has none of the functions' dependencies, for years after the stack has gone."""
+    command = [sys.executable, "-S", "-m", "lamplighter.admin.audit_read", "--help"]  # -S: without what is installed
+    done = subprocess.run(command, cwd=PACKAGE.parent, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -9,6 +9,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from lamplighter.admin.audit_chain import LINKS, OBJECTS
+from lamplighter.admin.audit_read import KEPT_DAYS
 from lamplighter.kernel.ledger import transitions
 from lamplighter.kernel.ledger.row import Job, Policy, Status, decode, encode
 from lamplighter.kernel.ledger.store import Change, difference, expectation
@@ -168,3 +170,13 @@ def test_a_deploy_applies_the_newest_migration() -> None:
     head = ScriptDirectory(str(PROJECT.root / "functions" / "lamplighter" / "kernel" / "migrations")).get_current_head()
     revision = PROJECT.resources["Schema"]["Properties"]["Revision"]
     assert revision == head, f"Set Revision of the resource Schema to {head!r}: else no deploy applies that migration."
+
+
+def test_the_audit_archives_objects_expire_and_its_chain_does_not() -> None:
+    """REQUIREMENTS E1: kept for a configurable time. The links prove what is left, and what there has been."""
+    lifecycle = PROJECT.resources["ArchiveBucket"]["Properties"]["LifecycleConfiguration"]["Rules"]
+    expiring = {rule["Prefix"]: rule for rule in lifecycle if "ExpirationInDays" in rule}
+    assert expiring.keys() == {OBJECTS}
+    assert expiring[OBJECTS]["ExpirationInDays"] == {"Ref": "AuditArchiveDays"}
+    assert not LINKS.startswith(OBJECTS)
+    assert PROJECT.template["Parameters"]["AuditArchiveDays"]["Default"] == KEPT_DAYS

@@ -313,6 +313,8 @@ def reason(error: BaseException) -> str:
 def _name_the_loss(context: Any) -> None:
     """Turns the many faces of a lost server into one error that says try again."""
     error = context.original_exception
+    if not isinstance(error, Exception):
+        return  # somebody ends the process
     facts = error.args[0] if error.args else None
     state = str(facts.get("C", "")) if isinstance(facts, dict) else ""
     if context.is_disconnect or state.startswith(_GONE):

@@ -123,6 +123,8 @@ class Settings(BaseModel):
     """
     retention_days: Annotated[dict[str, Days], BeforeValidator(_from_json)] = Field(default={})
     """Days that rows are kept, by retention rule, where not as long as the rule says (B11); a JSON object."""
+    audit_log_keep_days: int = Field(90, ge=1)
+    """Days that the audit log stays in the database before it is archived, a whole UTC day at a time (E1)."""
 
     def job_timeout(self, job_type: str) -> timedelta:
         """How long an attempt of `job_type` may take (REQUIREMENTS B1)."""

@@ -3,7 +3,8 @@
 All types are executions of the state machine `cleanup`, by schedule, through the API or by hand: `cleanup` every 30
 minutes (stale jobs, old jobs, handled downloads, stuck plans), `database_cleanup` daily at 02:00 (C16, and every rule
 that no other type applies), `session_cleanup` every 6 hours and `token_cleanup` daily at 03:00 (E1), `upload_cleanup`
-hourly (D4). A run may select any phases there are, and preview them (REQUIREMENTS B1-B11).
+hourly (D4), `audit_archive` on the 1st of a month (E1). A run may select any phases there are, and preview them
+(REQUIREMENTS B1-B11).
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ PHASES: Final[Mapping[str, Phase]] = {
     "plans": Phase(function=_HERE),
     **{name: Phase(function=_HERE, check=rules.checked) for name in rules.RULES},
     "uploads": Phase(function="upload-expiry"),
+    "audit_log": Phase(function="audit-archive"),
 }
 """All phases, in the order in which a run does them, and the function that serves each. Every rule is a phase."""
 
@@ -74,6 +76,7 @@ TYPES: Final[Mapping[str, PhasedJob]] = {
     "session_cleanup": _type("session_cleanup", "sessions"),
     "token_cleanup": _type("token_cleanup", "tokens"),
     "upload_cleanup": _type("upload_cleanup", "uploads"),
+    "audit_archive": _type("audit_archive", "audit_log"),
 }
 
 
