@@ -1,6 +1,8 @@
 """What the cleanup cleans: downloads, plans, requests, cloud accounts, sessions, tokens, the audit log (B, C16, E1),
 and the finished jobs' history (B3, D4)."""
 
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects.postgresql import JSONB
@@ -80,7 +82,7 @@ def _name() -> sa.Column[str]:
     return sa.Column("id", sa.Text, primary_key=True)
 
 
-def _create(table: str, *columns: sa.Column[object], index: str | None = None) -> None:
+def _create(table: str, *columns: sa.Column[Any], index: str | None = None) -> None:
     """The table and its index, unless an owner's application has a table of that name: that one is left as it is."""
     if sa.inspect(op.get_bind()).has_table(table):
         return
