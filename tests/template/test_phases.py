@@ -70,7 +70,7 @@ def test_the_machine_may_call_the_functions_that_serve_phases_and_nothing_else()
     assert sorted(found, key=str) == sorted(expected, key=str)
 
 
-@pytest.mark.parametrize("function", [FUNCTIONS[name] for name in SERVING], ids=lambda function: function.job)
+@pytest.mark.parametrize("function", [FUNCTIONS[name] for name in sorted(SERVING)], ids=lambda function: function.job)
 def test_a_phase_is_given_up_only_when_its_function_has_ended_and_while_others_can_still_run(
     function: Function,
 ) -> None:
