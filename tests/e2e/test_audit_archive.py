@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from lamplighter.kernel.ledger.ledger import utc_now
-from lamplighter.kernel.ledger.row import Policy
+from lamplighter.kernel.ledger.row import Status
 from local.stack import ROOT
-from tests.e2e.deployed import Deployed, FunctionFailed
+from tests.e2e.deployed import Deployed, FunctionFailed, eventually
 
 
 def read_back(stack: Deployed, *arguments: str) -> str:
@@ -32,17 +32,25 @@ def read_back(stack: Deployed, *arguments: str) -> str:
     return done.stdout
 
 
-def archive(stack: Deployed, **given: Any) -> dict[str, Any]:
-    """A stretch of a job of this one phase, as the state machine has it done."""
-    job = stack.ledger.start(stack.ledger.new_job("e2e_audit", Policy(timeout=timedelta(minutes=5)), **given))
-    turn = {"name": "audit_log", "function": "audit-archive", "span": [0, 100]}
-    state = {"job_id": job.job_id, "attempt": 1, "continuation": 0, "job_type": "e2e_audit", "left": [turn]}
-    try:
-        after: dict[str, Any] = stack.invoke("audit-archive", state)
-    finally:
-        stack.ledger.complete(stack.ledger.get(job.job_id), None)
-    assert after["left"] == []
-    report: dict[str, Any] = after["outcomes"]["audit_log"]["report"]
+def archive(stack: Deployed) -> dict[str, Any]:
+    """What the phase reports, run by the state machine as its schedule does it."""
+    states = stack.client("stepfunctions")
+    machines = states.list_state_machines()["stateMachines"]
+    (machine,) = [one["stateMachineArn"] for one in machines if one["name"] == f"{stack.name}-cleanup"]
+    started = states.start_execution(stateMachineArn=machine, input='{"job_type": "audit_archive"}')
+
+    def ended() -> dict[str, Any] | None:
+        told: dict[str, Any] = states.describe_execution(executionArn=started["executionArn"])
+        return None if told["status"] == "RUNNING" else told
+
+    told = eventually(ended, within=60)
+    assert told["status"] == "SUCCEEDED", told
+    output = json.loads(told["output"])
+    row = stack.ledger.get(output["job_id"])
+    assert (row.job_type, row.status, row.progress) == ("audit_archive", Status.COMPLETED, 100)
+    report: dict[str, Any] = output["phases"]["audit_log"]
+    assert row.result is not None
+    assert row.result["phases"]["audit_log"] == report
     return report
 
 
