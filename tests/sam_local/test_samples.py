@@ -104,13 +104,19 @@ def test_audit_archive(invoke: Invoke) -> None:
     assert (report["phase"], report["dry_run"], report["status"]) == ("audit_log", True, "completed")
 
 
+def test_cleanup(invoke: Invoke) -> None:
+    report = invoke("library/cleanup")
+    assert (report["phase"], report["dry_run"], report["status"]) == ("stale_jobs", True, "completed")
+
+
 def test_timeout_checker(invoke: Invoke) -> None:
     report = invoke("jobs/timeout_checker")
     assert (report["finished"], report["failed_lanes"]) == (True, 0)
 
 
 def test_schedule_watch(invoke: Invoke) -> None:
-    assert invoke("jobs/schedule_watch") == {"watched": 1, "overdue": [], "unwatched": []}
+    watched = len(PROJECT.schedules) - 2  # the checker and the watch itself have alarms
+    assert invoke("jobs/schedule_watch") == {"watched": watched, "overdue": [], "unwatched": []}
 
 
 def test_schedules(invoke: Invoke) -> None:
