@@ -143,6 +143,15 @@ def test_a_line_without_end_does_not_fill_the_memory(monkeypatch: pytest.MonkeyP
     assert {len(bad.content) <= 200 for bad in bad_of(log)} == {True}
 
 
+def test_long_rows_make_small_batches() -> None:
+    """What is in memory at a time does not depend on how long the rows are."""
+    long = (*ROW[:6], "x" * 100_000, *ROW[7:])
+    log = Log(blocks(text_of(*[long] * 60).encode(), 1 << 18))
+    sizes = [len(batch) for batch in log]
+    assert sum(sizes) == 60
+    assert max(sizes) <= log_module.STEP + log_module.BATCH_TEXT // 100_000
+
+
 def test_columns_that_lack_are_empty() -> None:
     log = read(text_of(("x", *ROW[:2], *ROW[3:6]), header=("Course", *COLUMNS[:2], *COLUMNS[3:6])))
     assert rows_of(log) == [("2024-03-12T14:05:00", ROW[1], "", *ROW[3:6], "", "", "")]

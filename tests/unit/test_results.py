@@ -148,6 +148,14 @@ def test_more_than_the_memory_holds_is_refused(limit: str, what: str, monkeypatc
             results.add(batch(row(1, "c", "c")))
 
 
+def test_names_longer_than_the_memory_holds_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(results_module, "MOST_CHARACTERS", 10)
+    with Results(Unseekable(), at=AT) as results:
+        results.add(batch(row(1, "0123456789", "a"), row(1, "0123456789", "a")))
+        with pytest.raises(TooVaried, match="The names of users have over 10 characters"):
+            results.add(batch(row(1, "b", "a")))
+
+
 def test_more_pairs_than_the_memory_holds_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(results_module, "MOST_PAIRS", 2)
     with Results(Unseekable(), at=AT) as results, pytest.raises(TooVaried, match="more than 2 pairs"):

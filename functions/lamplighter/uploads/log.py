@@ -18,8 +18,14 @@ from lamplighter.uploads import headings
 from lamplighter.uploads.headings import NotALog
 from lamplighter.uploads.times import Misread, Order, Times
 
-BATCH: Final = 2_000
+BATCH: Final = 1_000
 """Rows of a batch: enough that the work is done by whole columns, few enough to answer a cancellation at once."""
+
+BATCH_TEXT: Final = 1 << 20
+"""Characters after which a batch is closed, however few its rows."""
+
+STEP: Final = 20
+"""Rows that are read before the text of a batch is measured."""
 
 LONGEST_LINE: Final = 1 << 20
 """Characters after which a line is cut; nothing of a log comes near, and without an end it would fill the memory."""
@@ -108,8 +114,13 @@ class Log:
             begun = above + self._reader.line_num
             rows: list[list[str]] = []
             cut = None
+            enough = self._text.characters + BATCH_TEXT
             try:
-                rows.extend(islice(self._reader, BATCH))
+                while len(rows) < BATCH and self._text.characters < enough:
+                    before = len(rows)
+                    rows.extend(islice(self._reader, min(STEP, BATCH - before)))
+                    if len(rows) == before:
+                        break
             except csv.Error as error:  # a quote that opens and does not close; the rows before it are in `rows`
                 ended = above + self._reader.line_num
                 cut = f"{error}; the rows up to line {ended} belong to it, perhaps because of a stray quote"
@@ -181,6 +192,8 @@ class _Text:
         self._blocks = blocks
         self._decoder = codecs.getincrementaldecoder(codec)()
         self._ascii_so_far = not sure
+        self.characters = 0
+        """Given out so far."""
         self.nul = False
         """Whether there was a NUL so far."""
         self.replaced = 0
@@ -194,6 +207,7 @@ class _Text:
             if not block or len(text) - end > LONGEST_LINE:
                 end = len(text)
             rest = text[end:]
+            self.characters += end
             yield io.StringIO(text[:end]).readlines()
 
     def _decoded(self, unified: io.IncrementalNewlineDecoder, block: bytes) -> str:

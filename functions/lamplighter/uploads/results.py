@@ -48,7 +48,8 @@ SHOWN: Final = 2_000
 MOST_USERS: Final = 100_000
 MOST_COMPONENTS: Final = 10_000
 MOST_PAIRS: Final = 500_000
-"""Different users, components, and pairs of the two that are counted: what the memory holds."""
+MOST_CHARACTERS: Final = 10_000_000
+"""Different users, components, pairs of the two, and characters of names that are counted: what the memory holds."""
 
 
 class TooVaried(Permanent):
@@ -89,6 +90,7 @@ class _Activity:
     def __init__(self, kind: str, most: int) -> None:
         self._kind = kind
         self._most = most
+        self._characters = 0
         self.events: Counter[str] = Counter()
         self.first: dict[str, str] = {}
         self.last: dict[str, str] = {}
@@ -96,12 +98,17 @@ class _Activity:
     def add(self, names: Sequence[str], times: Sequence[str]) -> None:
         self.events.update(names)
         for name, time in {*zip(names, times, strict=True)}:
-            if time < self.first.get(name, "~"):
+            if name not in self.first:
+                self._characters += len(name)
+                self.first[name] = self.last[name] = time
+            elif time < self.first[name]:
                 self.first[name] = time
-            if time > self.last.get(name, ""):
+            elif time > self.last[name]:
                 self.last[name] = time
         if len(self.events) > self._most:
             raise TooVaried(f"The log names more than {self._most} {self._kind}, which is more than are counted.")
+        if self._characters > MOST_CHARACTERS:
+            raise TooVaried(f"The names of {self._kind} have over {MOST_CHARACTERS} characters: is this column names?")
 
     def ranked(self) -> Iterator[tuple[str, int, str, str]]:
         """Name, events, first and last time, most events first."""
