@@ -22,6 +22,9 @@ DELETE_ARCHIVED = ("s3", "delete_object", {"Bucket": "{archive}", "Key": "x"})
 READ_ARCHIVED = ("s3", "get_object", {"Bucket": "{archive}", "Key": "x"})
 DELETE_AUDIT = ("s3", "delete_object", {"Bucket": "{archive}", "Key": "audit/x"})
 DELETE_UPLOAD = ("s3", "delete_object", {"Bucket": "{uploads}", "Key": "x"})
+WRITE_INPUT = ("s3", "put_object", {"Bucket": "{uploads}", "Key": "inputs/x", "Body": b""})
+WRITE_OUTPUT = ("s3", "put_object", {"Bucket": "{uploads}", "Key": "outputs/x", "Body": b""})
+READ_INPUT = ("s3", "get_object", {"Bucket": "{uploads}", "Key": "inputs/x"})
 INVOKE = ("lambda", "invoke", {"FunctionName": "{name}-orphan-cleanup", "Payload": "{{}}"})
 INVOKE_CHECKER = ("lambda", "invoke", {"FunctionName": "{name}-timeout-checker", "Payload": "{{}}"})
 PUBLISH = ("sns", "publish", {"TopicArn": "{topic}", "Message": "x"})
@@ -49,6 +52,9 @@ FORBIDDEN = {
     "schedules": [LIST_MEDIA, DELETE_MEDIA, SCAN, INVOKE, CHANGE_SCHEDULE, OVERRIDE],
     "job-control": [LIST_MEDIA, DELETE_MEDIA, READ_ARCHIVED, SCAN, INVOKE, OVERRIDE],
     "api": [LIST_MEDIA, DELETE_MEDIA, READ_ARCHIVED, DELETE_UPLOAD, SCAN, INVOKE, CHANGE_SCHEDULE, OVERRIDE],
+    "upload-intake": [READ_INPUT, WRITE_INPUT, DELETE_UPLOAD, LIST_MEDIA, SCAN, INVOKE, OVERRIDE],
+    "upload-processing": [WRITE_INPUT, DELETE_UPLOAD, LIST_MEDIA, DELETE_MEDIA, READ_ARCHIVED, SCAN, INVOKE, OVERRIDE],
+    "upload-expiry": [WRITE_INPUT, WRITE_OUTPUT, DELETE_UPLOAD, DELETE_MEDIA, READ_ARCHIVED, SCAN, INVOKE, OVERRIDE],
     "migrate": [READ_ROW, LIST_MEDIA, DELETE_MEDIA, INVOKE, PUBLISH, SETTINGS],
 }
 
