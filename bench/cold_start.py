@@ -23,7 +23,7 @@ from bench.tables import show
 
 ROUNDS: Final = 11
 TARGETS_MS: Final = {"timeout-checker": 250, "dispatcher": 250, "orphan-cleanup": 600}
-INVOKED: Final = ("timeout-checker", "dispatcher", "history", "orphan-cleanup", "schedule-watch", "migrate")
+INVOKED: Final = ("timeout-checker", "dispatcher", "history", "orphan-cleanup", "schedule-watch", "migrate", "api")
 """Those whose sample event means something to a stack that is empty."""
 
 EAGER: Final = """

@@ -81,6 +81,30 @@ def test_a_cleanup_is_previewed_and_run(stack: Deployed, shelf: Shelf, api: Api)
     assert stack.keys(f"{shelf.name}/") == {shelf.key("kept.jpg"), shelf.key("orphan.jpg")}
 
 
+def test_the_cleanup_is_started_by_hand(stack: Deployed, api: Api) -> None:
+    """REQUIREMENTS B7, to the letter."""
+
+    def started() -> Any:
+        answer = api.post("/api/jobs/run", {"job_type": "cleanup"})
+        assert answer.status_code in (202, 409), answer.text  # the schedule's own run may hold the lock just then
+        return answer.json() if answer.status_code == 202 else None
+
+    job = eventually(started, within=60)
+    done = stack.becomes(job["job_id"], "completed", within=60)
+    assert (done.trigger, done.dry_run, (done.result or {})["status"]) == (Trigger.API, False, "completed")
+
+
+def test_retention_is_simulated(stack: Deployed, api: Api) -> None:
+    """REQUIREMENTS B11."""
+    stack.sql(
+        "INSERT INTO handled_downloads (timestamp) SELECT now() - n * '1 d'::interval FROM generate_series(1, 5) n"
+    )
+    answer = api.post("/api/retention/simulate", {"rule": "downloads", "keep_days": 2.5})
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["proposed"]["rows"] >= 3
+    assert answer.json()["current"]["keep_days"] == 14
+
+
 def test_of_many_requests_with_one_key_one_makes_a_job(stack: Deployed, api: Api, job_type: str) -> None:
     key, body = uuid4().hex, {"job_type": job_type, "payload": {"n": 1}}
     with ThreadPoolExecutor(8) as pool:

@@ -11,6 +11,7 @@ from typing import Any, Final, Literal
 from aws_lambda_powertools import Logger
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from lamplighter.catalogue import NAMES
 from lamplighter.jobs.shown import Brief, Whole
 from lamplighter.kernel import settings
 from lamplighter.kernel.errors import Permanent
@@ -76,6 +77,8 @@ def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:  # noqa: ARG
         case "redrive":
             return _shown(Whole, ledger.redrive(job_id))
         case "submit":
+            if told.job_type in NAMES:
+                raise Permanent(f"job_type: {told.job_type} is run by Lamplighter itself: invoke its function.")
             policy = outside(told.job_type or "", settings.load())
             return _shown(Whole, ledger.submit(ledger.new_job(told.job_type or "", policy, payload=told.payload)))
         case "dead_letters":

@@ -15,7 +15,16 @@ from lamplighter import catalogue, rules
 from lamplighter.jobs import schedules as switching
 from lamplighter.jobs.http.listing import Cursor, Filters, page
 from lamplighter.jobs.http.problems import conflict, documented, invalid, not_found
-from lamplighter.jobs.http.requests import Body, IdempotencyKey, JobIdInPath, accepted, demand_known_query, submitted
+from lamplighter.jobs.http.requests import (
+    MADE,
+    RUNS,
+    Body,
+    IdempotencyKey,
+    JobIdInPath,
+    accepted,
+    demand_known_query,
+    submitted,
+)
 from lamplighter.jobs.shown import Brief, JobId, Whole
 from lamplighter.kernel import settings
 from lamplighter.kernel.errors import LostLease, Permanent
@@ -132,11 +141,7 @@ class Switched(BaseModel):
     """Whether anything had to change: doing it twice is the same as once."""
 
 
-_MADE: Final = documented(
-    {202: {"description": "The job, pending"}, 200: {"description": "The job that the same idempotency key made"}},
-    409,
-    body=True,
-)
+_ORDERED: Final = documented(MADE, 409, body=True)
 
 
 @router.post(
@@ -145,7 +150,7 @@ _MADE: Final = documented(
     description="A singleton that runs already answers 409 and names the run that holds its lock.",
     operation_id="run",
     tags=JOBS,
-    responses=_MADE,
+    responses=_ORDERED,
 )
 def run(order: Order, idempotency_key: IdempotencyKey = None) -> Response[Whole]:
     """REQUIREMENTS B7."""
@@ -157,7 +162,7 @@ def run(order: Order, idempotency_key: IdempotencyKey = None) -> Response[Whole]
     summary="Run a job that only says what it would do",
     operation_id="preview",
     tags=JOBS,
-    responses=_MADE,
+    responses=_ORDERED,
 )
 def preview(order: Order, idempotency_key: IdempotencyKey = None) -> Response[Whole]:
     """REQUIREMENTS K11: the same, with `dry_run`."""
@@ -267,7 +272,7 @@ def cancel(job_id: JobIdInPath) -> Whole:
     description="Doing it twice gives the same new job.",
     operation_id="retry",
     tags=JOBS,
-    responses=documented({202: {"description": "The job that runs"}}, 404, 409),
+    responses=documented(RUNS, 404, 409),
 )
 def retry(job_id: JobIdInPath) -> Response[Whole]:
     """REQUIREMENTS K5."""
@@ -285,7 +290,7 @@ def retry(job_id: JobIdInPath) -> Response[Whole]:
     description="Doing it twice gives the same new job.",
     operation_id="redrive",
     tags=JOBS,
-    responses=documented({202: {"description": "The new job"}}, 404, 409),
+    responses=documented(RUNS, 404, 409),
 )
 def redrive(job_id: JobIdInPath) -> Response[Whole]:
     """REQUIREMENTS K10."""
@@ -303,12 +308,7 @@ def redrive(job_id: JobIdInPath) -> Response[Whole]:
     description="A preview unless `dry_run` is false.",
     operation_id="undo",
     tags=JOBS,
-    responses=documented(
-        {202: {"description": "The undo job"}, 200: {"description": "The job that the same idempotency key made"}},
-        404,
-        409,
-        body=True,
-    ),
+    responses=documented(MADE, 404, 409, body=True),
 )
 def undo(told: Undo, idempotency_key: IdempotencyKey = None) -> Response[Whole]:
     """REQUIREMENTS A7."""

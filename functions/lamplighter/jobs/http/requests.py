@@ -12,6 +12,7 @@ from typing import Annotated, Any, Final
 from aws_lambda_powertools.event_handler import APIGatewayHttpResolver, Response
 from aws_lambda_powertools.event_handler.middlewares import NextMiddleware
 from aws_lambda_powertools.event_handler.openapi.params import Header, Path
+from aws_lambda_powertools.event_handler.openapi.types import OpenAPIResponse, OpenAPIResponseHeader
 from pydantic import BaseModel, ConfigDict
 
 from lamplighter.jobs.http.problems import Problem, invalid
@@ -29,6 +30,16 @@ IdempotencyKey = Annotated[
     ),
 ]
 JobIdInPath = Annotated[str, Path(pattern="^[0-7][0-9A-HJKMNP-TV-Z]{25}$", description="The job's ULID.")]
+
+_LOCATION: Final[dict[str, OpenAPIResponseHeader]] = {
+    "Location": {"description": "The job's address", "schema": {"type": "string"}}
+}
+RUNS: Final[dict[int, OpenAPIResponse]] = {202: {"description": "The job, pending", "headers": _LOCATION}}
+"""What a request that makes a job is answered with."""
+MADE: Final[dict[int, OpenAPIResponse]] = RUNS | {
+    200: {"description": "The job that the same idempotency key made", "headers": _LOCATION}
+}
+"""What one that may carry an idempotency key is answered with."""
 
 _SESSION: Final = re.compile(r"^(arn:[^:]+:sts::\d+:assumed-role/.+)/[^/]+$")
 

@@ -15,7 +15,7 @@ from pydantic import AfterValidator, Field
 
 from lamplighter.catalogue import NAMES
 from lamplighter.jobs.http.problems import conflict, documented, invalid
-from lamplighter.jobs.http.requests import Body, IdempotencyKey, JobIdInPath, submitted
+from lamplighter.jobs.http.requests import MADE, Body, IdempotencyKey, JobIdInPath, submitted
 from lamplighter.jobs.shown import JobTypeName, Whole
 from lamplighter.kernel import settings
 from lamplighter.kernel.errors import LostLease
@@ -85,11 +85,7 @@ class Failure(Turn):
     "up and to run. Lamplighter's own job types are run with `POST /api/jobs/run`.",
     operation_id="submit",
     tags=TAGS,
-    responses=documented(
-        {202: {"description": "The job, pending"}, 200: {"description": "The job that the same idempotency key made"}},
-        409,
-        body=True,
-    ),
+    responses=documented(MADE, 409, body=True),
 )
 def submit(submission: Submission, idempotency_key: IdempotencyKey = None) -> Response[Whole]:
     """A row that waits for its worker."""
