@@ -106,6 +106,7 @@ def test_retention_is_simulated(stack: Deployed, api: Api) -> None:
 
 
 def test_of_many_requests_with_one_key_one_makes_a_job(stack: Deployed, api: Api, job_type: str) -> None:
+    """FAILURES 15."""
     key, body = uuid4().hex, {"job_type": job_type, "payload": {"n": 1}}
     with ThreadPoolExecutor(8) as pool:
         answers = list(

@@ -126,6 +126,7 @@ def test_a_body_must_say_that_it_is_json_and_be_of_a_size_to_look_at() -> None:
 
 
 def test_the_same_key_makes_one_job(ledger: Ledger, clock: FakeClock) -> None:
+    """FAILURES 15: the job's own row records the key, so there is no moment at which one is without the other."""
     body = {"job_type": "orphan_cleanup", "params": {"base_path": "a"}}
     first = post("/api/jobs/run", body, idempotency_key="monday")
     again = post("/api/jobs/run", body, idempotency_key="monday")
