@@ -19,6 +19,7 @@ from rich.filesize import decimal
 from local import demo_data
 from local.console import console, say, step, table
 from local.demo_evidence import Alerts, Evidence
+from local.demo_housekeeping import Housekeeping
 from local.demo_stage import Answered, Stage, number, reports, short
 from local.servers import LocalAwsError
 from local.stack import FIRST_PORT, ROOT, LocalAws
@@ -48,6 +49,8 @@ class Demo:
         cleanup = self._cleanup(preview, before)
         self._undo(cleanup, before)
         self._stuck_jobs(live)
+        alive = [job.job_id for job in live.others if job.status == "running"]
+        Housekeeping(self.stage).run(alive[:20], [job.job_id for job in live.old])
         self._schedules()
         self._settings()
         self._history()
@@ -228,7 +231,7 @@ class Demo:
 
         def ended() -> dict[str, Any] | None:
             job = self.stage.invoke("job-control", {"action": "show", "job_id": made["job_id"]})
-            return job if "finished_at" in job else None
+            return job if job.get("finished_at") else None
 
         with step("Redrive") as current:
             job = self.stage.wait("The end of the redriven job", ended)
@@ -259,7 +262,7 @@ class Demo:
 
         def ran() -> dict[str, Any] | None:
             job = self._newest_cleanup()
-            return job if job["trigger"] == "schedule" and job["created_at"] >= at and "finished_at" in job else None
+            return job if job["trigger"] == "schedule" and job["created_at"] >= at and job.get("finished_at") else None
 
         began = time.monotonic()
         with step("First tick") as current:

@@ -22,7 +22,7 @@ from local.stack import LocalAws
 if TYPE_CHECKING:
     from pg8000.native import Connection
 
-    from lamplighter.kernel.ledger.row import Job, Policy
+    from lamplighter.kernel.ledger.row import Job, Policy, Status
 
 OBJECTS: Final = 20_000
 JOBS: Final = 10_000
@@ -30,6 +30,7 @@ STUCK: Final = 25
 DUE: Final = 10
 RUNNING: Final = 150
 WAITING: Final = 90
+OLD: Final = 200
 ORPHAN_SHARE: Final = 0.03
 CDN: Final = "https://cdn.example.com/"
 THREADS: Final = 8
@@ -160,6 +161,8 @@ class LiveJobs:
     """Waiting, and their time has come."""
     others: list[Job]
     """Running well within their deadline, or waiting for a later time."""
+    old: list[Job]
+    """Not alive, but over since more than 30 days: what a cleanup removes."""
 
     def all(self) -> list[Job]:
         """Each of them."""
@@ -179,7 +182,7 @@ def put_jobs(aws: LocalAws, table: str, now: datetime, advance: Advance) -> Live
     keys = [{"S": job_key(job.job_id)} for job in live.all()]
     dynamodb.put_item(TableName=table, Item={**(mark or MARK), "live": {"L": keys}})
     history = [] if mark and "has_history" in mark else _history(now, JOBS - len(keys))
-    requests += [{"PutRequest": {"Item": to_item(job)}} for job in [*history, *live.all()]]
+    requests += [{"PutRequest": {"Item": to_item(job)}} for job in [*history, *live.old, *live.all()]]
 
     def write(batch: tuple[dict[str, Any], ...]) -> None:
         left = list(batch)
@@ -218,44 +221,69 @@ def _policy(job_type: str) -> Policy:
 def _types() -> list[str]:
     from lamplighter.kernel.settings import Settings
 
-    return [name for name in Settings().job_timeout_minutes if name != "default"]
+    return [
+        name for name in Settings().job_timeout_minutes if name not in ("default", "cleanup")
+    ]  # which runs for real
+
+
+def _ended(random: Random, job_type: str, created: datetime, status: Status) -> Job:
+    """A job that ran once, for a part of its time."""
+    from lamplighter.kernel.ledger.row import Job, Trigger, new_job_id
+
+    policy = _policy(job_type)
+    started = created + timedelta(seconds=random.randint(1, 20))
+    ended = started + policy.timeout * random.uniform(0.02, 0.6)
+    return Job(
+        job_id=new_job_id(created, random.randbytes(10)),
+        job_type=job_type,
+        policy=policy,
+        status=status,
+        created_at=created,
+        run_at=created,
+        started_at=started,
+        heartbeat_at=ended,
+        finished_at=ended,
+        trigger=random.choice((Trigger.SCHEDULE, Trigger.API, Trigger.EVENT)),
+        progress=100,
+    )
+
+
+def _old(now: datetime) -> list[Job]:
+    """Jobs whose time in the ledger is over."""
+    from lamplighter.kernel.ledger.row import Status
+
+    random, types = Random(), _types()
+    return [
+        _ended(random, random.choice(types), now - timedelta(days=random.uniform(31, 45)), Status.COMPLETED)
+        for _ in range(OLD)
+    ]
 
 
 def _history(now: datetime, count: int) -> list[Job]:
     """Jobs that ended within the last thirty days; those that failed were redriven, by another job of the history."""
-    from lamplighter.kernel.ledger.row import AttemptError, Job, Status, Trigger, new_job_id
+    from lamplighter.kernel.ledger.row import AttemptError, Status, Trigger
 
     random, types = Random(JOBS), _types()
     jobs: list[Job] = []
     failed: Job | None = None
     for _ in range(count):
         job_type = failed.job_type if failed else random.choice(types)
-        policy = _policy(job_type)
-        created = now - timedelta(seconds=random.randint(7_200, 30 * 86_400))
+        created = now - timedelta(seconds=random.randint(7_200, 29 * 86_400))
         if failed and failed.finished_at:
             created = failed.finished_at + timedelta(minutes=10)
-        started = created + timedelta(seconds=random.randint(1, 20))
-        ended = started + policy.timeout * random.uniform(0.02, 0.6)
-        job = Job(
-            job_id=new_job_id(created, random.randbytes(10)),
-            job_type=job_type,
-            policy=policy,
-            status=random.choices((Status.COMPLETED, Status.FAILED, Status.CANCELLED), (96, 2, 2))[0],
-            created_at=created,
-            run_at=created,
-            started_at=started,
-            heartbeat_at=ended,
-            finished_at=ended,
-            trigger=random.choice((Trigger.SCHEDULE, Trigger.API, Trigger.EVENT)),
-            progress=100,
-        )
+        status = random.choices((Status.COMPLETED, Status.FAILED, Status.CANCELLED), (96, 2, 2))[0]
+        job = _ended(random, job_type, created, status)
         if failed:
             jobs[-1] = replace(failed, redriven_as=job.job_id)
             job = replace(job, status=Status.COMPLETED, trigger=Trigger.RETRY, redrive_of=failed.job_id)
         failed = None
         if job.status is Status.FAILED:
             error = AttemptError(
-                type="ConnectionError", message="The library did not answer.", attempt=3, at=ended, reason="error"
+                type="ConnectionError",
+                message="The library did not answer.",
+                attempt=3,
+                at=job.finished_at or now,
+                reason="error",
             )
             job = failed = replace(job, attempt=3, progress=60, errors=(error,), dead_letter="exhausted")
         jobs.append(job)
@@ -324,6 +352,7 @@ def _live(now: datetime) -> LiveJobs:
         stuck=[*never, *last, *stuck],
         poison=poison,
         due=[pending(number, run_at=now - timedelta(seconds=5)) for number in range(DUE)],
+        old=_old(now),
         others=[
             *(running(number, since=random.uniform(0.02, 0.5)) for number in range(RUNNING)),
             *(pending(number, run_at=now + timedelta(hours=random.uniform(1, 48))) for number in range(WAITING)),
