@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 
-BENCHES = ("audit_archive", "checker", "cold_start", "cost", "csv_processing", "orphan_scan")
+BENCHES = ("audit_archive", "checker", "cold_start", "cost", "csv_processing", "orphan_scan", "purge")
 
 chosen = sys.argv[1:] or BENCHES
 if unknown := set(chosen) - set(BENCHES):

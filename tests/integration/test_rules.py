@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -9,12 +10,22 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, text
 
-from lamplighter.kernel.retention import Set, apply, preview
-from lamplighter.kernel.settings import Settings
+from lamplighter import rules
+from lamplighter.kernel.job import Run
+from lamplighter.kernel.ledger.row import Job, Policy, Status
+from lamplighter.kernel.retention import Rule, Set, apply, preview
+from lamplighter.kernel.settings import Settings, merge
 from lamplighter.rules import RULES, keep
+from local.stack import ROOT
 
 NOW = datetime.now(UTC)
+"""Of the test: the engine refuses to work with a clock that is minutes away from the database's."""
 DAY, HOUR, MINUTE = timedelta(days=1), timedelta(hours=1), timedelta(minutes=1)
+
+
+@pytest.fixture(autouse=True)
+def now(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "NOW", datetime.now(UTC))
 
 
 def insert(engine: Engine, table: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
@@ -155,3 +166,96 @@ def test_the_history_goes_thirty_days_after_it_was_copied(engine: Engine) -> Non
 
     assert run(engine, "job_history") == 1
     assert left(engine, "job_history", "job_id") == {"stays"}
+
+
+# -- docs/adding-a-rule.md -------------------------------------------------------------------------------------------
+
+PAGE = (ROOT / "docs" / "adding-a-rule.md").read_text()
+
+
+@pytest.fixture
+def page(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the page's code defines; its tables are made, its rules are in the catalogue."""
+    with engine.connect() as connection:
+        connection.execute(text("SELECT 1"))
+        connection.rollback()  # ends the transaction that the pool's ping began
+        connection.execution_options(isolation_level="AUTOCOMMIT")
+        for block in re.findall(r"```sql\n(.*?)```", PAGE, re.DOTALL):
+            for statement in filter(str.strip, block.split(";")):
+                connection.exec_driver_sql(statement)
+    names: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL):
+        exec(compile(block, "adding-a-rule.md", "exec"), names)
+    added = {name: rule for name, rule in names.items() if isinstance(rule, Rule)}
+    monkeypatch.setattr(rules, "RULES", RULES | added)
+    return names
+
+
+def as_job(settings: Settings, *, dry_run: bool) -> Run:
+    job = Job(
+        job_id="job",
+        job_type="shop",
+        status=Status.RUNNING,
+        policy=Policy(timeout=HOUR),
+        created_at=NOW,
+        run_at=NOW,
+        dry_run=dry_run,
+    )
+    return Run(job, settings=settings, stop_at=NOW + DAY)
+
+
+def test_the_pages_carts_go_and_the_setting_of_the_page_keeps_them_longer(engine: Engine, page: dict[str, Any]) -> None:
+    rows = {
+        "stays": {"cart_no": 1, "touched_at": NOW - 60 * DAY + HOUR, "state": "abandoned"},
+        "goes": {"cart_no": 2, "touched_at": NOW - 60 * DAY - MINUTE, "state": "abandoned"},
+        "stays, bought": {"cart_no": 3, "touched_at": NOW - 99 * DAY, "state": "bought"},
+        "stays, untouched": {"cart_no": 4, "touched_at": None, "state": "abandoned"},
+    }
+    insert(engine, "shop.carts", rows)
+    [override] = re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)
+
+    longer = merge({}, override)
+    assert page["body"](as_job(longer, dry_run=False), page["carts"]).rows == 0
+    assert page["body"](as_job(Settings(), dry_run=True), page["carts"]).rows == 1
+    assert page["body"](as_job(Settings(), dry_run=False), page["carts"]).rows == 1
+    assert left(engine, "shop.carts", "cart_no") == {1, 3, 4}
+
+
+def test_the_pages_visits_lose_their_address_and_are_archived(engine: Engine, page: dict[str, Any]) -> None:
+    ages = {1: 6 * DAY, 2: 8 * DAY, 3: 364 * DAY, 4: 366 * DAY}
+    rows = {
+        str(number): {"id": number, "seen_at": NOW - age, "page": "/", "address": "192.0.2.7"}
+        for number, age in ages.items()
+    }
+    insert(engine, "shop.visits", rows)
+
+    what_if = page["what_if"](engine, page["visits"], NOW, 365 * DAY)
+    assert (what_if.current.rows, what_if.proposed.rows) == (1, 2)
+    assert page["body"](as_job(Settings(), dry_run=False), page["visits"]).rows == 1
+    assert page["body"](as_job(Settings(), dry_run=False), page["addresses"]).rows == 2
+    assert page["body"](as_job(Settings(), dry_run=False), page["addresses"]).rows == 0
+    assert left(engine, "shop.visits WHERE address IS NULL", "id") == {2, 3}
+    assert left(engine, "shop.visits", "id") == {1, 2, 3}
+    assert left(engine, "shop.visits_archive WHERE address = '192.0.2.7' AND archived_at IS NOT NULL", "id") == {4}
+
+
+def test_the_privileges_that_the_page_names_are_enough(engine: Engine, page: dict[str, Any]) -> None:
+    insert(engine, "shop.visits", {"goes": {"id": 1, "seen_at": NOW - 999 * DAY, "page": "/"}})
+    with engine.begin() as connection:
+        for statement in (
+            "CREATE ROLE sweeper LOGIN",
+            "GRANT USAGE ON SCHEMA shop TO sweeper",
+            "GRANT SELECT, DELETE, UPDATE (page) ON shop.visits TO sweeper",
+            "GRANT INSERT ON shop.visits_archive TO sweeper",
+        ):
+            connection.execute(text(statement))
+    try:
+        with engine.connect() as connection:
+            connection.execute(text("SET ROLE sweeper"))
+            connection.commit()
+        assert page["body"](as_job(Settings(), dry_run=False), page["visits"]).rows == 1
+    finally:
+        engine.dispose()
+        with engine.begin() as connection:
+            connection.execute(text("DROP OWNED BY sweeper"))
+            connection.execute(text("DROP ROLE sweeper"))

@@ -6,7 +6,7 @@
 (`_predicate`). What is due follows from the rows alone, so a run that was stopped or killed is resumed by a new one.
 
 `apply` changes a batch with each statement, and each statement is a transaction of its own that takes about
-`0.6 * target`, holds its locks no longer, and never waits for a row that somebody else holds:
+`AIM * target`, holds its locks no longer, and never waits for a row that somebody else holds:
 
 - Batches are spans of time where the planner would find the rows by an index, and ranges of blocks where it would read
   the table, or where there are so many rows without order that each span would visit the same blocks again.
@@ -49,19 +49,18 @@ ISOLATED: Final = 16
 """Refused rows that are searched for in one batch. Where there are more, what is left around them waits."""
 WINDOW: Final = 50_000
 """Rows of a span that are looked at one by one, at most."""
-START_ROWS: Final = 5_000
-"""Expected in the first span."""
+START_COST: Final = 1_500
+"""Of the first span, as the planner reckons: some 20 ms where the table is in memory."""
 START_BLOCKS: Final = 64
-MAX_BLOCKS: Final = 1024
-"""Of a range: with 8 MB little can be gained by more, and the next blocks may be full of old rows."""
+MAX_BLOCKS: Final = 2048
+"""Of a range: 16 MB, for blocks without old rows cost little, and the next ones may be full of them."""
 GROWTH: Final = 4
 """A batch is at most so many times as large as the one before."""
-VISITS: Final = 3
-"""Rows of an unordered block for which it is visited by an index; with more it is cheaper to read all blocks once."""
+VISITS: Final = 2
+"""Rows of a block: from here on it is cheaper to read the block once than to come for each of them."""
 AIM: Final = 0.6
-"""The share of the target that a batch is made to take: the next one may be slower."""
-NET: Final = 1.5
-"""The server cancels a batch after so many times the target; the commit, which it does not count, comes on top."""
+"""The share of the target that a batch is made to take: the next one may be slower. The server cancels it at the
+target; the commit, which has to bring to disk what the batch changed, comes on top."""
 MICROSECOND: Final = timedelta(microseconds=1)
 
 type Stop = Literal["cancelled", "out_of_time", "ceiling"] | None
@@ -184,6 +183,7 @@ def preview(engine: Engine, rule: Rule, *, now: datetime, keep: timedelta) -> Ca
 
     Raises:
         Permanent: `keep` is below the floor, table and rule do not fit, or counting takes too long.
+        Retryable: somebody has locked the whole table.
         DatabaseUnavailable: the database is down.
     """
     [found] = _count(engine, rule, [_cutoff(rule, now, keep)])
@@ -241,8 +241,6 @@ def _count(
                 raise Permanent(
                     f"{rule.name}: counting takes more than {timeout.seconds} s; an index on the clock helps."
                 ) from error
-            if _trouble(error) == "locked":
-                raise Retryable(f"{rule.name}: somebody has locked {rule.table}; try again later.") from error
             raise _named(rule, error) from error
     return [Candidates(rows=row.rows, bytes=int(row.bytes), oldest=row.oldest, newest=row.newest) for row in found]
 
@@ -386,9 +384,13 @@ def _trouble(error: DBAPIError) -> Trouble | None:
 
 
 def _named(rule: Rule, error: DBAPIError) -> Exception:
-    """The error for the caller: a rule that does not fit (syntax, names, rights) is permanent."""
+    """The error for the caller: a rule that does not fit (syntax, names, rights) is permanent, a lock passes."""
     facts = _facts(error)
-    return Permanent(f"{rule.name}: {facts['M']}.") if str(facts.get("C", "")).startswith("42") else error
+    if str(facts.get("C", "")).startswith("42"):
+        return Permanent(f"{rule.name}: {facts['M']}.")
+    if _trouble(error) == "locked":
+        return Retryable(f"{rule.name}: somebody has locked {rule.table}; try again later.")
+    return error
 
 
 def _facts(error: DBAPIError) -> Mapping[str, object]:
@@ -478,11 +480,11 @@ class _Pace:
     """Seconds that a batch should take."""
     limit: float = float("inf")
     cost: float = 0.0
-    """Of a unit: the last batch's, but a costly one is forgotten only slowly, for it may come again."""
+    """Of a unit: the last batch's; but a costly one is forgotten by and by only, for it may come again."""
 
     def learn(self, size: float, seconds: float) -> None:
         """A batch of `size` took `seconds`."""
-        self.cost = max(seconds / size, 0.9 * self.cost)
+        self.cost = max(seconds / size, 0.7 * self.cost)
         self.size = min(self.goal / self.cost, GROWTH * size, self.limit)
 
     def halve(self) -> None:
@@ -515,12 +517,11 @@ def apply(
 
     Raises:
         Permanent: `keep` is below the floor, table and rule do not fit, or the clocks differ: nothing was touched.
+        Retryable: somebody has locked the whole table.
         DatabaseUnavailable: the database is down, or went away; what was changed stays changed.
     """
-    from sqlalchemy.exc import DBAPIError
-
     cutoff = _cutoff(rule, now, keep)
-    with engine.connect() as connection:
+    with engine.connect() as connection, _named_errors(rule):
         table = _look(connection, rule)
         if abs(table.now - now) > MAX_SKEW:
             raise Permanent(
@@ -539,17 +540,25 @@ def apply(
             ceiling=ceiling,
             target=target,
         )
-        try:
-            return work.run()
-        except DBAPIError as error:
-            raise _named(rule, error) from error
+        return work.run()
+
+
+@contextmanager
+def _named_errors(rule: Rule) -> Iterator[None]:
+    from sqlalchemy.exc import DBAPIError
+
+    try:
+        yield
+    except DBAPIError as error:
+        raise _named(rule, error) from error
 
 
 @contextmanager
 def _impatient(connection: Connection, target: timedelta) -> Iterator[None]:
     """The connection gives up early; what is left of a batch's time is for its commit."""
-    for name, limit in (("statement_timeout", target * NET), ("lock_timeout", LOCK_WAIT)):
-        _execute(connection, f"SET {name} = '{limit / timedelta(milliseconds=1):.0f}ms'", {})
+    limits = (("statement_timeout", target), ("lock_timeout", LOCK_WAIT))
+    sets = (f"SET {name} = '{limit / timedelta(milliseconds=1):.0f}ms'" for name, limit in limits)
+    _execute(connection, "; ".join(sets), {})
     try:
         yield
     except BaseException:
@@ -600,32 +609,31 @@ class _Work:
         )
 
     def _walk(self, leaf: _Leaf, number: int) -> None:
-        expected = self._expected(leaf)
-        if expected is None:
+        cost = self._cost(leaf)
+        if cost is None:
             with _impatient(self.connection, self.target):
                 self._walk_blocks(leaf, number)
         elif oldest := self._oldest(leaf):
             with _impatient(self.connection, self.target):
                 try:
-                    self._walk_spans(leaf, number, oldest, expected)
+                    self._walk_spans(leaf, number, oldest, cost)
                 except _Unsplittable:
                     self._walk_blocks(leaf, number)
 
-    def _expected(self, leaf: _Leaf) -> float | None:
-        """How many rows the planner expects to find by an index; None where reading the whole leaf is cheaper.
+    def _cost(self, leaf: _Leaf) -> float | None:
+        """What the planner reckons for finding the rows by an index; None where reading the whole leaf is cheaper.
 
-        That is where the planner itself would, and where it would visit blocks in no order: each batch would come to
-        most of them again.
+        That is where the planner itself would read it, and where the rows are many and in no order: each batch would
+        come to the same blocks again.
         """
         if not self.rule.clock:
             return None
         query = f"EXPLAIN (FORMAT JSON) SELECT FROM {self._from(leaf)} WHERE {self.table.predicate} FOR UPDATE"
         [plan] = _execute(self.connection, query, self._parameters()).scalar_one()
-        rows = float(plan["Plan"]["Plan Rows"])
+        rows, cost = plan["Plan"]["Plan Rows"], plan["Plan"]["Total Cost"]
         scans = {node["Node Type"] for node in _nodes(plan["Plan"]) if node.get("Alias") == _alias(self.rule)}
-        if "Seq Scan" in scans or ("Bitmap Heap Scan" in scans and rows > VISITS * leaf.blocks):
-            return None
-        return max(rows, 1.0)
+        again_and_again = "Bitmap Heap Scan" in scans and rows > VISITS * leaf.blocks
+        return None if again_and_again or "Seq Scan" in scans else float(cost)
 
     def _oldest(self, leaf: _Leaf) -> datetime | None:
         """The first clock that is due."""
@@ -633,10 +641,10 @@ class _Work:
         oldest: datetime | None = _execute(self.connection, query, self._parameters()).scalar_one()
         return oldest
 
-    def _walk_spans(self, leaf: _Leaf, number: int, oldest: datetime, expected: float) -> None:
+    def _walk_spans(self, leaf: _Leaf, number: int, oldest: datetime, cost: float) -> None:
         """One span of time after the other, the oldest first."""
         whole = (self.cutoff - oldest) / MICROSECOND
-        pace = _Pace(size=whole * min(1.0, START_ROWS / expected), goal=self._goal(), limit=whole)
+        pace = _Pace(size=whole * min(1.0, START_COST / cost), goal=self._goal(), limit=whole)
         first = oldest
         while first < self.cutoff and not self._stops():
             end = min(first + max(1, round(pace.size)) * MICROSECOND, self.cutoff)
@@ -758,7 +766,7 @@ class _Work:
             self.late += 1
             if self.late == ISOLATED:
                 raise Permanent(
-                    f"{self.rule.name}: changing a single row takes more than {self.target * NET}. Do the foreign keys "
+                    f"{self.rule.name}: changing a single row takes more than {self.target}. Do the foreign keys "
                     f"that refer to {self.rule.table} have indexes?"
                 )
 
