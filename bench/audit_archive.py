@@ -37,7 +37,7 @@ LINES: Final = "SELECT to_jsonb(t)::text FROM audit_log t ORDER BY created_at, i
 FILL: Final = """
     TRUNCATE audit_log RESTART IDENTITY;
     INSERT INTO audit_log (actor, action, target, details, created_at)
-    SELECT 'user-' || i % 5000, (ARRAY['login', 'logout', 'update', 'delete'])[1 + i % 4], 'object/' || i * 7919::bigint,
+    SELECT 'user-' || i % 5000, (ARRAY['login', 'logout', 'update', 'delete'])[1 + i % 4], 'object/' || i * 7919.0,
         jsonb_build_object('ip', '10.0.' || i % 256 || '.' || i * 31 % 256, 'path', 'C:\\dir', 'request', md5(i::text)),
         '2026-01-01Z'::timestamptz + i * interval '1 day' / {rows}
     FROM generate_series(0, {rows} - 1) i;

@@ -294,7 +294,7 @@ class Archiver:
         day, tally = date.fromisoformat(link.day), self.tally
         tally.days += tally.newest != day
         tally.oldest = min(tally.oldest or day, day)
-        tally.newest = day
+        tally.newest = max(tally.newest or day, day)
         tally.rows += link.contents.rows
         tally.objects += 1
         tally.bytes += link.contents.bytes

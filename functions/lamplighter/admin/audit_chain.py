@@ -177,13 +177,6 @@ class Chain:
         body = _opened(self._s3, self._bucket, key)
         return whole_lines(unpacked(iter(lambda: body.read(READ), b""), meter, key), key)
 
-    def contents(self, key: str) -> Contents:
-        """What an object holds, read from its first byte to its last. Raises Missing, Damaged."""
-        meter = Meter()
-        for _ in self.pieces(key, meter):
-            pass
-        return meter.contents
-
     def _keys(self, prefix: str) -> Iterator[str]:
         pages = self._s3.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=prefix)
         return (entry["Key"] for page in pages for entry in page.get("Contents", ()))
