@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,7 @@ class Project:
     def source(self, module: str) -> Path:
         return self.root / "functions" / Path(*module.split(".")).with_suffix(".py")
 
-    @property
+    @cached_property
     def handler_modules(self) -> list[str]:
         """Modules of the domains that define a `handler`."""
         package = self.root / "functions" / "lamplighter"
@@ -149,9 +149,14 @@ def incomplete_jobs(project: Project) -> list[str]:
     return problems
 
 
+@cache
+def _parsed(source: str) -> ast.Module:  # by content: the checkouts that tests break are copies of one
+    return ast.parse(source)
+
+
 def imports(path: Path) -> Iterator[str]:
     """Full names of what a file imports: modules, and what is taken from them."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(_parsed(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -160,7 +165,7 @@ def imports(path: Path) -> Iterator[str]:
 
 
 def _defines_handler(path: Path) -> bool:
-    body = ast.parse(path.read_text()).body
+    body = _parsed(path.read_text()).body
     return any(isinstance(node, ast.FunctionDef) and node.name == "handler" for node in body)
 
 
