@@ -447,6 +447,8 @@ def test_an_unexpected_error_tells_nothing_but_where_it_is_logged(
 def test_the_document_tells_of_every_answer() -> None:
     document = get("/openapi.json").body
     assert document["openapi"].startswith("3.1")
+    whole = document["components"]["schemas"]["Whole"]["properties"]
+    assert whole["deadline_at"]["description"] == "When the attempt is dead, or should have been picked up."
     operations = [operation for path in document["paths"].values() for operation in path.values()]
     assert len({operation["operationId"] for operation in operations}) == len(operations) >= 18
     for operation in operations:

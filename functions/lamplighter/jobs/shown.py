@@ -16,10 +16,15 @@ Moment = Annotated[str, Field(json_schema_extra={"format": "date-time"}, example
 """UTC, with milliseconds."""
 
 
-class Brief(BaseModel):
-    """A job in a list."""
+class Answer(BaseModel):
+    """What is answered; its schema is built when it is first needed, for a cold start answers one request. The sentence
+    under a field is its description in the OpenAPI document."""
 
-    model_config = ConfigDict(defer_build=True)
+    model_config = ConfigDict(defer_build=True, use_attribute_docstrings=True)
+
+
+class Brief(Answer):
+    """A job in a list."""
 
     job_id: JobId
     job_type: JobTypeName
@@ -46,10 +51,8 @@ class Brief(BaseModel):
         return cls.model_validate(values)
 
 
-class Error(BaseModel):
+class Error(Answer):
     """Why an attempt ended without success."""
-
-    model_config = ConfigDict(defer_build=True)
 
     type: str
     message: str

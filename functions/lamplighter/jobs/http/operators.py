@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 from aws_lambda_powertools.event_handler import Response
 from aws_lambda_powertools.event_handler.openapi.params import Path, Query
 from aws_lambda_powertools.event_handler.router import APIGatewayHttpRouter
-from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AwareDatetime, BeforeValidator, Field
 
 from lamplighter import catalogue, rules
 from lamplighter.jobs import schedules as switching
@@ -25,7 +25,7 @@ from lamplighter.jobs.http.requests import (
     demand_known_query,
     submitted,
 )
-from lamplighter.jobs.shown import Brief, JobId, Whole
+from lamplighter.jobs.shown import Answer, Brief, JobId, Whole
 from lamplighter.kernel import settings
 from lamplighter.kernel.errors import LostLease, Permanent
 from lamplighter.kernel.job import InvalidParams, JobType
@@ -79,10 +79,8 @@ class Wish(Body):
     keep_days: float = Field(ge=0, le=36_500, examples=[30])
 
 
-class Due(BaseModel):
+class Due(Answer):
     """Rows that are too old if they are kept so long."""
-
-    model_config = ConfigDict(defer_build=True)
 
     keep_days: float
     rows: int
@@ -92,48 +90,38 @@ class Due(BaseModel):
     newest: datetime | None
 
 
-class Simulated(BaseModel):
+class Simulated(Answer):
     """What a retention rule would change now, and what it would if it kept rows otherwise."""
-
-    model_config = ConfigDict(defer_build=True)
 
     rule: str
     current: Due
     proposed: Due
 
 
-class Listed(BaseModel):
+class Listed(Answer):
     """A page of jobs."""
-
-    model_config = ConfigDict(defer_build=True)
 
     jobs: list[Brief]
     next: str | None = None
     """The cursor of the next page; null after the last. A page may hold fewer jobs than asked for and have a next."""
 
 
-class Schedule(BaseModel):
+class Schedule(Answer):
     """A schedule of the stack."""
-
-    model_config = ConfigDict(defer_build=True)
 
     name: str
     enabled: bool
     expression: str = Field(examples=["rate(24 hours)"])
 
 
-class Schedules(BaseModel):
+class Schedules(Answer):
     """All schedules of the stack."""
-
-    model_config = ConfigDict(defer_build=True)
 
     schedules: list[Schedule]
 
 
-class Switched(BaseModel):
+class Switched(Answer):
     """A schedule as it is now."""
-
-    model_config = ConfigDict(defer_build=True)
 
     name: str
     enabled: bool

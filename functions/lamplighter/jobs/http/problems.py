@@ -9,26 +9,23 @@ from typing import Any, Final
 
 from aws_lambda_powertools.event_handler import Response
 from aws_lambda_powertools.event_handler.openapi.types import OpenAPIResponse
-from pydantic import BaseModel, ConfigDict
+
+from lamplighter.jobs.shown import Answer
 
 MEDIA_TYPE: Final = "application/problem+json"
 RETRY_AFTER_SECONDS: Final = 10
 
 
-class Field(BaseModel):
+class Field(Answer):
     """One field that is not as it should be."""
-
-    model_config = ConfigDict(defer_build=True)
 
     field: str
     """Where it is, such as `body.params.min_age_hours` or `query.limit`."""
     message: str
 
 
-class Details(BaseModel):
+class Details(Answer):
     """Problem details (RFC 9457)."""
-
-    model_config = ConfigDict(defer_build=True)
 
     type: str
     """What kind of problem, as a URN: the same for every problem of the kind."""

@@ -47,7 +47,7 @@ _SESSION: Final = re.compile(r"^(arn:[^:]+:sts::\d+:assumed-role/.+)/[^/]+$")
 class Body(BaseModel):
     """A request's body; a field that is not known is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, defer_build=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, defer_build=True, use_attribute_docstrings=True)
 
 
 def demand_known_query(app: APIGatewayHttpResolver, next_middleware: NextMiddleware) -> Response[Any]:
