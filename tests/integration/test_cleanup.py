@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
+from lamplighter.kernel import phases
 from lamplighter.kernel.errors import LostLease
 from lamplighter.kernel.job import Run
 from lamplighter.kernel.ledger.ledger import Ledger
@@ -118,6 +119,20 @@ def test_every_other_type_tells_each_phases_report(world: World, job_type: str) 
     assert output["status"] == "completed"
     assert output["phases"].keys() == kind.spans.keys()
     assert all(report["rows"] == 0 for report in output["phases"].values())
+
+
+def test_what_the_largest_reports_take_still_travels(world: World) -> None:
+    """Step Functions takes 256 KiB; the list that B9 promises is never given up for its length."""
+    item = stale_jobs.Item(
+        job_id="0" * 26, job_type="x" * 64, status="completed", timeout_minutes=1234.5, elapsed_minutes=123456.7
+    )
+    report = stale_jobs.Report(
+        cleaned_jobs=10**6,
+        cleaned_job_details=[item] * stale_jobs.LISTED,
+        failed=10**6,
+        failures=["x" * stale_jobs.SENTENCE] * stale_jobs.NAMED,
+    )
+    assert len(report.model_dump_json()) < phases.REPORT_LIMIT
 
 
 def test_the_database_cleanup_does_what_c16_says(world: World) -> None:
@@ -273,6 +288,7 @@ def test_one_job_that_cannot_be_judged_stops_no_other_however_many_there_are(
     """REQUIREMENTS K11; FAILURES 2: a batch of others starved the later ones."""
     monkeypatch.setattr(stale_jobs, "PAGE", 3)
     monkeypatch.setattr(stale_jobs, "LISTED", 10)
+    monkeypatch.setattr(stale_jobs, "NAMED", 5)
     broken = [world.ago(timedelta(minutes=50), execution_arn="arn:broken") for _ in range(20)]
     stale = [world.ago(timedelta(minutes=31)) for _ in range(40)]
 
@@ -282,7 +298,7 @@ def test_one_job_that_cannot_be_judged_stops_no_other_however_many_there_are(
     report = stale_jobs.body(alone(world), execution=execution)
     assert isinstance(report, stale_jobs.Report)
     assert (report.status, report.cleaned_jobs, report.failed) == ("completed_with_errors", 40, 20)
-    assert (len(report.cleaned_job_details), len(report.failures)) == (10, 10)
+    assert (len(report.cleaned_job_details), len(report.failures)) == (10, 5)
     assert report.failures[0].endswith("RuntimeError: Step Functions is down")
     assert {world.ledger.get(job.job_id).attempt for job in stale} == {2}
     assert {world.ledger.get(job.job_id).attempt for job in broken} == {1}

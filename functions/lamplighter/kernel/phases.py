@@ -58,8 +58,9 @@ EXECUTION: Final = timedelta(minutes=5)
 MARGIN: Final = timedelta(seconds=30)
 """How long before that no phase works on: time for the batch in hand, and to hand over."""
 
-REPORT_LIMIT: Final = 40_000
-"""Characters of one phase's report that travel; Step Functions takes 256 KiB of input in all ("Quotas")."""
+REPORT_LIMIT: Final = 25_000
+"""Characters of one phase's report that travel; Step Functions takes 256 KiB in all ("Quotas"), and most reports are
+short."""
 
 SENTENCE_LIMIT: Final = 500
 """Characters of an error in the result; its stack trace is in the log."""
@@ -153,7 +154,7 @@ class State(BaseModel):
         """What went wrong: why phases failed, and the failures of single items that they report."""
         found = [f"{phase}: {error}" for phase, error in self.errors.items()]
         for phase, outcome in self.outcomes.items():
-            failures = outcome.report.get("failures", [])
+            failures = outcome.report.get("failures") or outcome.report.get("errors") or []
             shown = failures if isinstance(failures, list) else [f"{failures} failures, which the log has"]
             found += [f"{phase}: {failure}" for failure in shown]
         return found

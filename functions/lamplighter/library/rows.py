@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Final
 
 from pydantic import BaseModel
 
@@ -10,6 +11,9 @@ from lamplighter import rules
 from lamplighter.kernel import retention
 from lamplighter.kernel.job import Report as JobReport
 from lamplighter.kernel.job import Run, Unfinished
+
+NAMED: Final = 20
+"""Refused rows that the report spells out; the log has all."""
 
 
 class Report(JobReport):
@@ -55,11 +59,13 @@ def body(name: str, run: Run) -> Report | Unfinished:
     place = Place.model_validate(run.checkpoint or {})
 
     done = retention.apply(engine(), rule, now=now, keep=kept, stop=run.stop, progress=run.progress)
+    if done.failures:
+        run.logger.error("rows were refused", extra={"rule": name, "failures": done.failures})
     report = Report(
         status="completed_with_errors" if done.failed else "completed",
         rows=place.rows + done.rows,
         failed=done.failed,
-        failures=list(done.failures),
+        failures=list(done.failures[:NAMED]),
         skipped=done.skipped,
     )
     if done.stopped in ("out_of_time", "ceiling"):

@@ -23,7 +23,12 @@ PAGE: Final = 100
 """Jobs that are judged and written before the run is asked whether to stop."""
 
 LISTED: Final = 100
-"""Jobs, and failures, that the report lists; the others are counted."""
+"""Jobs that the report lists; the others are counted."""
+
+NAMED: Final = 20
+"""Failures that the report spells out, in `SENTENCE` characters each; the log has all."""
+
+SENTENCE: Final = 250
 
 
 class Item(BaseModel):
@@ -112,8 +117,8 @@ def _count(report: Report, verdict: Verdict, now: datetime) -> None:
 def _fail(report: Report, sentence: str) -> None:
     report.status = "completed_with_errors"
     report.failed += 1
-    if len(report.failures) < LISTED:
-        report.failures.append(sentence[:500])
+    if len(report.failures) < NAMED:
+        report.failures.append(sentence[:SENTENCE])
 
 
 def _item(job: Job, label: str, now: datetime) -> Item:
