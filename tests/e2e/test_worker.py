@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
+from local.signed import Api
 from local.stack import ROOT
 from tests.e2e.deployed import Deployed, eventually
-from tests.e2e.signed import Api
 
 
 @pytest.fixture
 def api(stack: Deployed) -> Api:
-    return Api(stack)
+    return Api(stack.api_url)
 
 
 @pytest.fixture
