@@ -296,6 +296,21 @@ def test_a_row_that_is_still_referenced_is_reported_and_the_others_go(engine: En
     assert "is still referenced" in applied.failures[0]
 
 
+def test_a_refused_row_among_more_than_are_searched_is_found_all_the_same(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of them share one moment, so that no shorter span has fewer."""
+    monkeypatch.setattr(retention, "WINDOW", 20)
+    fill(engine, *[40 * DAY] * 30, *[41 * DAY + n * DAY for n in range(30)])
+    with engine.begin() as connection:
+        connection.execute(text("CREATE TABLE parts (thing bigint REFERENCES things)"))
+        connection.execute(text("INSERT INTO parts VALUES (7), (50)"))
+
+    go(engine)
+
+    assert ids(engine) == [7, 50]
+
+
 def test_many_refused_rows_cost_a_bounded_search_and_the_rest_is_told(engine: Engine) -> None:
     """Two of three are refused: no run may try a thousand rows one by one, nor end without saying what is left."""
     fill(engine, *[40 * DAY] * 1000)
@@ -447,10 +462,17 @@ def test_a_run_that_is_killed_loses_nothing_and_archives_nothing_twice(engine: E
         connection.execute(text("CREATE TABLE attic (LIKE things)"))
     slow(engine, 0.001)
     rule = Rule(name="things", table="things", clock="at", keep=30 * DAY, action=Archive("attic"))
-    kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'WITH moved%'"
+
+    def kill() -> None:
+        with held(
+            database_url,
+            "SELECT pg_terminate_backend(pid, 9000) FROM pg_stat_activity"
+            " WHERE query LIKE 'WITH moved%' AND state = 'active'",
+        ):
+            pass
 
     for _ in range(4):
-        killer = threading.Timer(0.06, lambda: held(database_url, kill).__enter__())
+        killer = threading.Timer(0.06, kill)
         killer.start()
         with suppress(DatabaseUnavailable):
             go(engine, rule, target=timedelta(milliseconds=60))

@@ -6,12 +6,12 @@
 (`_predicate`). What is due follows from the rows alone, so a run that was stopped or killed is resumed by a new one.
 
 `apply` changes a batch with each statement, and each statement is a transaction of its own that takes about
-`AIM * target`, holds its locks no longer, and never waits for a row that somebody else holds:
+`AIM * target`, holds its locks no longer, and waits at most `LOCK_WAIT` for a row that somebody else holds:
 
 - Batches are spans of time where the planner would find the rows by an index, and ranges of blocks where it would read
   the table, or where there are so many rows without order that each span would visit the same blocks again.
-- A batch is first tried as it is, giving up after `LOCK_WAIT` when it meets a locked row; only then is it repeated with
-  `FOR UPDATE SKIP LOCKED`, which writes each row twice and is half as fast. A skipped row is taken the next time.
+- A batch is first tried as it is, and given up when it meets a locked row; only then is it repeated with `FOR UPDATE
+  SKIP LOCKED`, which writes each row twice and is half as fast. A skipped row is taken the next time.
 - A batch that takes too long is cancelled by the server and halved. One that the database refuses (a foreign key, a
   trigger) is halved until the refused rows stand alone; they are reported and the others go on.
 
@@ -48,7 +48,7 @@ NAMED_FAILURES: Final = 100
 ISOLATED: Final = 16
 """Refused rows that are searched for in one batch. Where there are more, what is left around them waits."""
 WINDOW: Final = 50_000
-"""Rows of a span that are looked at one by one, at most."""
+"""With fewer rows than this, a span in which some are refused or locked is searched row by row."""
 START_COST: Final = 1_500
 """Of the first span, as the planner reckons: some 20 ms where the table is in memory."""
 START_BLOCKS: Final = 64
@@ -568,7 +568,7 @@ def _impatient(connection: Connection, target: timedelta) -> Iterator[None]:
 
 
 class _Unsplittable(Exception):
-    """One moment has more rows than a statement can change in time."""
+    """One moment has more rows than can be dealt with at once."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -740,12 +740,13 @@ class _Work:
         """What to try instead of a place; empty when it is a single row."""
         if not isinstance(place, _Span):
             return place.halves()
-        if trouble == "late":
-            if halves := place.halves():
-                return halves
-            raise _Unsplittable
-        tids = self._read(leaf, place, "CAST(ctid AS text)", limit=WINDOW)
-        return _Rows(tids).halves()
+        if trouble != "late":
+            tids = self._read(leaf, place, "CAST(ctid AS text)", limit=WINDOW)
+            if len(tids) < WINDOW:
+                return _Rows(tids).halves()
+        if halves := place.halves():
+            return halves
+        raise _Unsplittable
 
     def _give_up(self, leaf: _Leaf, place: _Place, trouble: Trouble, error: DBAPIError) -> None:
         """Passes a single row over.
