@@ -111,7 +111,7 @@ def test_stops_before_the_size_limit(shelf: Shelf) -> None:
 def test_an_unknown_parameter_deletes_nothing(stack: Deployed, shelf: Shelf) -> None:
     """K11: a misspelt `dry_run` is an error and no deletion."""
     files = shelf.put("a.jpg")
-    with pytest.raises(FunctionFailed, match="Permanent: dry-run is not a parameter of orphan_cleanup"):
+    with pytest.raises(FunctionFailed, match="InvalidParams: dry-run is not a parameter of orphan_cleanup"):
         shelf.clean(**{"dry-run": True})
     assert shelf.keys() == files
 

@@ -41,6 +41,7 @@ from lamplighter.kernel.job import (
     Unfinished,
     heartbeats,
     logged_as,
+    measure_work,
     scheduled_at,
     storable,
     tick,
@@ -519,6 +520,5 @@ def _measure(job: Job, ledger: Ledger, *, failed: bool = False, outcomes: Iterab
         metrics.add_metric(name="Failures", unit=MetricUnit.Count, value=1)
     took = ledger.clock() - (job.started_at or job.created_at)
     metrics.add_metric(name="Duration", unit=MetricUnit.Seconds, value=took.total_seconds())
-    metrics.add_metric(name="Items", unit=MetricUnit.Count, value=sum(outcome.items for outcome in done))
-    metrics.add_metric(name="Bytes", unit=MetricUnit.Bytes, value=sum(outcome.bytes for outcome in done))
+    measure_work(metrics, items=sum(outcome.items for outcome in done), size=sum(outcome.bytes for outcome in done))
     metrics.flush_metrics()

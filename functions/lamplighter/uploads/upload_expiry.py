@@ -331,10 +331,13 @@ def _tell(report: Report, logger: Logger) -> None:
         return
     metrics = Metrics()
     metrics.add_dimension(name="job", value=processing.job_type)
-    metrics.add_metric(name="JobsCleaned", unit=MetricUnit.Count, value=report.jobs_cleaned)
-    metrics.add_metric(name="SpaceFreed", unit=MetricUnit.Megabytes, value=freed)
-    metrics.add_metric(name="Timeouts", unit=MetricUnit.Count, value=report.timeouts)
-    metrics.add_metric(name="ActiveJobs", unit=MetricUnit.Count, value=report.active_jobs)
+    counted = {"JobsCleaned": report.jobs_cleaned, "Timeouts": report.timeouts, "ActiveJobs": report.active_jobs}
+    for name, value in counted.items():
+        if value:  # a metric that is written every hour costs thirty cents a month
+            metrics.add_metric(name=name, unit=MetricUnit.Count, value=value)
+    if freed:
+        metrics.add_metric(name="SpaceFreed", unit=MetricUnit.Megabytes, value=freed)
     if report.completed:
         metrics.add_metric(name="MeanDuration", unit=MetricUnit.Seconds, value=report.mean_duration_seconds)
-    metrics.flush_metrics()
+    if any(counted.values()) or freed or report.completed:
+        metrics.flush_metrics()
