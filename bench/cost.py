@@ -17,6 +17,7 @@ from typing import Any, Final
 from bench.deployed import Deployed, deployed
 from bench.emulator import emulated
 from bench.tables import show
+from lamplighter.library.cleanup import TYPES
 from local.stack import ROOT
 
 PRICES: Final = {
@@ -24,6 +25,7 @@ PRICES: Final = {
     "Lambda, GB-seconds (arm64)": (0.0000133334, "AWS Lambda Pricing"),
     "Step Functions, Express requests": (1.00 / 1e6, "AWS Step Functions Pricing"),
     "Step Functions, Express GB-seconds": (0.06 / 3600, "AWS Step Functions Pricing"),
+    "Step Functions, Standard transitions": (0.025 / 1e3, "AWS Step Functions Pricing"),
     "EventBridge Scheduler, invocations": (1.00 / 1e6, "Amazon EventBridge Pricing"),
     "DynamoDB, read request units": (0.125 / 1e6, "Amazon DynamoDB Pricing for On-Demand Capacity"),
     "DynamoDB, write request units": (0.625 / 1e6, "Amazon DynamoDB Pricing for On-Demand Capacity"),
@@ -68,9 +70,26 @@ class Scheduled:
 
 SCHEDULED: Final = {
     "timeout-checker": Scheduled(every_minutes=1, invocations=2, warm=True, calls=1),  # eight queries, at once
-    "schedule-watch": Scheduled(every_minutes=5, calls=7),  # settings, list, three schedules, last runs, forget
+    "schedule-watch": Scheduled(every_minutes=5, calls=13),  # settings, list, nine schedules, last runs, forget
     "orphan-cleanup": Scheduled(every_minutes=24 * 60, calls=12, metrics_hours=1 / 24),  # and the listing's, below
 }
+
+DAY: Final = 24 * 60
+RUNS: Final = {
+    "cleanup": 30,
+    "upload_cleanup": 60,
+    "session_cleanup": DAY / 4,
+    "token_cleanup": DAY,
+    "database_cleanup": DAY,
+    "audit_archive": 30.4 * DAY,
+}
+"""Runs of the cleanup's state machine: minutes between two of a type."""
+STEP: Final = "cleanup"
+"""The function whose sample, a preview of one phase, stands for every step of a run."""
+STEP_CALLS: Final = 6
+"""Settings, the row twice, and what a phase asks."""
+RUN_METRICS: Final = 2
+"""Runs, Duration; the others are written where there is something to tell."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,24 +136,33 @@ def quantities(measured: dict[str, Measured], template: str) -> dict[str, float]
     seconds["orphan-cleanup"] += OBJECTS * SCAN * max(1, FULL_CPU_MB / cleanup.memory_mb) + OBJECTS / 1000 * CALL
     minute = SCHEDULED["timeout-checker"].invocations * seconds["timeout-checker"] + 30  # the wait between
     records = 3 * ticks["orphan-cleanup"]  # of a run's row in the stream: started, a heartbeat, ended
+    phased = {name: MONTH / minutes for name, minutes in RUNS.items()}
+    phases = {name: len(TYPES[name].spans) for name in RUNS}
+    steps = sum(phased[name] * (2 + phases[name]) for name in RUNS)  # to begin, the phases, to finish
+    records += sum(phased[name] * (2 + 2 * phases[name]) for name in RUNS)
+    step = measured[STEP]
     return {
-        "Lambda, requests": sum(runs.values()) + 2 * records,
-        "Lambda, GB-seconds (arm64)": sum(
-            runs[name] * seconds[name] * measured[name].memory_mb / 1024 for name in runs
-        ),
+        "Lambda, requests": sum(runs.values()) + steps + 2 * records,
+        "Lambda, GB-seconds (arm64)": sum(runs[name] * seconds[name] * measured[name].memory_mb / 1024 for name in runs)
+        + steps * step.seconds(STEP_CALLS) * step.memory_mb / 1024,
         "Step Functions, Express requests": ticks["timeout-checker"],
         "Step Functions, Express GB-seconds": ticks["timeout-checker"] * minute * EXPRESS_GB,
-        "EventBridge Scheduler, invocations": sum(ticks.values()),
-        "DynamoDB, read request units": runs["timeout-checker"] * 8 * 0.5 + ticks["schedule-watch"],
+        "Step Functions, Standard transitions": sum(phased[name] * (5 + 2 * phases[name]) for name in RUNS),
+        "EventBridge Scheduler, invocations": sum(ticks.values()) + sum(phased.values()),
+        "DynamoDB, read request units": runs["timeout-checker"] * 8 * 0.5 + ticks["schedule-watch"] + steps * 4,
         "DynamoDB, write request units": ticks["schedule-watch"] + records * 10,  # a row of 2 KB and its index entries
         "S3, listing requests": ticks["orphan-cleanup"] * OBJECTS / 1000,
         "CloudWatch, custom metrics": sum(
             measured[name].metrics * scheduled.metrics_hours for name, scheduled in SCHEDULED.items()
-        ),
+        )
+        + RUN_METRICS * sum(min(1, 60 / minutes) for minutes in RUNS.values()),
         "CloudWatch, alarms": len(re.findall(r"Type: AWS::CloudWatch::Alarm\b", template)),
-        "CloudWatch, GB of logs": sum(runs[name] * (measured[name].log_bytes + PLATFORM_LOG_BYTES) for name in runs)
+        "CloudWatch, GB of logs": (
+            sum(runs[name] * (measured[name].log_bytes + PLATFORM_LOG_BYTES) for name in runs)
+            + steps * (step.log_bytes + PLATFORM_LOG_BYTES)
+        )
         / 1e9,
-        "X-Ray, traces": sum(ticks.values()) if "Tracing: Active" in template else 0,
+        "X-Ray, traces": sum(ticks.values()) + sum(phased.values()) if "Tracing: Active" in template else 0,
         "KMS, keys": len(re.findall(r"Type: AWS::KMS::Key\b", template)),
     }
 
@@ -144,6 +172,7 @@ def main() -> None:
     template = (ROOT / "template.yaml").read_text()
     with deployed() as stack:
         measured = {name: measure(stack, name, warm=scheduled.warm) for name, scheduled in SCHEDULED.items()}
+        measured[STEP] = measure(stack, STEP, warm=False)
     show(
         "One invocation: measured processor time, and the time on AWS that follows from it",
         ["function", "how", "CPU ms", "memory MB", "calls in a row", "ms on AWS", "bytes logged", "metrics"],
@@ -158,7 +187,9 @@ def main() -> None:
                 f"{measured[name].log_bytes:.0f}",
                 measured[name].metrics,
             ]
-            for name, scheduled in SCHEDULED.items()
+            for name, scheduled in (
+                SCHEDULED | {STEP: Scheduled(every_minutes=RUNS["cleanup"], calls=STEP_CALLS)}
+            ).items()
         ],
     )
     rows: list[list[Any]] = []

@@ -58,7 +58,7 @@ GROWTH: Final = 4
 """A batch is at most so many times as large as the one before."""
 VISITS: Final = 2
 """Rows of a block: from here on it is cheaper to read the block once than to come for each of them."""
-AIM: Final = 0.6
+AIM: Final = 0.45
 """The share of the target that a batch is made to take: the next one may be slower. The server cancels it at the
 target; the commit, which has to bring to disk what the batch changed, comes on top."""
 MICROSECOND: Final = timedelta(microseconds=1)
