@@ -15,11 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine, create_engine, event, text
 
-from lamplighter.kernel import database, retention
+from lamplighter.kernel import database
 from lamplighter.kernel.database import DatabaseUnavailable
 from lamplighter.kernel.errors import Permanent, Retryable
 from lamplighter.kernel.retention import (
-    MICROSECOND,
     Applied,
     Archive,
     Candidates,
@@ -27,9 +26,11 @@ from lamplighter.kernel.retention import (
     Rule,
     Set,
     apply,
+    batches,
     preview,
     simulate,
 )
+from lamplighter.kernel.retention.batches import ISOLATED, MICROSECOND, POSITIONS, Blocks
 
 DAY = timedelta(days=1)
 NOW = datetime.now(UTC)
@@ -300,7 +301,7 @@ def test_a_refused_row_among_more_than_are_searched_is_found_all_the_same(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Half of them share one moment, so that no shorter span has fewer."""
-    monkeypatch.setattr(retention, "WINDOW", 20)
+    monkeypatch.setattr(batches, "WINDOW", 20)
     fill(engine, *[40 * DAY] * 30, *[41 * DAY + n * DAY for n in range(30)])
     with engine.begin() as connection:
         connection.execute(text("CREATE TABLE parts (thing bigint REFERENCES things)"))
@@ -324,7 +325,7 @@ def test_many_refused_rows_cost_a_bounded_search_and_the_rest_is_told(engine: En
 
     assert len(took) < 200
     assert 0 < applied.rows < 334
-    assert retention.ISOLATED <= applied.failed == len(applied.failures) < 4 * retention.ISOLATED
+    assert ISOLATED <= applied.failed == len(applied.failures) < 4 * ISOLATED
     assert applied.rows + applied.failed + applied.skipped == 1000
     assert len(ids(engine)) == 1000 - applied.rows
 
@@ -417,7 +418,7 @@ def test_batches_are_spans_where_an_index_serves_and_blocks_elsewhere(
 
 def test_ranges_of_blocks_are_read_as_such(heap: Engine) -> None:
     """The planner must not read the whole table for each batch."""
-    place = retention._Blocks(0, 64 * retention.POSITIONS)
+    place = Blocks(0, 64 * POSITIONS)
     with heap.connect() as connection:
         query = text(f"EXPLAIN DELETE FROM things WHERE {place.sql}")
         plan = connection.execute(query, place.parameters()).scalars().all()

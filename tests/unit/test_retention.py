@@ -9,19 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lamplighter.kernel.retention import (
-    GROWTH,
-    MICROSECOND,
-    Archive,
-    Delete,
-    Rule,
-    Set,
-    _Blocks,
-    _Pace,
-    _Place,
-    _Rows,
-    _Span,
-)
+from lamplighter.kernel.retention import Archive, Delete, Rule, Set
+from lamplighter.kernel.retention.batches import GROWTH, MICROSECOND, Blocks, Pace, Place, Rows, Span
 
 DAY = timedelta(days=1)
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
@@ -51,36 +40,36 @@ def test_only_a_set_can_do_without_a_clock() -> None:
 
 
 places = st.one_of(
-    st.tuples(st.integers(0, 10**7), st.integers(1, 10**7)).map(lambda pair: _Blocks(pair[0], sum(pair))),
-    st.integers(1, 10**15).map(lambda length: _Span("at", NOON, NOON + length * MICROSECOND)),
-    st.lists(st.uuids().map(str), min_size=1, max_size=50, unique=True).map(_Rows),
+    st.tuples(st.integers(0, 10**7), st.integers(1, 10**7)).map(lambda pair: Blocks(pair[0], sum(pair))),
+    st.integers(1, 10**15).map(lambda length: Span("at", NOON, NOON + length * MICROSECOND)),
+    st.lists(st.uuids().map(str), min_size=1, max_size=50, unique=True).map(Rows),
 )
 
 
-def length(place: _Place) -> int:
-    if isinstance(place, _Rows):
+def length(place: Place) -> int:
+    if isinstance(place, Rows):
         return len(place.tids)
-    if isinstance(place, _Span):
+    if isinstance(place, Span):
         return (place.end - place.first) // MICROSECOND
     return place.end - place.first
 
 
 @given(place=places)
-def test_the_halves_of_a_place_are_the_place(place: _Place) -> None:
+def test_the_halves_of_a_place_are_the_place(place: Place) -> None:
     if length(place) == 1:
         assert place.halves() == ()
         return
 
     match place, *place.halves():
-        case _Rows(tids), _Rows(first), _Rows(second):
+        case Rows(tids), Rows(first), Rows(second):
             assert [*first, *second] == tids
-        case _Blocks(start, end) | _Span(_, start, end), first, second:
+        case Blocks(start, end) | Span(_, start, end), first, second:
             assert (first.first, first.end, second.end) == (start, second.first, end)
     assert all(0 < length(half) < length(place) for half in place.halves())
 
 
 def test_a_place_is_halved_to_single_rows_in_few_steps() -> None:
-    place: _Place = _Blocks(0, 1024 * 2048)
+    place: Place = Blocks(0, 1024 * 2048)
     steps = 0
     while halves := place.halves():
         place, steps = halves[steps % 2], steps + 1
@@ -90,7 +79,7 @@ def test_a_place_is_halved_to_single_rows_in_few_steps() -> None:
 @given(costs=st.lists(st.floats(1e-7, 1e-2), min_size=1, max_size=30))
 def test_a_batch_is_never_sized_beyond_what_the_last_ones_allow(costs: list[float]) -> None:
     """Whatever a unit costs, the next batch is within the goal at that cost, the growth and the limit."""
-    pace = _Pace(size=64, goal=0.06, limit=1024)
+    pace = Pace(size=64, goal=0.06, limit=1024)
     for cost in costs:
         size = pace.size
         pace.learn(size, size * cost)
@@ -99,7 +88,7 @@ def test_a_batch_is_never_sized_beyond_what_the_last_ones_allow(costs: list[floa
 
 
 def test_the_pace_comes_close_to_the_goal_and_recovers_from_a_slow_moment() -> None:
-    pace = _Pace(size=10, goal=0.06)
+    pace = Pace(size=10, goal=0.06)
     for _ in range(10):
         pace.learn(pace.size, pace.size * 1e-5)
     assert pace.size == pytest.approx(6000)
@@ -111,6 +100,6 @@ def test_the_pace_comes_close_to_the_goal_and_recovers_from_a_slow_moment() -> N
 
 
 def test_a_batch_that_was_cancelled_halves_the_next() -> None:
-    pace = _Pace(size=1000, goal=0.06)
+    pace = Pace(size=1000, goal=0.06)
     pace.halve()
     assert pace.size == 500

@@ -111,7 +111,8 @@ class Settings(BaseModel):
             "default": 30,
         }
     )
-    """Minutes an attempt of a job outside Lambda may take, by job type (B1); a JSON object."""
+    """Minutes an attempt of a job outside Lambda may take, by job type (B1); a JSON object. The cleanup's own five are
+    those of its state machine (`phases.EXECUTION`)."""
     job_retention_hours: Annotated[
         dict[Kept, Annotated[int, Field(strict=True, ge=1, le=1920)]], BeforeValidator(_from_json)
     ] = Field(default={"default": 720})

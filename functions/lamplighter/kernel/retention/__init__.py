@@ -1,0 +1,187 @@
+"""Retention: a rule says which rows of a table are too old, one engine deletes, archives or marks them.
+
+    Rule(name="downloads", table="handled_downloads", clock="timestamp", keep=timedelta(days=14), action=Delete())
+
+`preview` counts what `apply` would change, `simulate` what it would under another `keep`; all ask one predicate
+(`table.py`). What is due follows from the rows alone, so a run that was stopped or killed is resumed by a new one.
+
+`apply` changes a batch with each statement, and each statement is a transaction of its own that takes about
+`AIM * target`, holds its locks no longer, and waits at most `LOCK_WAIT` for a row that somebody else holds:
+
+- Batches are spans of time where the planner would find the rows by an index, and ranges of blocks where it would read
+  the table, or where there are so many rows without order that each span would visit the same blocks again.
+- A batch is first tried as it is, and given up when it meets a locked row; only then is it repeated with `FOR UPDATE
+  SKIP LOCKED`, which writes each row twice and is half as fast. A skipped row is taken the next time.
+- A batch that takes too long is cancelled by the server and halved. One that the database refuses (a foreign key, a
+  trigger) is halved until the refused rows stand alone; they are reported and the others go on.
+
+PostgreSQL 14 or newer. Nothing here imports SQLAlchemy before it is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Final
+
+from lamplighter.kernel.errors import Permanent
+from lamplighter.kernel.retention.batches import TARGET, Work
+from lamplighter.kernel.retention.rule import Applied, Archive, Candidates, Delete, Rule, Set, Simulation, Stop
+from lamplighter.kernel.retention.table import alias, execute, look, named, parameters_of, quoted, spelled, trouble_with
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+__all__ = [
+    "Applied",
+    "Archive",
+    "Candidates",
+    "Delete",
+    "Rule",
+    "Set",
+    "Simulation",
+    "Stop",
+    "apply",
+    "preview",
+    "simulate",
+]
+
+PREVIEW_TIMEOUT: Final = timedelta(seconds=60)
+"""How long counting may take; it locks nothing."""
+MAX_SKEW: Final = timedelta(minutes=5)
+"""By how much the database's clock may differ from ours."""
+
+
+def preview(engine: Engine, rule: Rule, *, now: datetime, keep: timedelta) -> Candidates:
+    """What `apply` would change (REQUIREMENTS K11); locks nothing.
+
+    Args:
+        engine: of `kernel.database`.
+        rule: what to count.
+        now: the present moment, aware.
+        keep: the retention in force, at least the rule's floor.
+
+    Raises:
+        Permanent: `keep` is below the floor, table and rule do not fit, or counting takes too long.
+        Retryable: somebody has locked the whole table.
+        DatabaseUnavailable: the database is down.
+    """
+    [found] = _count(engine, rule, [_cutoff(rule, now, keep)])
+    return found
+
+
+def simulate(
+    engine: Engine,
+    rule: Rule,
+    *,
+    now: datetime,
+    keep: timedelta,
+    current: timedelta | None = None,
+    timeout: timedelta = PREVIEW_TIMEOUT,
+) -> Simulation:
+    """What would be due if `keep` were so, beside what is due under `current` (the rule's own unless given).
+
+    Both are counted in one snapshot, in at most `timeout` each; nothing is locked. Raises as `preview` does.
+    """
+    cutoffs = [_cutoff(rule, now, rule.keep if current is None else current), _cutoff(rule, now, keep)]
+    before, after = _count(engine, rule, cutoffs, timeout)
+    return Simulation(current=before, proposed=after)
+
+
+def _cutoff(rule: Rule, now: datetime, keep: timedelta) -> datetime:
+    if keep < rule.floor:
+        raise Permanent(f"{rule.name}: rows are kept for at least {rule.floor}, not {keep}.")
+    try:
+        return now - keep
+    except OverflowError:
+        raise Permanent(f"{rule.name}: {keep} before {now} is before the calendar begins.") from None
+
+
+def _count(
+    engine: Engine, rule: Rule, cutoffs: Sequence[datetime], timeout: timedelta = PREVIEW_TIMEOUT
+) -> list[Candidates]:
+    from sqlalchemy.exc import DBAPIError
+
+    from lamplighter.kernel.database import bound_statements
+
+    with engine.connect().execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True) as connection:
+        bound_statements(connection, statement=timeout)
+        try:
+            table = look(connection, rule)
+            clock = quoted(rule.clock) if rule.clock else "NULL"
+            sizes = " + ".join(f"coalesce(pg_column_size({quoted(name)}), 0)" for name in table.columns)
+            query = (
+                f"SELECT count(*) AS rows, coalesce(sum({sizes}), 0) AS bytes,"  # noqa: S608 - identifiers are quoted
+                f" CAST(min({clock}) AS timestamptz) AS oldest, CAST(max({clock}) AS timestamptz) AS newest"
+                f" FROM {spelled(rule.table)} AS {quoted(alias(rule))} WHERE {table.predicate}"
+            )
+            found = [execute(connection, query, parameters_of(rule, cutoff)).one() for cutoff in cutoffs]
+        except DBAPIError as error:
+            if trouble_with(error) == "late":
+                raise Permanent(
+                    f"{rule.name}: counting takes more than {timeout.seconds} s; an index on the clock helps."
+                ) from error
+            raise named(rule, error) from error
+    return [Candidates(rows=row.rows, bytes=int(row.bytes), oldest=row.oldest, newest=row.newest) for row in found]
+
+
+def apply(
+    engine: Engine,
+    rule: Rule,
+    *,
+    now: datetime,
+    keep: timedelta,
+    stop: Callable[[], Stop],
+    progress: Callable[[int, str], None],
+    ceiling: int | None = None,
+    target: timedelta = TARGET,
+) -> Applied:
+    """Changes what is due, a batch at a time (REQUIREMENTS B4, C16, E1).
+
+    Args:
+        engine: of `kernel.database`.
+        rule: what to change.
+        now: the present moment, aware; the database's clock must not differ by more than `MAX_SKEW`.
+        keep: the retention in force, at least the rule's floor.
+        stop: asked before each batch why to stop now, or None.
+        progress: told how many percent are done, and a sentence.
+        ceiling: how many rows may be changed at most; with one, every batch goes the slower way.
+        target: how long a batch may hold its locks; no statement takes more than twice as long.
+
+    Raises:
+        Permanent: `keep` is below the floor, table and rule do not fit, or the clocks differ: nothing was touched.
+        Retryable: somebody has locked the whole table.
+        DatabaseUnavailable: the database is down, or went away; what was changed stays changed.
+    """
+    cutoff = _cutoff(rule, now, keep)
+    with engine.connect() as connection, _named_errors(rule):
+        table = look(connection, rule)
+        if abs(table.now - now) > MAX_SKEW:
+            raise Permanent(
+                f"{rule.name}: the database's clock says {table.now:%Y-%m-%d %H:%M:%S}, ours {now:%Y-%m-%d %H:%M:%S} "
+                "(UTC): nothing was touched."
+            )
+        connection.rollback()  # the pool's ping began a transaction, in which no statement would commit by itself
+        connection.execution_options(isolation_level="AUTOCOMMIT")
+        work = Work(
+            connection=connection,
+            rule=rule,
+            table=table,
+            cutoff=cutoff,
+            stop=stop,
+            progress=progress,
+            ceiling=ceiling,
+            target=target,
+        )
+        return work.run()
+
+
+@contextmanager
+def _named_errors(rule: Rule) -> Iterator[None]:
+    from sqlalchemy.exc import DBAPIError
+
+    try:
+        yield
+    except DBAPIError as error:
+        raise named(rule, error) from error

@@ -1,0 +1,408 @@
+"""The engine: which rows a batch looks at, how large the next one may be, and one run through a table."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from random import randrange
+from typing import TYPE_CHECKING, Any, Final
+
+from lamplighter.kernel.errors import Permanent
+from lamplighter.kernel.retention.rule import Applied, Archive, Delete, Rule, Set, Stop
+from lamplighter.kernel.retention.table import (
+    Leaf,
+    Table,
+    Trouble,
+    alias,
+    cast_values,
+    execute,
+    facts_of,
+    parameters_of,
+    quoted,
+    spelled,
+    trouble_with,
+)
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+    from sqlalchemy.exc import DBAPIError
+
+TARGET: Final = timedelta(milliseconds=100)
+"""How long a batch may hold its locks, by default; no statement takes more than twice as long."""
+LOCK_WAIT: Final = timedelta(milliseconds=10)
+"""A batch gives up after this when somebody holds one of its rows."""
+NAMED_FAILURES: Final = 100
+"""Failures that are spelled out; the others are counted."""
+ISOLATED: Final = 16
+"""Refused rows that are searched for in one batch. Where there are more, what is left around them waits."""
+WINDOW: Final = 50_000
+"""With fewer rows than this, a span in which some are refused or locked is searched row by row."""
+START_COST: Final = 1_500
+"""Of the first span, as the planner reckons: some 20 ms where the table is in memory."""
+START_BLOCKS: Final = 64
+MAX_BLOCKS: Final = 2048
+"""Of a range: 16 MB, for blocks without old rows cost little, and the next ones may be full of them."""
+GROWTH: Final = 4
+"""A batch is at most so many times as large as the one before."""
+VISITS: Final = 2
+"""Rows of a block: from here on it is cheaper to read the block once than to come for each of them."""
+AIM: Final = 0.45
+"""The share of the target that a batch is made to take: the next one may be slower. The server cancels it at the
+target; the commit, which has to bring to disk what the batch changed, comes on top."""
+MICROSECOND: Final = timedelta(microseconds=1)
+
+
+# -- places: which rows a batch looks at -----------------------------------------------------------------------------
+
+POSITIONS: Final = 2048
+"""Positions that are reckoned for a block; even one of 32 kB has fewer rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """The rows stored from one position up to another; a row's position is `block * POSITIONS + offset`."""
+
+    first: int
+    end: int
+
+    sql = "ctid >= CAST(:first AS tid) AND ctid < CAST(:end AS tid)"
+
+    def parameters(self) -> dict[str, object]:
+        return {"first": _tid(self.first), "end": _tid(self.end)}
+
+    def halves(self) -> tuple[Blocks, ...]:
+        middle = (self.first + self.end) // 2
+        return (Blocks(self.first, middle), Blocks(middle, self.end)) if middle > self.first else ()
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """The rows whose clock is from one moment up to another."""
+
+    clock: str
+    first: datetime
+    end: datetime
+
+    @property
+    def sql(self) -> str:
+        return f"{self.clock} >= :first AND {self.clock} < :end"
+
+    def parameters(self) -> dict[str, object]:
+        return {"first": self.first, "end": self.end}
+
+    def halves(self) -> tuple[Span, ...]:
+        middle = self.first + (self.end - self.first) / 2
+        if not self.first < middle < self.end:
+            return ()
+        return Span(self.clock, self.first, middle), Span(self.clock, middle, self.end)
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Rows one by one."""
+
+    tids: Sequence[str]
+
+    sql = "ctid = ANY (CAST(:tids AS tid[]))"
+
+    def parameters(self) -> dict[str, object]:
+        return {"tids": '{"' + '","'.join(self.tids) + '"}'}
+
+    def halves(self) -> tuple[Rows, ...]:
+        middle = len(self.tids) // 2
+        return (Rows(self.tids[:middle]), Rows(self.tids[middle:])) if middle else ()
+
+
+type Place = Blocks | Span | Rows
+
+
+def _tid(position: int) -> str:
+    block, offset = divmod(position, POSITIONS)
+    return f"({block},{offset})"
+
+
+# -- a run -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Pace:
+    """How large the next batch may be, learnt from what the last ones cost. Sizes are in any unit, costs in seconds."""
+
+    size: float
+    goal: float
+    """Seconds that a batch should take."""
+    limit: float = float("inf")
+    cost: float = 0.0
+    """Of a unit: the last batch's; but a costly one is forgotten by and by only, for it may come again."""
+
+    def learn(self, size: float, seconds: float) -> None:
+        """A batch of `size` took `seconds`."""
+        self.cost = max(seconds / size, 0.7 * self.cost)
+        self.size = min(self.goal / self.cost, GROWTH * size, self.limit)
+
+    def halve(self) -> None:
+        """A batch took too long."""
+        self.size /= 2
+
+
+@contextmanager
+def _impatient(connection: Connection, target: timedelta) -> Iterator[None]:
+    """The connection gives up early; what is left of a batch's time is for its commit."""
+    limits = (("statement_timeout", target), ("lock_timeout", LOCK_WAIT))
+    sets = (f"SET {name} = '{limit / timedelta(milliseconds=1):.0f}ms'" for name, limit in limits)
+    execute(connection, "; ".join(sets), {})
+    try:
+        yield
+    except BaseException:
+        connection.invalidate()  # nobody shall find it impatient, or in the middle of a statement
+        raise
+    execute(connection, "RESET statement_timeout; RESET lock_timeout", {})
+
+
+class _Unsplittable(Exception):
+    """One moment has more rows than can be dealt with at once."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Work:
+    """One run of `apply`, and what it has done so far."""
+
+    connection: Connection
+    rule: Rule
+    table: Table
+    cutoff: datetime
+    stop: Callable[[], Stop]
+    progress: Callable[[int, str], None]
+    ceiling: int | None
+    target: timedelta
+    rows: int = 0
+    batches: int = 0
+    failed: int = 0
+    failures: list[str] = field(default_factory=list)
+    skipped: int = 0
+    late: int = 0
+    """Single rows that took too long."""
+    stopped: Stop = None
+
+    def run(self) -> Applied:
+        """Goes through the leaves, one after the other."""
+        for number, leaf in enumerate(self.table.leaves):
+            if leaf.blocks:
+                self._walk(leaf, number)
+            if self.stopped:
+                break
+        return Applied(
+            rows=self.rows,
+            batches=self.batches,
+            stopped="ceiling" if self.rows == self.ceiling else self.stopped,
+            failed=self.failed,
+            failures=tuple(self.failures),
+            skipped=self.skipped,
+        )
+
+    def _walk(self, leaf: Leaf, number: int) -> None:
+        cost = self._cost(leaf)
+        if cost is None:
+            with _impatient(self.connection, self.target):
+                self._walk_blocks(leaf, number)
+        elif oldest := self._oldest(leaf):
+            with _impatient(self.connection, self.target):
+                try:
+                    self._walk_spans(leaf, number, oldest, cost)
+                except _Unsplittable:
+                    self._walk_blocks(leaf, number)
+
+    def _cost(self, leaf: Leaf) -> float | None:
+        """What the planner reckons for finding the rows by an index; None where reading the whole leaf is cheaper.
+
+        That is where the planner itself would read it, and where the rows are many and in no order: each batch would
+        come to the same blocks again.
+        """
+        if not self.rule.clock:
+            return None
+        query = f"EXPLAIN (FORMAT JSON) SELECT FROM {self._from(leaf)} WHERE {self.table.predicate} FOR UPDATE"
+        [plan] = execute(self.connection, query, self._parameters()).scalar_one()
+        rows, cost = plan["Plan"]["Plan Rows"], plan["Plan"]["Total Cost"]
+        scans = {node["Node Type"] for node in _nodes(plan["Plan"]) if node.get("Alias") == alias(self.rule)}
+        again_and_again = "Bitmap Heap Scan" in scans and rows > VISITS * leaf.blocks
+        return None if again_and_again or "Seq Scan" in scans else float(cost)
+
+    def _oldest(self, leaf: Leaf) -> datetime | None:
+        """The first clock that is due."""
+        query = f"SELECT CAST(min({self._clock}) AS timestamptz) FROM {self._from(leaf)} WHERE {self.table.predicate}"  # noqa: S608
+        oldest: datetime | None = execute(self.connection, query, self._parameters()).scalar_one()
+        return oldest
+
+    def _walk_spans(self, leaf: Leaf, number: int, oldest: datetime, cost: float) -> None:
+        """One span of time after the other, the oldest first."""
+        whole = (self.cutoff - oldest) / MICROSECOND
+        pace = Pace(size=whole * min(1.0, START_COST / cost), goal=self._goal(), limit=whole)
+        first = oldest
+        while first < self.cutoff and not self._stops():
+            end = min(first + max(1, round(pace.size)) * MICROSECOND, self.cutoff)
+            self._change(leaf, Span(self._clock, first, end), pace, (end - first) / MICROSECOND)
+            first = end
+            self._tell(number, (first - oldest) / MICROSECOND / whole)
+
+    def _walk_blocks(self, leaf: Leaf, number: int) -> None:
+        """All blocks, from any one on and round: runs that are stopped early must not all end at the same place."""
+        pace = Pace(size=START_BLOCKS, goal=self._goal(), limit=MAX_BLOCKS)
+        start, done = randrange(leaf.blocks), 0  # noqa: S311
+        while done < leaf.blocks and not self._stops():
+            first = (start + done) % leaf.blocks
+            size = min(max(1, int(pace.size)), leaf.blocks - max(first, done))
+            self._change(leaf, Blocks(first * POSITIONS, (first + size) * POSITIONS), pace, size)
+            done += size
+            self._tell(number, done / leaf.blocks)
+
+    def _change(self, leaf: Leaf, whole: Place, pace: Pace, size: float) -> None:
+        """One batch; where it takes too long or the database refuses it, in parts."""
+        from sqlalchemy.exc import DBAPIError
+
+        pending, searched = [whole], 0
+        while pending and not self._stops():
+            place = pending.pop()
+            began = time.perf_counter()
+            try:
+                self._take(leaf, place)
+            except DBAPIError as error:
+                trouble = trouble_with(error)
+                if trouble is None:
+                    raise
+                if trouble == "late":
+                    pace.halve()
+                parts = self._parts(leaf, place, trouble)
+                if not parts:
+                    self._give_up(leaf, place, trouble, error)
+                    searched += 1
+                elif trouble != "refused" or searched < ISOLATED:
+                    pending += reversed(parts)
+                else:
+                    self.skipped += self._left(leaf, place)
+            else:
+                if place is whole:
+                    pace.learn(size, time.perf_counter() - began)
+
+    def _take(self, leaf: Leaf, place: Place) -> None:
+        """Changes the rows of a place that are due, in one transaction.
+
+        Raises:
+            DBAPIError: nothing was changed.
+        """
+        from sqlalchemy.exc import DBAPIError
+
+        if self.ceiling is None:
+            try:
+                self._do(leaf, place.sql, place.parameters())
+                return
+            except DBAPIError as error:
+                if trouble_with(error) != "locked":
+                    raise
+        limit = None if self.ceiling is None else self.ceiling - self.rows
+        free = (
+            f"ctid = ANY (ARRAY(SELECT ctid FROM {self._from(leaf)} WHERE {place.sql} AND {self.table.predicate}"  # noqa: S608
+            " LIMIT CAST(:limit AS bigint) FOR UPDATE SKIP LOCKED))"
+        )
+        changed = self._do(leaf, free, place.parameters() | {"limit": limit})
+        if changed != limit:
+            self.skipped += self._left(leaf, place)
+
+    def _do(self, leaf: Leaf, place: str, parameters: dict[str, object]) -> int:
+        due = f"{place} AND {self.table.predicate}"
+        delete = f"DELETE FROM {self._from(leaf)} WHERE {due}"  # noqa: S608
+        match self.rule.action:
+            case Delete():
+                statement = delete
+            case Set() as action:
+                values = ", ".join(
+                    f"{quoted(name)} = {value}" for name, value in cast_values(action, self.table.columns)
+                )
+                statement = f"UPDATE {self._from(leaf)} SET {values} WHERE {due}"  # noqa: S608
+            case Archive(into):
+                columns = ", ".join(map(quoted, self.table.columns))
+                statement = (
+                    f"WITH moved AS ({delete} RETURNING {columns}), kept AS (INSERT INTO {spelled(into)} ({columns})"  # noqa: S608
+                    f" OVERRIDING SYSTEM VALUE SELECT {columns} FROM moved) SELECT count(*) FROM moved"
+                )
+        result = execute(self.connection, statement, self._parameters() | parameters)
+        changed: int = result.scalar_one() if isinstance(self.rule.action, Archive) else result.rowcount
+        self.rows += changed
+        self.batches += 1
+        return changed
+
+    def _parts(self, leaf: Leaf, place: Place, trouble: Trouble) -> Sequence[Place]:
+        """What to try instead of a place; empty when it is a single row."""
+        if not isinstance(place, Span):
+            return place.halves()
+        if trouble != "late":
+            tids = self._read(leaf, place, "CAST(ctid AS text)", limit=WINDOW)
+            if len(tids) < WINDOW:
+                return Rows(tids).halves()
+        if halves := place.halves():
+            return halves
+        raise _Unsplittable
+
+    def _give_up(self, leaf: Leaf, place: Place, trouble: Trouble, error: DBAPIError) -> None:
+        """Passes a single row over.
+
+        Raises:
+            Permanent: several took too long by themselves: it is not the rows.
+        """
+        key = self._read(leaf, place, f"CAST({quoted(self.rule.key)} AS text)", limit=1)
+        if not key or trouble == "locked":
+            self.skipped += len(key)
+            return
+        self.failed += 1
+        if len(self.failures) < NAMED_FAILURES:
+            facts = facts_of(error)
+            reason = ": ".join(str(facts[name]) for name in ("M", "D") if name in facts)
+            self.failures.append(f"{self.rule.table} {self.rule.key}={key[0]}: {reason}")
+        if trouble == "late":
+            self.late += 1
+            if self.late == ISOLATED:
+                raise Permanent(
+                    f"{self.rule.name}: changing a single row takes more than {self.target}. Do the foreign keys "
+                    f"that refer to {self.rule.table} have indexes?"
+                )
+
+    def _left(self, leaf: Leaf, place: Place) -> int:
+        """How many rows of a place are still due."""
+        [count] = self._read(leaf, place, "count(*)")
+        return int(count)
+
+    def _read(self, leaf: Leaf, place: Place, what: str, limit: int | None = None) -> list[Any]:
+        """Asks about the rows of a place that are due, on a connection that is not impatient."""
+        query = f"SELECT {what} FROM {self._from(leaf)} WHERE {place.sql} AND {self.table.predicate} LIMIT :limit"  # noqa: S608
+        with self.connection.engine.connect() as patient:
+            return list(execute(patient, query, self._parameters() | place.parameters() | {"limit": limit}).scalars())
+
+    def _from(self, leaf: Leaf) -> str:
+        return f"ONLY {leaf.name} AS {quoted(alias(self.rule))}"
+
+    def _parameters(self) -> dict[str, object]:
+        return parameters_of(self.rule, self.cutoff)
+
+    @property
+    def _clock(self) -> str:
+        return quoted(self.rule.clock or "")
+
+    def _goal(self) -> float:
+        return AIM * self.target.total_seconds()
+
+    def _stops(self) -> bool:
+        """Whether to stop, and if so, why."""
+        self.stopped = "ceiling" if self.rows == self.ceiling else self.stop()
+        return self.stopped is not None
+
+    def _tell(self, number: int, done: float) -> None:
+        percent = int(100 * (number + done) / len(self.table.leaves))
+        self.progress(percent, f"{self.rows} rows of {self.rule.table}")
+
+
+def _nodes(plan: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    yield plan
+    for child in plan.get("Plans", ()):
+        yield from _nodes(child)
