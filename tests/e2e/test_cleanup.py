@@ -153,7 +153,7 @@ def test_a_preview_and_then_the_run_say_the_same_in_b9s_words(stack: Deployed, m
     assert [log.message for log in history] == ["started, attempt 1 of 3", "completed"]
     assert history[1].details["result"] == row.result
     measured = stack.logs("cleanup", '"_aws"')
-    assert [line["Items"] for line in measured if line["job"] == "cleanup"][-1] in ([6], [7])
+    assert any(line.get("Items") in ([6], [7]) for line in measured if line["job"] == "cleanup")
 
 
 def test_a_tick_of_the_schedule_runs_it_and_is_noted(stack: Deployed, machine: Machine) -> None:
