@@ -57,8 +57,8 @@ class Head(BaseModel):
     sha256: str
 
 
-class Report(JobReport):
-    """What a run archived."""
+class Tally(BaseModel):
+    """What the stretches of a run have done so far."""
 
     days: int = 0
     """Days with rows that are old enough; in a preview, those there are."""
@@ -71,24 +71,17 @@ class Report(JobReport):
     """Of the objects."""
     oldest: date | None = None
     newest: date | None = None
+
+
+class Report(Tally, JobReport):
+    """What a run archived."""
+
     head: Head | None = None
     dry_run: bool
 
     def counts(self) -> tuple[int, int]:
         """Rows removed, bytes written."""
         return self.removed, self.bytes
-
-
-class Tally(BaseModel):
-    """What the stretches of a run have done so far."""
-
-    days: int = 0
-    rows: int = 0
-    removed: int = 0
-    objects: int = 0
-    bytes: int = 0
-    oldest: date | None = None
-    newest: date | None = None
 
 
 class Stopped(Exception):
