@@ -100,6 +100,20 @@ def test_what_is_no_log_fails_with_its_sentence(folder: Folder) -> None:
     assert folder.keys() == set()
 
 
+def test_one_that_takes_too_long_fails_and_says_which_timeout_fired(stack: Deployed, folder: Folder) -> None:
+    """D2, D3: at once, without retries, and nothing is left of it."""
+    row = '"13/03/24, 14:05","José Pérez",-,"Curso: 7",Sistema,"Curso visto","El usuario 12",web,10.0.0.1\r\n'
+    name = f"{stack.name}-upload-processing"
+    before = stack.client("lambda").get_function_configuration(FunctionName=name)["Environment"]["Variables"]
+    hasty = {"Variables": before | {"LAMPLIGHTER_UPLOAD_JOB_TIMEOUT_SECONDS": "1"}}
+    with stack.configured("upload-processing", Environment=hasty):
+        job = folder.done(folder.put("long.csv", SPANISH + row * 1_500_000))
+    assert (job.status, job.attempt, job.dead_letter) == (Status.FAILED, 1, "permanent")
+    assert job.errors[0].type == "TimedOut"
+    assert job.errors[0].message.startswith("upload_job_timeout_seconds was over: after 1 s, ")
+    assert folder.keys() == set() == folder.keys(f"outputs/{job.job_id}/")
+
+
 def test_an_event_that_comes_twice_is_one_job(stack: Deployed, folder: Folder) -> None:
     """K6; FAILURES 15."""
     key = folder.put("twice.csv", "no log")
@@ -154,3 +168,5 @@ def test_uploads_expire_by_the_state_machine(stack: Deployed, folder: Folder) ->
     assert "not a Moodle course log" in row.job["errors"][0]["message"]
     (line,) = [one for one in stack.logs("upload-expiry", "disk_freed_mb") if one["jobs_cleaned"] == 2]
     assert line["message"] == "uploads expired"
+    told = [one for one in stack.logs("upload-expiry", '"JobsCleaned"') if one.get("JobsCleaned") == [2.0]]
+    assert [(one["job"], one["SpaceFreed"][0] > 0) for one in told] == [("upload_processing", True)]

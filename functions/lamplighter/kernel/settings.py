@@ -88,7 +88,7 @@ class Settings(BaseModel):
     """How long after its interval a schedule without a completed run is reported (K12)."""
     misfire_grace_minutes: int = Field(5, ge=1, le=1440)
     """A tick of the cleanups that comes later than this is skipped (B6)."""
-    upload_job_timeout_seconds: int = Field(600, ge=10, le=840)
+    upload_job_timeout_seconds: int = Field(600, ge=1, le=840)
     """An upload that takes longer is failed (D2); its function ends after 900 s."""
     upload_max_mb: int = Field(2048, ge=1)
     """A larger upload is refused, in MB of 10^6 bytes (D1)."""
