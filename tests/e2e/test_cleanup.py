@@ -223,6 +223,30 @@ def test_only_the_selected_phases_run_and_other_types_have_their_own(stack: Depl
     assert {"system_logs", "onboarding_requests", "deleted_accounts", "job_history"} <= database["phases"].keys()
 
 
+def test_the_database_cleanup_deletes_what_expired_and_only_flags_instances(stack: Deployed, machine: Machine) -> None:
+    """C16."""
+    now = utc_now()
+    log = (
+        "INSERT INTO system_logs (id, job_id, job_type, level, message, created_at)"
+        " VALUES (gen_random_uuid(), '', :type, 'INFO', '', :at)"
+    )
+    for kind, days in (("e2e_old", 91), ("e2e_young", 89)):
+        stack.sql(log, type=kind, at=now - timedelta(days=days))
+    request = "INSERT INTO onboarding_requests (status, completed_at) VALUES (:status, :at)"
+    for status, hours in (("completed", 25), ("completed", 23), ("rejected", 25)):
+        stack.sql(request, status=status, at=now - timedelta(hours=hours))
+    stack.sql("INSERT INTO onboarding_requests (status) VALUES ('completed')")
+    stack.sql("INSERT INTO cloud_accounts VALUES ('gone', :at), ('there', NULL)", at=now - timedelta(days=1))
+    stack.sql("INSERT INTO instances (id, account_id, region) VALUES ('i-1', 'gone', 'r'), ('i-2', 'there', 'r')")
+    assert machine.run(job_type="database_cleanup")["status"] == "completed"
+    assert stack.sql("SELECT job_type FROM system_logs WHERE job_type LIKE 'e2e!_%' ESCAPE '!' AND job_id = ''") == [
+        ("e2e_young",)
+    ]
+    requests = stack.sql("SELECT status, completed_at < now() - interval '1 day' FROM onboarding_requests")
+    assert sorted(requests, key=str) == [("completed", False), ("completed", None), ("rejected", True)]
+    assert stack.sql("SELECT id, needs_review FROM instances ORDER BY id") == [("i-1", True), ("i-2", False)]
+
+
 def test_bad_input_is_refused_in_a_sentence_and_leaves_no_row(stack: Deployed, machine: Machine) -> None:
     before = stack.of_type("cleanup")
     ended = machine.end(machine.start(phases=["plan"]))
