@@ -16,6 +16,7 @@ from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from lamplighter.kernel.cloud import Limits, Remedy, Targets
 from lamplighter.kernel.errors import Permanent
 
 PREFIX: Final = "LAMPLIGHTER_"
@@ -126,6 +127,14 @@ class Settings(BaseModel):
     """Days that rows are kept, by retention rule, where not as long as the rule says (B11); a JSON object."""
     audit_log_keep_days: int = Field(90, ge=1)
     """Days that the audit log stays in the database before it is archived, a whole UTC day at a time (E1)."""
+    cloud_targets: Annotated[tuple[Targets, ...], BeforeValidator(_from_json)] = Field(default=())
+    """The accounts and regions that are scanned (C17), a JSON list; none: where the stack itself is."""
+    cloud_limits: Annotated[Limits, BeforeValidator(_from_json)] = Field(default=Limits())
+    """What counts as waste or risk, where not as REQUIREMENTS say; a JSON object."""
+    cloud_remedies: Annotated[dict[str, Remedy], BeforeValidator(_from_json)] = Field(default={})
+    """What is done about findings, by check (C13); a JSON object. A check that is not named only reports."""
+    cloud_concurrency: int = Field(8, ge=1, le=40)
+    """How many regions are scanned at a time (C17)."""
 
     def job_timeout(self, job_type: str) -> timedelta:
         """How long an attempt of `job_type` may take (REQUIREMENTS B1)."""

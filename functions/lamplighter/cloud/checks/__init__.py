@@ -1,0 +1,18 @@
+"""The checks, one small file each: its module is named as the check is, and exports `check`."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from lamplighter.cloud.check import Check
+from lamplighter.cloud.checks import (
+    unencrypted_volumes,
+)
+
+WASTE: Final[tuple[Check, ...]] = ()
+"""What costs money and serves nobody (REQUIREMENTS C2-C6)."""
+
+SECURITY: Final[tuple[Check, ...]] = (unencrypted_volumes.check,)
+"""What is exposed, outdated or nobody's (REQUIREMENTS C8-C12)."""
+
+BY_ID: Final = {check.id: check for check in (*WASTE, *SECURITY)}
