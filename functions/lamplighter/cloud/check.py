@@ -46,6 +46,8 @@ class Found:
     """What it was judged by, JSON-able: numbers seen and the limits they were held against."""
     severity: Severity | None = None
     """Where not the check's own."""
+    resource_type: str | None = None
+    """Where not the check's own: of checks that look at resources of several types."""
     monthly_usd: float | None = None
     """What it costs a month, in dollars; None for what has no price."""
     confidence: float = 1.0
@@ -75,7 +77,9 @@ class Check:
     resource_type: str
     """In the AWS Security Finding Format's terms, such as `AwsEc2Volume`; `Other` where it has none."""
     needs: tuple[str, ...]
-    """The fields of `Inventory` that it cannot do without; they are what is read."""
+    """The fields of `Inventory` that it cannot do without."""
+    helped_by: tuple[str, ...] = ()
+    """Those that it looks at, too, and does without where they could not be read: it then says less, and says so."""
     find: Callable[[Inventory, Basis], Iterable[Found | Unknown]]
 
 
@@ -121,6 +125,11 @@ class Judgement:
     """The checks that could look; what they are silent about is in order."""
 
 
+def wanted(checks: Iterable[Check]) -> frozenset[str]:
+    """The fields of `Inventory` that are to be read for `checks`."""
+    return frozenset(name for check in checks for name in (*check.needs, *check.helped_by))
+
+
 def judge(inventory: Inventory, basis: Basis, checks: Iterable[Check]) -> Judgement:
     """Put each check's question to the inventory.
 
@@ -156,7 +165,7 @@ def _finding(inventory: Inventory, basis: Basis, check: Check, found: Found) -> 
         kind=check.kind,
         title=check.title,
         severity=found.severity or check.severity,
-        resource_type=check.resource_type,
+        resource_type=found.resource_type or check.resource_type,
         resource_id=found.resource_id,
         owner=found.tags.get(basis.limits.owner_tag) or None,
         monthly_usd=found.monthly_usd,

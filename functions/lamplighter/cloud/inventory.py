@@ -214,7 +214,7 @@ class Inventory:
     """The account's own, and those of its instances that are still to be seen."""
     security_groups: tuple[SecurityGroup, ...] = ()
     prefix_lists: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """The ranges of the customer-managed lists that a security group names, by id."""
+    """The ranges of the lists that a security group names, by id; one that could not be read has no entry."""
     interfaces: tuple[Interface, ...] = ()
     addresses: tuple[Address, ...] = ()
     nat_gateways: tuple[NatGateway, ...] = ()

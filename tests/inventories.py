@@ -1,0 +1,43 @@
+"""Resources and inventories as checks see them: what a test does not say is in order."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from lamplighter.cloud.check import Basis, Check, Judgement, judge
+from lamplighter.cloud.inventory import Instance, Inventory, Snapshot, Volume
+from lamplighter.cloud.prices import Prices
+from lamplighter.kernel.cloud import Limits
+
+NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
+DAY = timedelta(days=1)
+TAGS = {"Owner": "ada", "Environment": "test", "CostCenter": "7"}
+
+
+def instance(id: str = "i-1", **said: Any) -> Instance:
+    """A running instance that was started yesterday."""
+    usual: dict[str, Any] = {"type": "t3.micro", "state": "running", "launched_at": NOW - DAY, "image_id": "ami-1"}
+    return Instance(id=id, **{**usual, "tags": TAGS, **said})
+
+
+def volume(id: str = "vol-1", **said: Any) -> Volume:
+    """An encrypted volume of 8 GiB that is attached to i-1."""
+    usual: dict[str, Any] = {"type": "gp3", "size_gb": 8, "state": "in-use", "encrypted": True, "instances": ("i-1",)}
+    return Volume(id=id, **{**usual, "created_at": NOW - DAY, "tags": TAGS, **said})
+
+
+def snapshot(id: str = "snap-1", **said: Any) -> Snapshot:
+    """An encrypted snapshot of vol-1, made yesterday."""
+    usual: dict[str, Any] = {"volume_id": "vol-1", "size_gb": 8, "started_at": NOW - DAY, "encrypted": True}
+    return Snapshot(id=id, **{**usual, "tags": TAGS, **said})
+
+
+def inventory(**said: Any) -> Inventory:
+    """Of one region in which there is nothing but what is said."""
+    return Inventory(account="111122223333", region="eu-west-1", read_at=NOW, **said)
+
+
+def judged(check: Check, inventory: Inventory, **limits: Any) -> Judgement:
+    """What one check says of an inventory, `NOW`, under `limits`."""
+    return judge(inventory, Basis(now=NOW, limits=Limits(**limits), prices=Prices()), [check])
