@@ -197,7 +197,8 @@ class Series:
     expected: int
     """How many parts the window has."""
     values: tuple[float, ...]
-    """One for each part that has any datapoint: the highest of its datapoints, or their sum."""
+    """One for each part that has any datapoint: the highest of its datapoints, or their sum. The window ends with the
+    part that is not over yet, so that there may be one more than expected."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,10 +223,17 @@ class Inventory:
     launch_templates: tuple[LaunchTemplate, ...] = ()
     log_groups: tuple[LogGroup, ...] = ()
     cpu: Mapping[str, Series] = field(default_factory=dict)
-    """CPUUtilization in percent by instance: the highest value of each part of the window."""
+    """CPUUtilization in percent by running instance: the highest value of each part of the window that has any."""
     memory: Mapping[str, Series] = field(default_factory=dict)
     """The CloudWatch agent's memory in percent by instance, likewise; no entry where there is no agent."""
     traffic: Mapping[str, Series] = field(default_factory=dict)
-    """Of load balancers and NAT gateways by id: the sum over each part of what they served (requests, flows, bytes)."""
+    """Of load balancers and NAT gateways by id: what they served in each part of the window that CloudWatch knows of.
+
+    A part is known where a metric that is always reported has a datapoint (`ConsumedLCUs` of load balancers,
+    `ActiveConnectionCount` of NAT gateways); its value is the sum of `RequestCount` (application load balancers),
+    `ProcessedBytes` (network and gateway ones) or `BytesOutToDestination` (NAT gateways), and 0 where there is none, as
+    `RequestCount` is not reported while there are no requests (Elastic Load Balancing, "CloudWatch metrics for your
+    Application Load Balancer"). So too few values mean unknown, and enough of them whose sum is 0 mean idle.
+    """
     gaps: Mapping[str, str] = field(default_factory=dict)
     """Which of the above could not be read, by its name here, and why."""
