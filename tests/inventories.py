@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from lamplighter.cloud.check import Basis, Check, Judgement, judge
-from lamplighter.cloud.inventory import Instance, Inventory, Snapshot, Volume
+from lamplighter.cloud.inventory import Image, Instance, Inventory, Permission, SecurityGroup, Snapshot, Volume
 from lamplighter.cloud.prices import Prices
 from lamplighter.kernel.cloud import Limits
 
@@ -31,6 +31,26 @@ def snapshot(id: str = "snap-1", **said: Any) -> Snapshot:
     """An encrypted snapshot of vol-1, made yesterday."""
     usual: dict[str, Any] = {"volume_id": "vol-1", "size_gb": 8, "started_at": NOW - DAY, "encrypted": True}
     return Snapshot(id=id, **{**usual, "tags": TAGS, **said})
+
+
+def image(id: str = "ami-1", **said: Any) -> Image:
+    """An available image of somebody else, made yesterday, that goes out of use in a year."""
+    usual: dict[str, Any] = {"name": "linux", "owned": False, "state": "available", "created_at": NOW - DAY}
+    return Image(id=id, **{**usual, "deprecated_at": NOW + 365 * DAY, **said})
+
+
+def permission(protocol: str = "tcp", ports: str = "22", *cidrs: str, **said: Any) -> Permission:
+    """`ports` such as `22` or `20-25`; empty for none."""
+    first, _, last = ports.partition("-")
+    numbers = (
+        {"from_port": int(first), "to_port": int(last or first)} if ports else {"from_port": None, "to_port": None}
+    )
+    return Permission(protocol=protocol, cidrs=cidrs, **numbers, **said)
+
+
+def group(*ingress: Permission, id: str = "sg-1", **said: Any) -> SecurityGroup:
+    """A security group that lets in what `ingress` says."""
+    return SecurityGroup(id=id, ingress=ingress, **{"name": "web", "vpc_id": "vpc-1", "tags": TAGS, **said})
 
 
 def inventory(**said: Any) -> Inventory:
