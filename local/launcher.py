@@ -20,9 +20,19 @@ def main() -> None:
         )
 
     # Not before: MiniStack reads the environment when it is imported.
-    from local.patches import alarms, dynamodb, functions, metrics, permissions, schedules, state_machines, streams
+    from local.patches import (
+        alarms,
+        cloud,
+        dynamodb,
+        functions,
+        metrics,
+        permissions,
+        schedules,
+        state_machines,
+        streams,
+    )
 
-    for patches in (functions, dynamodb, streams, schedules, metrics, alarms, permissions, state_machines):
+    for patches in (functions, dynamodb, streams, schedules, metrics, alarms, permissions, state_machines, cloud):
         patches.apply()
 
     from ministack.app import main as serve

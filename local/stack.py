@@ -22,7 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from local.cloud import HOME, MEMBER, PLANTED, let_in
 from local.console import console, step
+from local.estate import Planted
 from local.postgres import database_url, postgres, postgres_programs
 from local.servers import LocalAwsError, Server, tail
 
@@ -67,14 +69,18 @@ class LocalAws:
             "STACK_NAME": self.stack_name,
         }
 
-    def client(self, service: str) -> Any:
-        """A boto3 client of this local AWS, whatever the environment says."""
+    def client(self, service: str, *, account: str = HOME, region: str = REGION) -> Any:
+        """A boto3 client of this local AWS, whatever the environment says: as the root of an account."""
         from boto3.session import Session
 
-        make: Callable[..., Any] = Session(
-            "test", "test", region_name=REGION
-        ).client  # typed per service name otherwise
+        make: Callable[..., Any] = Session(account, "test", region_name=region).client  # typed per service otherwise
         return make(service, endpoint_url=self.endpoint_url)
+
+    def planted(self) -> list[Planted]:
+        """What the demo accounts hold that the checks have to say something about, or nothing."""
+        listing = self.directory / "tmp" / PLANTED
+        self.client("ec2").describe_instances()  # answered once all is planted
+        return [Planted.from_json(one) for one in json.loads(listing.read_text())]
 
     def outputs(self) -> dict[str, str]:
         """The stack's outputs."""
@@ -165,7 +171,10 @@ class LocalAws:
             ("MiniStack", self.ministack(), self.endpoint_url),
         ):
             with step(title) as current:
-                current.say(url if server.start() else f"{url} (was up)")
+                started = server.start()
+                current.say(url if started else f"{url} (was up)")
+        if started:
+            let_in(self.client("iam", account=MEMBER))
 
     def deploy(self, **parameters: str) -> None:
         """Build and deploy the stack with these template parameters (which migrates the database) if anything changed.

@@ -59,16 +59,22 @@ def engine(database_url: str) -> Engine:
 
 
 @pytest.fixture(scope="session")
-def aws_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a MiniStack of this test process."""
+def local_aws(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalAws]:
+    """A local AWS of this test process, of which only MiniStack runs."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     local = LocalAws(directory=tmp_path_factory.mktemp("ministack"), first_port=port)
     server = local.ministack()
     server.start()
-    yield local.endpoint_url
+    yield local
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def aws_endpoint(local_aws: LocalAws) -> str:
+    """The URL of a MiniStack of this test process."""
+    return local_aws.endpoint_url
 
 
 @pytest.fixture

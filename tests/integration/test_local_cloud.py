@@ -1,0 +1,109 @@
+"""The local cloud: accounts with a past behind MiniStack's gateway, each with its own credentials and permissions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import boto3
+import pytest
+from botocore.exceptions import ClientError
+
+from local.cloud import EXTERNAL_ID, HOME, MEMBER, REGIONS, ROLE, STRANGER, let_in
+from local.estate import Planted
+from local.stack import LocalAws
+
+
+@pytest.fixture(scope="module")
+def cloud(local_aws: LocalAws) -> Iterator[LocalAws]:
+    """A local AWS whose member account lets the home account in."""
+    iam = local_aws.client("iam", account=MEMBER)
+    let_in(iam)
+    yield local_aws
+    iam.delete_role_policy(RoleName=ROLE, PolicyName=ROLE)
+    iam.delete_role(RoleName=ROLE)
+
+
+@pytest.fixture(scope="module")
+def planted(cloud: LocalAws) -> dict[str, Planted]:
+    """What the member account has in Ireland, by name."""
+    return {one.name: one for one in cloud.planted() if (one.account, one.region) == (MEMBER, "eu-west-1")}
+
+
+def assumed(cloud: LocalAws, account: str, **said: str) -> Any:
+    """The EC2 client of the role in that account."""
+    role = f"arn:aws:iam::{account}:role/{ROLE}"
+    given = cloud.client("sts").assume_role(RoleArn=role, RoleSessionName="test", **said)["Credentials"]
+    keys = (given["AccessKeyId"], given["SecretAccessKey"], given["SessionToken"])
+    return boto3.Session(*keys, region_name="eu-west-1").client("ec2", endpoint_url=cloud.endpoint_url)
+
+
+def test_an_assumed_role_sees_its_own_account(cloud: LocalAws, planted: dict[str, Planted]) -> None:
+    pages = assumed(cloud, MEMBER, ExternalId=EXTERNAL_ID).get_paginator("describe_volumes").paginate()
+    seen = {volume["VolumeId"] for page in pages for volume in page["Volumes"]}
+    assert seen >= {one.resource_id for one in planted.values() if one.resource_id.startswith("vol-")}
+    assert not seen & {one.resource_id for one in cloud.planted() if one.account == HOME}
+
+
+@pytest.mark.parametrize(("account", "said"), [(STRANGER, {"ExternalId": EXTERNAL_ID}), (MEMBER, {})])
+def test_no_role_is_assumed_that_is_not_there_or_wants_an_external_id(
+    cloud: LocalAws, account: str, said: dict[str, str]
+) -> None:
+    with pytest.raises(ClientError, match="AccessDenied"):
+        assumed(cloud, account, **said)
+
+
+def test_permissions_are_checked_by_what_ec2_calls_the_resource(cloud: LocalAws, planted: dict[str, Planted]) -> None:
+    iam = cloud.client("iam", account=MEMBER)
+    before = iam.get_role_policy(RoleName=ROLE, PolicyName=ROLE)["PolicyDocument"]
+    owned = {"StringEquals": {"aws:ResourceTag/Owner": "nobody"}}
+    statements = [
+        {"Effect": "Allow", "Action": "ec2:CreateTags", "Resource": "arn:aws:ec2:*::snapshot/*"},
+        {"Effect": "Allow", "Action": "ec2:DeleteVolume", "Resource": "arn:aws:ec2:*:*:volume/*", "Condition": owned},
+    ]
+    policy = {"Version": "2012-10-17", "Statement": statements}
+    iam.put_role_policy(RoleName=ROLE, PolicyName=ROLE, PolicyDocument=json.dumps(policy))
+    try:
+        ec2, tags = assumed(cloud, MEMBER, ExternalId=EXTERNAL_ID), [{"Key": "seen", "Value": "yes"}]
+        ec2.create_tags(Resources=[planted["snapshot-old"].resource_id], Tags=tags)
+        volume = planted["unattached-long"].resource_id
+        for refused in (
+            lambda: ec2.create_tags(Resources=[volume], Tags=tags),
+            lambda: ec2.delete_volume(VolumeId=volume),
+            ec2.describe_volumes,
+        ):
+            with pytest.raises(ClientError, match="UnauthorizedOperation"):
+                refused()
+    finally:
+        iam.put_role_policy(RoleName=ROLE, PolicyName=ROLE, PolicyDocument=json.dumps(before))
+
+
+def test_resources_and_metrics_have_a_past(cloud: LocalAws, planted: dict[str, Planted]) -> None:
+    ec2 = cloud.client("ec2", account=MEMBER, region="eu-west-1")
+
+    def instance(name: str) -> Any:
+        return ec2.describe_instances(InstanceIds=[planted[name].resource_id])["Reservations"][0]["Instances"][0]
+
+    stopped, idle = instance("stopped-long"), instance("cpu-idle")
+    assert "User initiated (20" in stopped["StateTransitionReason"]
+    now = datetime.now(UTC)
+    assert now - idle["LaunchTime"] > timedelta(days=59)
+
+    metric = {"Namespace": "AWS/EC2", "MetricName": "CPUUtilization"}
+    dimensions = [{"Name": "InstanceId", "Value": idle["InstanceId"]}]
+    query = {"Metric": {**metric, "Dimensions": dimensions}, "Period": 6 * 3600, "Stat": "Maximum"}
+    (result,) = cloud.client("cloudwatch", account=MEMBER, region="eu-west-1").get_metric_data(
+        MetricDataQueries=[{"Id": "cpu", "MetricStat": query}], StartTime=now - timedelta(days=7), EndTime=now
+    )["MetricDataResults"]
+    assert len(result["Values"]) >= 28
+    assert max(result["Values"]) < 5
+
+
+def test_every_account_and_region_has_one_of_each_kind(cloud: LocalAws) -> None:
+    names = {(one.account, one.region): set[str]() for one in cloud.planted()}
+    for one in cloud.planted():
+        names[one.account, one.region].add(one.name)
+    assert set(names) == {(account, region) for account in (HOME, MEMBER) for region in REGIONS}
+    assert len({frozenset(found) for found in names.values()}) == 1
