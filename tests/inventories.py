@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from lamplighter.cloud.check import Basis, Check, Judgement, judge
-from lamplighter.cloud.inventory import Image, Instance, Inventory, Permission, SecurityGroup, Snapshot, Volume
+from lamplighter.cloud.inventory import Image, Instance, Inventory, Permission, SecurityGroup, Series, Snapshot, Volume
 from lamplighter.cloud.prices import Prices
 from lamplighter.kernel.cloud import Limits
 
@@ -58,6 +58,15 @@ def inventory(**said: Any) -> Inventory:
     return Inventory(account="111122223333", region="eu-west-1", read_at=NOW, **said)
 
 
-def judged(check: Check, inventory: Inventory, **limits: Any) -> Judgement:
-    """What one check says of an inventory, `NOW`, under `limits`."""
-    return judge(inventory, Basis(now=NOW, limits=Limits(**limits), prices=Prices()), [check])
+def judged(
+    check: Check, inventory: Inventory, *, unattached_since: dict[str, datetime] | None = None, **limits: Any
+) -> Judgement:
+    """What one check says of an inventory, `NOW`, under `limits`, at the prices of the file."""
+    prices = Prices.from_file(inventory.region)
+    basis = Basis(now=NOW, limits=Limits(**limits), prices=prices, unattached_since=unattached_since)
+    return judge(inventory, basis, [check])
+
+
+def series(*values: float, expected: int = 28) -> Series:
+    """What a metric said in seven days; a single value is that of each of their parts."""
+    return Series(expected=expected, values=values * expected if len(values) == 1 else values)

@@ -1,0 +1,59 @@
+"""Instances that were stopped long ago and whose volumes are still paid (REQUIREMENTS C4)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+
+from lamplighter.cloud.check import Basis, Check, Found, Unknown
+from lamplighter.cloud.inventory import Instance, Inventory
+
+
+def find(inventory: Inventory, basis: Basis) -> Iterator[Found | Unknown]:
+    """Every instance that has been stopped for `stopped_days` or longer, by its state transition reason.
+
+    It costs what its volumes cost; None if one of them has no known price.
+    """
+    volumes = {volume.id: volume for volume in inventory.volumes}
+    for instance in inventory.instances:
+        if instance.state == "stopped" and instance.stopped_at is None:
+            reason = "its state transition reason does not say when it was stopped"
+            yield Unknown(resource_id=instance.id, reason=reason)
+        if instance.stopped_at is None or not long_stopped(instance, basis):
+            continue
+        prices = [basis.prices.volume(volumes[id_]) if id_ in volumes else None for id_ in instance.volumes]
+        known = [price for price in prices if price]
+        yield Found(
+            resource_id=instance.id,
+            tags=instance.tags,
+            evidence={
+                "type": instance.type,
+                "stopped_at": instance.stopped_at.isoformat(),
+                "stopped_days": (basis.now - instance.stopped_at).days,
+                "limit_days": basis.limits.stopped_days,
+                "volumes": list(instance.volumes),
+                "price_source": " and ".join(dict.fromkeys(price.source for price in known)) or "no volumes",
+            },
+            monthly_usd=sum(price.usd for price in known) if len(known) == len(prices) else None,
+            since=instance.stopped_at,
+        )
+
+
+def long_stopped(instance: Instance, basis: Basis) -> bool:
+    """Whether it is known to have been stopped for `stopped_days` or longer."""
+    return (
+        instance.state == "stopped"
+        and instance.stopped_at is not None
+        and basis.now - instance.stopped_at >= timedelta(days=basis.limits.stopped_days)
+    )
+
+
+check = Check(
+    id="stopped_instances",
+    title="An instance has been stopped for long and its volumes are paid",
+    kind="stopped_instance",
+    severity="low",
+    resource_type="AwsEc2Instance",
+    needs=("instances", "volumes"),
+    find=find,
+)
