@@ -64,7 +64,7 @@ def services_in_layer() -> set[str]:
 
 
 def services_asked_for() -> set[str]:
-    call = re.compile(r"\bclient\(\s*\"([a-z0-9-]+)\"")
+    call = re.compile(r"\bclients?\(\s*\"([a-z0-9-]+)\"")
     return {service for path in PACKAGE.rglob("*.py") for service in call.findall(path.read_text())}
 
 
