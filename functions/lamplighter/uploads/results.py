@@ -7,7 +7,7 @@
     summary.json                `Summary`
 
 A spreadsheet runs what looks like a formula, and the names in a log are its users' own. So each field is quoted, and
-one that begins with a character of `_FORMULA` gets an apostrophe before it. Source: OWASP, "CSV Injection".
+one that begins as a formula does gets an apostrophe before it (`kernel.spreadsheet`).
 """
 
 from __future__ import annotations
@@ -29,15 +29,16 @@ from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 
 from pydantic import BaseModel
 
+from lamplighter.kernel import spreadsheet
 from lamplighter.kernel.errors import Permanent
+from lamplighter.kernel.spreadsheet import FORMULA
 from lamplighter.uploads.headings import COLUMNS
 from lamplighter.uploads.log import BATCH, BadRow, Batch
 
 COMPRESSION: Final = 3
 """Level of deflate: a log shrinks to an eighth or less; the usual 6 takes twice the time for a sixth less."""
 
-_FORMULA: Final = frozenset("=+-@\t\r\n＝＋－＠")  # noqa: RUF001 - full-width, which Excel reads alike
-_SUSPICIOUS: Final = _FORMULA | frozenset(" \v\f\u00a0\u3000")
+_SUSPICIOUS: Final = FORMULA | frozenset(" \v\f\u00a0\u3000")
 """What a value begins with that has to be looked at."""
 
 NAMED_BAD_ROWS: Final = 100
@@ -246,9 +247,7 @@ def _harmless(column: Sequence[str]) -> Sequence[str]:
 
 def harmless(value: str) -> str:
     """A value of which no spreadsheet makes a formula; Moodle's `-`, which stands for none, is left empty."""
-    if value == "-":
-        return ""
-    return f"'{value}" if value.lstrip()[:1] in _FORMULA or value[:1] in _FORMULA else value
+    return "" if value == "-" else spreadsheet.harmless(value)
 
 
 def _csv(columns: Sequence[Sequence[str]]) -> bytes:

@@ -1,0 +1,214 @@
+"""Reads what a report is made of from the findings in Postgres.
+
+Everything is read in one snapshot. Totals are added up by the database; findings come through a server-side cursor:
+the memory it takes does not grow with them.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
+
+from lamplighter.cloud.checks import SECURITY
+from lamplighter.cloud.reported import Changes, Point, PriceSource, ReportedFinding, Total, Totals
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection, Engine
+
+FETCH: Final = 1_000
+"""Findings that are read at once."""
+TREND: Final = timedelta(days=90)
+TREND_STEP: Final = timedelta(hours=6)
+"""Of the reports in so long, the last one is a point of the trend."""
+NOBODY: Final = "nobody"
+"""Whose resources without an owner are."""
+SECURITY_CHECKS: Final = [check.id for check in SECURITY]
+NOTHING: Final = Total(name="all", findings=0, resources=0, monthly_usd=0, weighed_usd=0)
+_OPEN_ONLY: Final = {"resolved_after": datetime.max.replace(tzinfo=UTC)}
+
+type Section = Literal["waste", "security", "exempted"]
+
+# The resource's dollars are counted with the most expensive finding on it; ties are broken so that each run agrees.
+_JUDGED: Final = """
+    WITH judged AS (
+        SELECT id, status, account_id AS account, region, check_id AS "check", kind, title, severity, resource_type,
+            resource_id, owner, monthly_usd, confidence, score, since, first_seen_at AS first_seen,
+            last_seen_at AS last_seen, resolved_at, reopened_at, times_reopened, exemption, evidence,
+            CASE row_number() OVER (
+                PARTITION BY status, account_id, region, resource_id, exemption IS NULL
+                ORDER BY monthly_usd DESC NULLS LAST, confidence DESC, check_id
+            ) WHEN 1 THEN coalesce(monthly_usd, 0) ELSE 0 END * (status = 'open')::int AS counted_usd
+        FROM findings
+        WHERE status = 'open' OR resolved_at > :resolved_after
+    )
+"""
+_TOTALS: Final = """
+    SELECT dimension, name, count(*) AS findings, count(DISTINCT (account, region, resource_id)) AS resources,
+        sum(counted_usd) AS monthly_usd, sum(counted_usd * confidence) AS weighed_usd
+    FROM judged CROSS JOIN LATERAL (VALUES
+        ('all', 'all'),
+        ('concern', CASE WHEN "check" = ANY(CAST(:security AS text[])) THEN 'security' ELSE 'waste' END),
+        ('kind', kind),
+        ('owner', coalesce(owner, :nobody)),
+        ('region', region),
+        ('account', account),
+        ('severity', severity)
+    ) AS added_up (dimension, name)
+    WHERE status = 'open' AND (exemption IS NOT NULL) = :exempted
+    GROUP BY dimension, name
+    ORDER BY monthly_usd DESC, findings DESC, name
+"""
+_WHAT_TO_LOOK_AT_FIRST: Final = """
+    score DESC NULLS LAST, array_position(ARRAY['critical', 'high', 'medium', 'low', 'informational'], severity),
+    first_seen, id
+"""
+_ALL: Final = "SELECT * FROM judged"
+_IS_SECURITY: Final = '"check" = ANY(CAST(:security AS text[]))'
+_SECTIONS: Final[Mapping[Section, str]] = {
+    "waste": f"exemption IS NULL AND NOT {_IS_SECURITY}",
+    "security": f"exemption IS NULL AND {_IS_SECURITY}",
+    "exempted": "exemption IS NOT NULL",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Earlier:
+    """The last report before this one."""
+
+    at: datetime
+    monthly_usd: float
+
+
+class OpenFindings:
+    """The findings as one snapshot has them."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    @classmethod
+    @contextmanager
+    def snapshot(cls, engine: Engine) -> Iterator[Self]:
+        """Opens one."""
+        with engine.connect().execution_options(
+            isolation_level="REPEATABLE READ", postgresql_readonly=True
+        ) as connection:
+            yield cls(connection)
+
+    def totals(self) -> Totals:
+        """What is open and not exempted, added up."""
+        found = self._added_up(exempted=False)
+        return Totals(
+            all=found["all"][0] if "all" in found else NOTHING,
+            concern=found["concern"],
+            kind=found["kind"],
+            owner=found["owner"],
+            region=found["region"],
+            account=found["account"],
+            severity=found["severity"],
+        )
+
+    def exempted(self) -> Total:
+        """What is open and exempted."""
+        found = self._added_up(exempted=True)
+        return found["all"][0] if found else NOTHING
+
+    def price_sources(self) -> list[PriceSource]:
+        """Where the prices come from, the most used first."""
+        found = self._rows(
+            "SELECT evidence ->> 'price_source' AS source, count(*) AS findings FROM findings"
+            " WHERE status = 'open' AND evidence ? 'price_source' GROUP BY 1 ORDER BY 2 DESC, 1"
+        )
+        return [PriceSource.model_validate(row) for row in found]
+
+    def earlier(self, job_type: str, at: datetime) -> Earlier | None:
+        """The last report of this job type before `at`."""
+        found = self._rows(
+            "SELECT created_at AS at, monthly_usd FROM cloud_reports WHERE job_type = :job_type AND created_at < :at"
+            " ORDER BY created_at DESC LIMIT 1",
+            job_type=job_type,
+            at=at,
+        )
+        return Earlier(**found[0]) if found else None
+
+    def changes(self, earlier: Earlier | None) -> Changes:
+        """What happened to findings since the earlier report; without one, all are new."""
+        [row] = self._rows(
+            "SELECT count(*) FILTER (WHERE status = 'open' AND first_seen_at > :since) AS opened,"
+            " count(*) FILTER (WHERE status = 'open' AND first_seen_at <= :since AND reopened_at > :since) AS reopened,"
+            " count(*) FILTER (WHERE status = 'resolved' AND resolved_at > :since) AS resolved"
+            " FROM findings WHERE exemption IS NULL",
+            since=earlier.at if earlier else datetime.min.replace(tzinfo=UTC),
+        )
+        return Changes(
+            since=earlier.at if earlier else None, monthly_usd_before=earlier.monthly_usd if earlier else None, **row
+        )
+
+    def trend(self, job_type: str, at: datetime) -> list[Point]:
+        """What the reports of this job type before `at` came to, oldest first."""
+        found = self._rows(
+            "SELECT DISTINCT ON (step) at, monthly_usd FROM ("
+            "SELECT created_at AS at, monthly_usd, date_bin(:step, created_at, :start) AS step FROM cloud_reports"
+            " WHERE job_type = :job_type AND created_at >= :start AND created_at < :at"
+            ") AS reports ORDER BY step, at DESC",
+            step=TREND_STEP,
+            start=at - TREND,
+            job_type=job_type,
+            at=at,
+        )
+        return [Point.model_validate(row) for row in found]
+
+    def first(self, section: Section, limit: int) -> list[ReportedFinding]:
+        """What to look at first in a section of the page."""
+        rows = self._rows(
+            f"{_JUDGED} {_ALL} WHERE {_SECTIONS[section]} ORDER BY {_WHAT_TO_LOOK_AT_FIRST} LIMIT :limit",
+            **_OPEN_ONLY,
+            security=SECURITY_CHECKS,
+            limit=limit,
+        )
+        return [ReportedFinding.model_validate(row) for row in rows]
+
+    def each(self) -> Iterator[ReportedFinding]:
+        """All that are open: those that are not exempted first, and of them what to look at first."""
+        return self._stream(f"{_JUDGED} {_ALL} ORDER BY exemption IS NOT NULL, {_WHAT_TO_LOOK_AT_FIRST}", **_OPEN_ONLY)
+
+    def each_of_security(self, *, resolved_after: datetime) -> Iterator[ReportedFinding]:
+        """Those of security that are open or were resolved after a moment, by account and region."""
+        return self._stream(
+            f"{_JUDGED} {_ALL} WHERE {_IS_SECURITY} ORDER BY account, region, id",
+            resolved_after=resolved_after,
+            security=SECURITY_CHECKS,
+        )
+
+    def _added_up(self, *, exempted: bool) -> Mapping[str, list[Total]]:
+        found = defaultdict[str, list[Total]](list)
+        rows = self._rows(
+            f"{_JUDGED} {_TOTALS}", **_OPEN_ONLY, security=SECURITY_CHECKS, nobody=NOBODY, exempted=exempted
+        )
+        for row in rows:
+            found[row["dimension"]].append(
+                Total(
+                    name=row["name"],
+                    findings=row["findings"],
+                    resources=row["resources"],
+                    monthly_usd=round(row["monthly_usd"], 2),
+                    weighed_usd=round(row["weighed_usd"], 2),
+                )
+            )
+        return found
+
+    def _rows(self, statement: str, **values: Any) -> list[dict[str, Any]]:
+        from sqlalchemy import text
+
+        return [dict(row) for row in self._connection.execute(text(statement), values).mappings()]
+
+    def _stream(self, statement: str, **values: Any) -> Iterator[ReportedFinding]:
+        from sqlalchemy import text
+
+        streaming = {"stream_results": True}
+        found = self._connection.execute(text(statement), values, execution_options=streaming).mappings()
+        for rows in found.partitions(FETCH):
+            yield from map(ReportedFinding.model_validate, map(dict, rows))

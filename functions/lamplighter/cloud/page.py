@@ -1,0 +1,350 @@
+"""The report as one page for people: no scripts, nothing from elsewhere; in light and dark, on screen and on paper."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final
+
+from lamplighter.cloud.charts import Bar, bars, line
+from lamplighter.cloud.markup import Markup, join, tag
+from lamplighter.cloud.open_findings import Section
+from lamplighter.cloud.reported import Changes, ReportedFinding, Total, WasteReport
+
+ROWS: Final = 50
+"""Findings of each section that the page shows; findings.csv has all."""
+BARS: Final = 8
+"""Of each chart; the rest is one more."""
+REASONS: Final = 40
+"""Reasons why something could not be judged that the page shows; report.json has all."""
+SECTIONS: Final[tuple[Section, ...]] = ("waste", "security", "exempted")
+_EVIDENCE: Final = 160
+"""Characters of a piece of evidence that are shown."""
+_ELSEWHERE: Final = frozenset({"price_source"})
+"""Evidence that the page's end tells of."""
+
+type Column = tuple[str, str, Callable[[ReportedFinding], object]]
+"""What stands above it, its class, and what it says of a finding."""
+
+_STYLE: Final = Markup("""
+:root { color-scheme: light dark; --page: #f6f7f9; --card: #fff; --ink: #1c2330; --soft: #59637a; --rule: #d9dee7;
+  --accent: #2457c5; --area: #2457c522; --warn: #fff4d6; --warn-rule: #b98900;
+  --critical: #9b1c31; --high: #b4400f; --medium: #7d5b00; --low: #2d5f8a; --informational: #59637a; --on: #fff }
+@media (prefers-color-scheme: dark) { :root { --page: #12151c; --card: #1b202b; --ink: #e6e9f0; --soft: #a3adc2;
+  --rule: #333b4d; --accent: #7ea6ff; --area: #7ea6ff26; --warn: #3a3117; --warn-rule: #e0b23c;
+  --critical: #ff8fa0; --high: #ffa578; --medium: #f0c95a; --low: #8fc4f2; --informational: #b6bfd1; --on: #12151c } }
+* { box-sizing: border-box }
+body { margin: 0 auto; max-width: 76rem; padding: 1.5rem; background: var(--page); color: var(--ink);
+  font: 15px/1.45 system-ui, sans-serif }
+h1 { font-size: 1.5rem; margin: 0 } h2 { font-size: 1.15rem; margin: 0 0 .6rem }
+h3 { font-size: .95rem; margin: 0 0 .5rem }
+header p, .soft { color: var(--soft) } header p { margin: .2rem 0 1.2rem } p { margin: .4rem 0 }
+section, .card { background: var(--card); border: 1px solid var(--rule); border-radius: 8px; padding: 1rem 1.1rem;
+  margin: 0 0 1rem }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(11rem, 1fr)); gap: 1rem }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(20rem, 1fr)); gap: 1.2rem 2rem }
+.figure { font-size: 1.7rem; font-weight: 650; line-height: 1.2 } .card p { margin: .15rem 0 }
+.warning { background: var(--warn); border-color: var(--warn-rule) }
+svg.chart { display: block; width: 100%; height: auto; font: 12px system-ui, sans-serif }
+.label { fill: var(--soft) } .value { fill: var(--ink) } .bar, .dot { fill: var(--accent) } .area { fill: var(--area) }
+.line { fill: none; stroke: var(--accent); stroke-width: 2; stroke-linejoin: round } .grid { stroke: var(--rule) }
+.scroll { overflow-x: auto } table { border-collapse: collapse; width: 100%; font-size: .87rem }
+th, td { text-align: left; vertical-align: top; padding: .4rem .6rem; border-top: 1px solid var(--rule) }
+thead th { border-top: 0; color: var(--soft); font-weight: 600; white-space: nowrap }
+tbody th { font-weight: 600 } .number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums }
+.wide { overflow-wrap: anywhere; min-width: 9rem } .evidence { min-width: 14rem; color: var(--soft) }
+.evidence b { color: var(--ink); font-weight: 500 }
+.badge { display: inline-block; padding: 0 .45rem; border-radius: 99px; font-size: .78rem; font-weight: 600;
+  color: var(--on); background: var(--informational) }
+.critical { background: var(--critical) } .high { background: var(--high) } .medium { background: var(--medium) }
+.low { background: var(--low) } ul { margin: .3rem 0; padding-left: 1.2rem } li { overflow-wrap: anywhere }
+@media print { :root { color-scheme: light; --page: #fff } body { max-width: none; padding: 0; font-size: 11px }
+  section, .card { break-inside: avoid-page; border-color: #bbb } section.long { break-inside: auto }
+  thead { display: table-header-group } tr { break-inside: avoid } .scroll { overflow: visible }
+  .badge, .bar, .dot, .area, .warning { print-color-adjust: exact; -webkit-print-color-adjust: exact } }
+""")
+
+
+def render(report: WasteReport, findings: Mapping[Section, Sequence[ReportedFinding]]) -> str:
+    """The page; `findings` are those of each of `SECTIONS` to show, the first `ROWS`."""
+    body = tag(
+        "body",
+        _head(report),
+        _warnings(report),
+        _figures(report),
+        _charts(report),
+        _findings(report, findings),
+        _unknown(report),
+        _foot(report),
+    )
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", http_equiv="Content-Security-Policy", content="default-src 'none'; style-src 'unsafe-inline'"),
+        tag("title", f"Cloud cost and security, {_day(report.generated_at)}"),
+        tag("style", _STYLE),
+    )
+    return f"<!DOCTYPE html>\n{tag('html', head, body, lang='en')}\n"
+
+
+def dollars(value: float) -> str:
+    """An amount of money: cents only where they matter."""
+    return f"${value:,.2f}" if abs(value) < 100 and round(value, 2) != round(value) else f"${value:,.0f}"
+
+
+def _head(report: WasteReport) -> Markup:
+    when = report.generated_at.strftime("%d %B %Y, %H:%M UTC")
+    return tag("header", tag("h1", "Cloud cost and security"), tag("p", f"{when} · {report.job_type} {report.job_id}"))
+
+
+def _warnings(report: WasteReport) -> Markup:
+    """What a reader has to know before the figures: what they leave out."""
+    if not (report.regions_failed or report.remarks):
+        return Markup("")
+    failed = (
+        f"{one.account} {one.region} could not be scanned: {one.reason} What is said of it is what an earlier scan saw."
+        for one in report.regions_failed
+    )
+    told = (tag("li", sentence) for sentence in (*report.remarks, *failed))
+    return tag("section", tag("h2", "Not the whole picture"), tag("ul", *told), class_="warning", id="warnings")
+
+
+def _figures(report: WasteReport) -> Markup:
+    totals, changes = report.totals, report.changes
+    concern = {total.name: total.findings for total in totals.concern}
+    severities = ", ".join(f"{total.findings} {total.name}" for total in _by_severity(totals.severity)) or "none"
+    since = f"since {_moment(changes.since)}" if changes.since else "in this first report"
+    moves = f"{changes.opened} new, {changes.reopened} reopened, {changes.resolved} resolved {since}"
+    return tag(
+        "div",
+        _card(dollars(totals.all.monthly_usd), "a month for what seems to be waste", _trend(changes, totals.all)),
+        _card(dollars(totals.all.weighed_usd), "a month, weighed by how sure the checks are"),
+        _card(f"{totals.all.findings:,}", f"findings on {totals.all.resources:,} resources: {severities}", moves),
+        _card(f"{concern.get('security', 0):,}", "of them on security"),
+        _card(f"{report.exempted.findings:,}", "more are accepted by exceptions, and in no total"),
+        class_="cards",
+    )
+
+
+def _trend(changes: Changes, now: Total) -> str:
+    if changes.monthly_usd_before is None or changes.since is None:
+        return ""
+    more = round(now.monthly_usd - changes.monthly_usd_before, 2)
+    if not more:
+        return f"as {_moment(changes.since)}"
+    arrow, than = ("▲", "more") if more > 0 else ("▼", "less")
+    return f"{arrow} {dollars(abs(more))} {than} than {_moment(changes.since)}"
+
+
+def _card(figure: str, *sentences: str) -> Markup:
+    told = (tag("p", sentence, class_="soft") for sentence in sentences if sentence)
+    return tag("div", tag("div", figure, class_="figure"), *told, class_="card")
+
+
+def _charts(report: WasteReport) -> Markup:
+    totals = report.totals
+    by = [
+        tag("div", tag("h3", f"By {name}"), _bars(f"Dollars a month by {name}", found))
+        for name, found in (("kind", totals.kind), ("owner", totals.owner), ("region", totals.region))
+    ]
+    trend = line("Dollars a month over time", [(point.at, point.monthly_usd) for point in report.trend], dollars)
+    return tag(
+        "section",
+        tag("h2", "Dollars a month"),
+        tag("div", *by, class_="charts"),
+        tag("h3", "Over time"),
+        trend,
+        id="charts",
+    )
+
+
+def _bars(title: str, totals: Sequence[Total]) -> Markup:
+    """The most expensive, and the rest as one; those that cost nothing have no bar."""
+    priced = [total for total in totals if total.monthly_usd > 0]
+    if not priced:
+        return tag("p", "Nothing has a price.", class_="soft")
+    most = priced if len(priced) <= BARS + 1 else priced[:BARS]
+    shown = [Bar(label=total.name, value=total.monthly_usd, text=dollars(total.monthly_usd)) for total in most]
+    if rest := priced[len(most) :]:
+        value = sum(total.monthly_usd for total in rest)
+        shown.append(Bar(label=f"{len(rest)} others", value=value, text=dollars(value)))
+    return bars(title, shown)
+
+
+def _findings(report: WasteReport, findings: Mapping[Section, Sequence[ReportedFinding]]) -> Markup:
+    concern = {total.name: total.findings for total in report.totals.concern}
+    now = report.generated_at
+    resource: Column = ("Resource", "wide", _resource)
+    what: Column = ("Finding", "wide", lambda finding: join(finding.title, _soft(finding.check)))
+    severity: Column = ("Severity", "", lambda finding: _badge(finding.severity))
+    owner: Column = ("Owner", "wide", lambda finding: finding.owner or _soft("nobody"))
+    age: Column = ("Open for", "number", lambda finding: _age(finding, now))
+    sure: Column = ("Confidence", "number", lambda finding: f"{finding.confidence:.0%}")
+    evidence: Column = ("Evidence", "wide evidence", lambda finding: _told(finding.evidence))
+    money: tuple[Column, ...] = (
+        ("A month", "number", _price),
+        ("Score", "number", lambda finding: "" if finding.score is None else f"{finding.score:,.0f}"),
+    )
+    exemption: tuple[Column, ...] = (
+        ("Reason", "wide", lambda finding: finding.exemption and finding.exemption.reason),
+        ("Answers for it", "wide", lambda finding: finding.exemption and finding.exemption.owner),
+        ("Until", "", lambda finding: finding.exemption and finding.exemption.expiry),
+    )
+    return join(
+        _table(
+            "waste",
+            "Waste",
+            findings["waste"],
+            concern.get("waste", 0),
+            (resource, what, *money, sure, age, owner, severity, evidence),
+        ),
+        _table(
+            "security",
+            "Security",
+            findings["security"],
+            concern.get("security", 0),
+            (resource, what, severity, sure, age, owner, evidence),
+        ),
+        _table(
+            "exempted",
+            "Accepted by exceptions",
+            findings["exempted"],
+            report.exempted.findings,
+            (resource, what, severity, *exemption, ("A month", "number", _price)),
+        ),
+    )
+
+
+def _table(name: str, title: str, findings: Sequence[ReportedFinding], count: int, columns: Sequence[Column]) -> Markup:
+    heading = tag("h2", title, " ", _soft(f"{count:,}"), id=f"{name}-title")
+    if not findings:
+        return tag("section", heading, tag("p", "None.", class_="soft"), id=name)
+    above = tag("tr", *(tag("th", label, scope="col", class_=kind or None) for label, kind, _ in columns))
+    rows = (tag("tr", *_cells(finding, columns)) for finding in findings)
+    table = tag("table", tag("thead", above), tag("tbody", *rows))
+    more = count - len(findings)
+    return tag(
+        "section",
+        heading,
+        tag("div", table, class_="scroll", role="region", tabindex=0, aria_labelledby=f"{name}-title"),
+        *([tag("p", f"{more:,} more are in findings.csv.", class_="soft")] if more > 0 else []),
+        id=name,
+        class_="long",
+    )
+
+
+def _cells(finding: ReportedFinding, columns: Sequence[Column]) -> Iterable[Markup]:
+    for number, (_, kind, say) in enumerate(columns):
+        content = say(finding)
+        row_header = {"scope": "row"} if number == 0 else {}
+        yield tag("td" if number else "th", "" if content is None else content, class_=kind or None, **row_header)
+
+
+def _resource(finding: ReportedFinding) -> Markup:
+    return join(finding.resource_id, _soft(f"{finding.account} {finding.region}"))
+
+
+def _price(finding: ReportedFinding) -> object:
+    if finding.monthly_usd is None:
+        return _soft("no price")
+    counted = finding.counted_usd > 0 or not finding.monthly_usd
+    return dollars(finding.monthly_usd) if counted else join(dollars(finding.monthly_usd), _soft("counted above"))
+
+
+def _age(finding: ReportedFinding, now: datetime) -> Markup:
+    since = finding.since or finding.first_seen
+    days = max((now - since).days, 0)
+    again = _soft(f"reopened {_times(finding.times_reopened)}") if finding.times_reopened else Markup("")
+    told = "today" if days == 0 else "1 day" if days == 1 else f"{days:,} days"
+    return join(tag("time", told, datetime=since.isoformat(), title=f"since {_moment(since)}"), again)
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
+
+
+def _told(evidence: Mapping[str, Any]) -> Markup:
+    """Evidence as `name value`, one after the other."""
+    said = []
+    for name, value in evidence.items():
+        if name not in _ELSEWHERE:
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            shown = text if len(text) <= _EVIDENCE else f"{text[: _EVIDENCE - 1]}…"
+            said.append(join(tag("b", name.replace("_", " ")), " ", shown))
+    return Markup("; ".join(said))
+
+
+def _unknown(report: WasteReport) -> Markup:
+    count = sum(one.resources for one in report.unknown)
+    heading = tag("h2", "Could not be judged ", _soft(f"{count:,}"), id="unknown-title")
+    if not report.unknown:
+        return tag("section", heading, tag("p", "None.", class_="soft"), id="unknown")
+    above = tag("tr", *(tag("th", label, scope="col") for label in ("Check", "Why", "Resources", "Such as")))
+    rows = (
+        tag(
+            "tr",
+            tag("th", one.check, scope="row"),
+            tag("td", one.reason, class_="wide"),
+            tag("td", f"{one.resources:,}", class_="number"),
+            tag("td", ", ".join(one.examples), class_="wide"),
+        )
+        for one in report.unknown[:REASONS]
+    )
+    more = len(report.unknown) - REASONS
+    return tag(
+        "section",
+        heading,
+        tag("p", "Neither waste nor in order: what is not known is not counted, and nothing is done about it."),
+        tag(
+            "div",
+            tag("table", tag("thead", above), tag("tbody", *rows)),
+            class_="scroll",
+            role="region",
+            tabindex=0,
+            aria_labelledby="unknown-title",
+        ),
+        *([tag("p", f"{more:,} more reasons are in report.json.", class_="soft")] if more > 0 else []),
+        id="unknown",
+        class_="long",
+    )
+
+
+def _foot(report: WasteReport) -> Markup:
+    sources = (tag("li", f"{one.source} ({one.findings:,} findings)") for one in report.price_sources)
+    return tag(
+        "section",
+        tag("h2", "How to read this"),
+        tag(
+            "p",
+            "Dollars are US dollars a month. A resource is counted once, with its most expensive finding. The score, "
+            "what to look at first, is dollars weighed by confidence, and up to twice as much for what has lasted a "
+            "year.",
+        ),
+        tag("p", "Prices are from:") if report.price_sources else Markup(""),
+        tag("ul", *sources) if report.price_sources else Markup(""),
+        tag("p", "All findings, with all of their evidence, are in findings.csv and report.json beside this page."),
+        id="reading",
+    )
+
+
+def _by_severity(totals: Iterable[Total]) -> list[Total]:
+    order = ("critical", "high", "medium", "low", "informational")
+    return sorted(totals, key=lambda total: order.index(total.name))
+
+
+def _badge(severity: str) -> Markup:
+    return tag("span", severity, class_=f"badge {severity}")
+
+
+def _soft(text: str) -> Markup:
+    return tag("div", text, class_="soft")
+
+
+def _day(moment: datetime) -> str:
+    return f"{moment:%d %B %Y}"
+
+
+def _moment(moment: datetime) -> str:
+    return f"{moment:%d %b %Y %H:%M}"

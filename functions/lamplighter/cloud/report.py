@@ -1,0 +1,190 @@
+"""The report on cloud cost and security: what is open, what it costs, what changed (REQUIREMENTS C7, C14).
+
+The last phase of the scans. What is open in Postgres becomes a row of `cloud_reports` and, in S3,
+
+    reports/cloud/<day>/<job_id>/report.json                  `Document`
+                                 findings.csv                 all that are open, a line each
+                                 report.html                  one page for people (`page`)
+                                 asff/<account>/<region>/...  those on security, for Security Hub (`asff`)
+
+Doing it again for the same job writes the same documents over.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from datetime import datetime, timedelta
+from tempfile import NamedTemporaryFile
+from typing import IO, TYPE_CHECKING, Any, Final
+
+from lamplighter.cloud import asff, page
+from lamplighter.cloud.check import Undetermined
+from lamplighter.cloud.open_findings import OpenFindings
+from lamplighter.cloud.reported import FailedRegion, Point, ReportedFinding, Unknowns, WasteReport
+from lamplighter.kernel.spreadsheet import harmless
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+PREFIX: Final = "reports/cloud/"
+EXAMPLES: Final = 5
+"""Resources that are named for each reason why something could not be judged."""
+RESOLVED_FOR: Final = timedelta(days=7)
+"""How long the documents for Security Hub tell of what was resolved: who imports only some of them misses nothing."""
+
+COLUMNS: Final = (
+    *("account", "region", "check", "kind", "title", "severity", "resource_type", "resource_id", "owner"),
+    *("monthly_usd", "counted_usd", "confidence", "score", "since", "first_seen", "last_seen", "reopened_at"),
+    *("times_reopened", "exemption_reason", "exemption_owner", "exemption_expiry", "evidence"),
+)
+"""Of findings.csv."""
+
+
+def generate_waste_report(
+    engine: Engine,
+    s3: Any,
+    *,
+    bucket: str,
+    job_id: str,
+    job_type: str,
+    now: datetime,
+    regions_failed: Sequence[FailedRegion] = (),
+    unknown: Iterable[Undetermined] = (),
+    remarks: Sequence[str] = (),
+) -> WasteReport:
+    """Report on all findings that are open, whichever scan found them (REQUIREMENTS C7).
+
+    Args:
+        bucket: takes the documents.
+        now: when the report is made; a repetition for the same job keeps the first one's.
+        regions_failed: what the scan could not read at all.
+        unknown: what it could not judge.
+        remarks: sentences on the scan as a whole, which readers have to know.
+    """
+    at = _moment_of(engine, job_id) or now
+    base = f"{PREFIX}{at:%Y-%m-%d}/{job_id}/"
+    with OpenFindings.snapshot(engine) as found, ExitStack() as files:
+        totals = found.totals()
+        report = WasteReport(
+            job_id=job_id,
+            job_type=job_type,
+            generated_at=at,
+            totals=totals,
+            exempted=found.exempted(),
+            changes=found.changes(found.earlier(job_type, at)),
+            trend=[*found.trend(job_type, at), Point(at=at, monthly_usd=totals.all.monthly_usd)],
+            unknown=_by_reason(unknown),
+            regions_failed=list(regions_failed),
+            remarks=list(remarks),
+            price_sources=found.price_sources(),
+            documents={
+                "json": f"s3://{bucket}/{base}report.json",
+                "csv": f"s3://{bucket}/{base}findings.csv",
+                "html": f"s3://{bucket}/{base}report.html",
+                "asff": f"s3://{bucket}/{base}asff/",
+            },
+        )
+        as_json, as_csv = files.enter_context(_file()), files.enter_context(_file())
+        _write(report, found.each(), as_json, as_csv)
+        html = page.render(report, {section: found.first(section, page.ROWS) for section in page.SECTIONS})
+        for name, batch in asff.batches(found.each_of_security(resolved_after=at - RESOLVED_FOR)):
+            _put(s3, bucket, f"{base}asff/{name}.json", json.dumps(batch, indent=1), "application/json")
+        _put(s3, bucket, f"{base}report.html", html, "text/html; charset=utf-8")
+        _upload(s3, bucket, f"{base}findings.csv", as_csv, "text/csv; charset=utf-8")
+        _upload(s3, bucket, f"{base}report.json", as_json, "application/json")
+    _keep(engine, report)
+    return report
+
+
+def _moment_of(engine: Engine, job_id: str) -> datetime | None:
+    """When this job's report was first made, if it was."""
+    from sqlalchemy import text
+
+    with engine.connect() as connection:
+        made = text("SELECT created_at FROM cloud_reports WHERE job_id = :job_id")
+        at: datetime | None = connection.execute(made, {"job_id": job_id}).scalar_one_or_none()
+        return at
+
+
+def _keep(engine: Engine, report: WasteReport) -> None:
+    """Write the report's row, which names documents that are there by now."""
+    from sqlalchemy import text
+
+    statement = text(
+        "INSERT INTO cloud_reports (job_id, job_type, created_at, monthly_usd, totals, documents)"
+        " VALUES (:job_id, :job_type, :at, :monthly_usd, CAST(:totals AS jsonb), CAST(:documents AS jsonb))"
+        " ON CONFLICT (job_id) DO UPDATE SET monthly_usd = excluded.monthly_usd, totals = excluded.totals,"
+        " documents = excluded.documents"
+    )
+    values = {
+        "job_id": report.job_id,
+        "job_type": report.job_type,
+        "at": report.generated_at,
+        "monthly_usd": report.totals.all.monthly_usd,
+        "totals": report.totals.model_dump_json(),
+        "documents": json.dumps(report.documents),
+    }
+    with engine.begin() as connection:
+        connection.execute(statement, values)
+
+
+def _by_reason(unknown: Iterable[Undetermined]) -> list[Unknowns]:
+    """The same counted by check and reason, the most frequent first."""
+    found: dict[tuple[str, str], list[str]] = {}
+    counted: dict[tuple[str, str], int] = {}
+    for one in unknown:
+        what = one.check, one.reason
+        counted[what] = counted.get(what, 0) + 1
+        examples = found.setdefault(what, [])
+        if len(examples) < EXAMPLES:
+            examples.append(f"{one.account}/{one.region}/{one.resource_id}")
+    most = sorted(counted, key=lambda what: (-counted[what], what))
+    return [
+        Unknowns(check=check, reason=reason, resources=counted[check, reason], examples=found[check, reason])
+        for check, reason in most
+    ]
+
+
+def _write(report: WasteReport, findings: Iterable[ReportedFinding], as_json: IO[str], as_csv: IO[str]) -> None:
+    """Write report.json and findings.csv in one pass over the findings, of which those that are exempted come last."""
+    table = csv.writer(as_csv)
+    table.writerow(COLUMNS)
+    as_json.write(report.model_dump_json()[:-1] + ',"findings":[')
+    separator, exempted = "\n", False
+    for finding in findings:
+        if finding.exemption and not exempted:
+            as_json.write('\n],"exempted_findings":[')
+            separator, exempted = "\n", True
+        as_json.write(separator + finding.model_dump_json())
+        separator = ",\n"
+        table.writerow(_line(finding))
+    as_json.write("\n]}\n" if exempted else '\n],"exempted_findings":[]}\n')
+
+
+def _line(finding: ReportedFinding) -> list[object]:
+    values = finding.model_dump(mode="json", include=set(COLUMNS))
+    exemption = finding.exemption
+    values |= {
+        "exemption_reason": exemption and exemption.reason,
+        "exemption_owner": exemption and exemption.owner,
+        "exemption_expiry": exemption and exemption.expiry,
+        "evidence": json.dumps(finding.evidence, ensure_ascii=False),
+    }
+    return [harmless(value) if isinstance(value, str) else value for value in map(values.get, COLUMNS)]
+
+
+def _file() -> Any:
+    return NamedTemporaryFile("w", encoding="utf-8", newline="")
+
+
+def _upload(s3: Any, bucket: str, key: str, file: IO[str], content_type: str) -> None:
+    """A file, in parts where it is large."""
+    file.flush()
+    s3.upload_file(file.name, bucket, key, ExtraArgs={"ContentType": content_type})
+
+
+def _put(s3: Any, bucket: str, key: str, text: str, content_type: str) -> None:
+    s3.put_object(Bucket=bucket, Key=key, Body=text.encode(), ContentType=content_type)

@@ -1,0 +1,426 @@
+"""The report on cloud cost and security, made from findings in a real Postgres, written to a real S3 endpoint."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import tracemalloc
+from datetime import UTC, datetime, timedelta
+from html.parser import HTMLParser
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from sqlalchemy import Engine, text
+
+from lamplighter.cloud.check import Undetermined
+from lamplighter.cloud.report import COLUMNS, RESOLVED_FOR, generate_waste_report
+from lamplighter.cloud.reported import Document, FailedRegion, Point, WasteReport
+
+NOW = datetime(2026, 11, 22, 6, 10, tzinfo=UTC)
+HOUR, DAY = timedelta(hours=1), timedelta(days=1)
+HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>&{}'
+
+
+class Reports:
+    """Findings to report on, and the reports' bucket."""
+
+    def __init__(self, s3: Any, engine: Engine) -> None:
+        self.s3 = s3
+        self.engine = engine
+        self.bucket = f"archive-{uuid4().hex}"
+        s3.create_bucket(Bucket=self.bucket)
+
+    def find(self, resource: str, check: str = "unattached_volumes", **values: Any) -> None:
+        """A finding, of waste and open if not told otherwise."""
+        row = {
+            "account_id": "111111111111",
+            "region": "eu-west-1",
+            "check_id": check,
+            "resource_id": resource,
+            "resource_type": "AwsEc2Volume",
+            "kind": "unattached_volume",
+            "title": "An EBS volume is attached to nothing",
+            "severity": "low",
+            "owner": "ann",
+            "monthly_usd": 10.0,
+            "confidence": 1.0,
+            "score": 10.0,
+            "since": None,
+            "evidence": {},
+            "exemption": None,
+            "status": "open",
+            "first_seen_at": NOW - DAY,
+            "last_seen_at": NOW,
+            "resolved_at": None,
+            "reopened_at": None,
+            "times_reopened": 0,
+            "job_id": "01SCAN",
+        } | values
+        row |= {name: json.dumps(row[name]) for name in ("evidence", "exemption") if row[name] is not None}
+        with self.engine.begin() as connection:
+            connection.execute(
+                text(
+                    f"INSERT INTO findings ({', '.join(row)}) VALUES ({', '.join(f':{name}' for name in row)})".replace(
+                        ":evidence", "CAST(:evidence AS jsonb)"
+                    ).replace(":exemption", "CAST(:exemption AS jsonb)")
+                ),
+                row,
+            )
+
+    def sql(self, statement: str, **values: Any) -> None:
+        """A statement in a transaction of its own."""
+        with self.engine.begin() as connection:
+            connection.execute(text(statement), values)
+
+    def generate(self, job_id: str = "01JOB", *, now: datetime = NOW, **values: Any) -> WasteReport:
+        """A report."""
+        given = {"job_type": "waste_scan"} | values
+        return generate_waste_report(self.engine, self.s3, bucket=self.bucket, job_id=job_id, now=now, **given)
+
+    def read(self, address: str) -> str:
+        """A document that a report names."""
+        key = address.removeprefix(f"s3://{self.bucket}/")
+        return bytes(self.s3.get_object(Bucket=self.bucket, Key=key)["Body"].read()).decode()
+
+    def document(self, report: WasteReport) -> Document:
+        """Its report.json."""
+        return Document.model_validate_json(self.read(report.documents["json"]))
+
+    def lines(self, report: WasteReport) -> list[dict[str, str]]:
+        """Its findings.csv."""
+        return list(csv.DictReader(io.StringIO(self.read(report.documents["csv"]), newline=""), strict=True))
+
+    def stored(self) -> list[str]:
+        """All documents."""
+        pages = self.s3.get_paginator("list_objects_v2").paginate(Bucket=self.bucket)
+        return [entry["Key"] for page in pages for entry in page.get("Contents", ())]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """What `cloud_reports` has."""
+        with self.engine.connect() as connection:
+            return [dict(row) for row in connection.execute(text("TABLE cloud_reports")).mappings()]
+
+
+@pytest.fixture
+def reports(s3: Any, engine: Engine) -> Reports:
+    return Reports(s3, engine)
+
+
+def sums(totals: list[Any]) -> dict[str, tuple[int, float]]:
+    return {total.name: (total.findings, total.monthly_usd) for total in totals}
+
+
+# -- totals ------------------------------------------------------------------------------------------------------------
+
+
+def test_nothing_found_is_a_report_all_the_same(reports: Reports) -> None:
+    report = reports.generate()
+    assert (report.totals.all.findings, report.totals.all.monthly_usd, report.totals.kind) == (0, 0, [])
+    assert report.trend == [Point(at=NOW, monthly_usd=0)]
+    document = reports.document(report)
+    assert (document.findings, document.exempted_findings) == ([], [])
+    assert reports.lines(report) == []
+    assert reports.stored() == [f"reports/cloud/2026-11-22/01JOB/{name}" for name in DOCUMENTS]
+    assert_well_formed(reports.read(report.documents["html"]))
+
+
+DOCUMENTS = ["findings.csv", "report.html", "report.json"]
+
+
+def test_findings_are_totalled_along_each_dimension(reports: Reports) -> None:
+    reports.find("vol-1", monthly_usd=10.0, confidence=0.5)
+    reports.find("vol-2", monthly_usd=5.5, owner=None, region="us-east-1", account_id="222222222222")
+    reports.find("i-1", check="idle_cpu", kind="idle_instance", monthly_usd=100.0, owner="bob", severity="medium")
+    reports.find("vol-3", check="unencrypted_volumes", kind="encryption", monthly_usd=None, score=None, owner="bob")
+    totals = reports.generate().totals
+    assert (totals.all.findings, totals.all.resources, totals.all.monthly_usd) == (4, 4, 115.5)
+    assert totals.all.weighed_usd == 110.5
+    assert sums(totals.concern) == {"waste": (3, 115.5), "security": (1, 0)}
+    assert sums(totals.kind) == {"idle_instance": (1, 100), "unattached_volume": (2, 15.5), "encryption": (1, 0)}
+    assert sums(totals.owner) == {"bob": (2, 100), "ann": (1, 10), "nobody": (1, 5.5)}
+    assert sums(totals.region) == {"eu-west-1": (3, 110), "us-east-1": (1, 5.5)}
+    assert sums(totals.account) == {"111111111111": (3, 110), "222222222222": (1, 5.5)}
+    assert sums(totals.severity) == {"medium": (1, 100), "low": (3, 15.5)}
+    assert [total.name for total in totals.kind] == ["idle_instance", "unattached_volume", "encryption"]
+
+
+def test_a_resources_dollars_are_counted_once(reports: Reports) -> None:
+    """An instance that is idle by CPU and by memory is not wasted twice."""
+    reports.find("i-1", check="idle_cpu", kind="idle_instance", monthly_usd=70.0, confidence=0.6)
+    reports.find("i-1", check="idle_memory", kind="idle_memory", monthly_usd=70.0, confidence=0.9)
+    reports.find("i-1", check="other", kind="other", monthly_usd=20.0)
+    reports.find("i-1", check="idle_cpu", kind="idle_instance", monthly_usd=70.0, region="us-east-1")
+    reports.find("i-1", check="missing_tags", kind="tags", monthly_usd=None)
+    report = reports.generate()
+    assert (report.totals.all.findings, report.totals.all.resources, report.totals.all.monthly_usd) == (5, 2, 140)
+    assert report.totals.all.weighed_usd == 133
+    for totals in (report.totals.kind, report.totals.owner, report.totals.region, report.totals.severity):
+        assert sum(total.monthly_usd for total in totals) == 140
+    assert sum(float(line["counted_usd"]) for line in reports.lines(report)) == 140
+    counted = {(one.region, one.check): one.counted_usd for one in reports.document(report).findings}
+    assert {what for what, usd in counted.items() if usd} == {("eu-west-1", "idle_memory"), ("us-east-1", "idle_cpu")}
+
+
+def test_what_is_exempted_is_apart_and_in_no_total(reports: Reports) -> None:
+    exemption = {"check": "*", "resource": "vol-1", "reason": "a spare", "owner": "ann", "expiry": "2027-01-31"}
+    reports.find("vol-1", monthly_usd=10.0, exemption=exemption)
+    reports.find("vol-1", check="gp2_volumes", monthly_usd=2.0)
+    reports.find("vol-2", monthly_usd=3.0)
+    report = reports.generate()
+    assert (report.totals.all.findings, report.totals.all.monthly_usd) == (2, 5)
+    assert (report.exempted.findings, report.exempted.monthly_usd) == (1, 10)
+    document = reports.document(report)
+    assert [one.resource_id for one in document.findings] == ["vol-1", "vol-2"]
+    [exempted] = document.exempted_findings
+    assert exempted.exemption and exempted.exemption.reason == "a spare"
+    [line] = [line for line in reports.lines(report) if line["exemption_reason"]]
+    assert (line["exemption_owner"], line["exemption_expiry"]) == ("ann", "2027-01-31")
+    page = reports.read(report.documents["html"])
+    assert all(word in page for word in ("a spare", "2027-01-31"))
+
+
+def test_what_is_resolved_is_not_reported(reports: Reports) -> None:
+    reports.find("vol-1", status="resolved", resolved_at=NOW - HOUR)
+    report = reports.generate()
+    assert report.totals.all.findings == 0
+    assert reports.document(report).findings == []
+
+
+# -- from one report to the next ---------------------------------------------------------------------------------------
+
+
+def test_a_report_says_what_changed_since_the_last_one(reports: Reports) -> None:
+    reports.find("vol-1", monthly_usd=10.0)
+    reports.find("vol-2", monthly_usd=20.0)
+    reports.find("vol-3", status="resolved", resolved_at=NOW - DAY)
+    first = reports.generate("01A")
+    assert first.changes.since is None
+    assert (first.changes.opened, first.changes.reopened, first.changes.resolved) == (2, 0, 1)
+    later = NOW + 6 * HOUR
+    reports.find("vol-4", monthly_usd=1.0, first_seen_at=later, last_seen_at=later)
+    reports.sql("UPDATE findings SET status = 'resolved', resolved_at = :at WHERE resource_id = 'vol-1'", at=later)
+    reports.sql(
+        "UPDATE findings SET status = 'open', resolved_at = NULL, reopened_at = :at, times_reopened = 1"
+        " WHERE resource_id = 'vol-3'",
+        at=later,
+    )
+    reports.generate("01S", now=NOW + HOUR, job_type="security_enforcement")
+    second = reports.generate("01B", now=later)
+    changes = second.changes
+    assert (changes.since, changes.monthly_usd_before) == (NOW, 30)
+    assert (changes.opened, changes.reopened, changes.resolved) == (1, 1, 1)
+    assert [(point.at, point.monthly_usd) for point in second.trend] == [(NOW, 30), (later, 31)]
+
+
+def test_the_trend_is_of_ninety_days_and_of_the_same_job_type(reports: Reports) -> None:
+    for number, age in enumerate((91 * DAY, 89 * DAY, 2 * HOUR, HOUR)):
+        reports.sql(
+            "INSERT INTO cloud_reports VALUES (:id, 'waste_scan', :at, :usd, '{}', '{}')",
+            id=f"01{number}",
+            at=NOW - age,
+            usd=number,
+        )
+    reports.sql("INSERT INTO cloud_reports VALUES ('01S', 'security_enforcement', :at, 9, '{}', '{}')", at=NOW - DAY)
+    trend = reports.generate().trend
+    assert [(point.at, point.monthly_usd) for point in trend] == [(NOW - 89 * DAY, 1), (NOW - HOUR, 3), (NOW, 0)]
+
+
+def test_doing_it_again_rewrites_the_same(reports: Reports) -> None:
+    reports.find("vol-1", check="unencrypted_volumes", evidence={"encrypted": False})
+    reports.find("vol-2")
+    first = reports.generate()
+    documents = {key: reports.read(key) for key in reports.stored()}
+    rows = reports.rows()
+    again = reports.generate(now=NOW + DAY)  # the next attempt, after midnight
+    assert again == first
+    assert reports.rows() == rows
+    assert {key: reports.read(key) for key in reports.stored()} == documents
+
+
+def test_a_report_is_kept_as_a_row_that_says_where_its_documents_are(reports: Reports) -> None:
+    reports.find("vol-1", monthly_usd=10.0)
+    report = reports.generate()
+    [row] = reports.rows()
+    assert (row["job_id"], row["job_type"], row["created_at"], row["monthly_usd"]) == ("01JOB", "waste_scan", NOW, 10)
+    assert row["totals"] == report.totals.model_dump(mode="json")
+    assert row["documents"] == report.documents
+
+
+# -- what a reader has to know -----------------------------------------------------------------------------------------
+
+
+def test_what_could_not_be_judged_is_said(reports: Reports) -> None:
+    unknown = [
+        Undetermined(
+            account="111111111111", region="eu-west-1", check="idle_memory", resource_id=f"i-{n}", reason="No agent."
+        )
+        for n in range(7)
+    ]
+    unknown.append(
+        Undetermined(account="1", region="r", check="old_snapshots", resource_id="*", reason="images: refused")
+    )
+    failed = FailedRegion(account="222222222222", region="eu-south-1", reason="AccessDenied: the role is gone.")
+    report = reports.generate(unknown=unknown, regions_failed=[failed], remarks=["The exceptions could not be read."])
+    assert [(one.check, one.resources, len(one.examples)) for one in report.unknown] == [
+        ("idle_memory", 7, 5),
+        ("old_snapshots", 1, 1),
+    ]
+    page = reports.read(report.documents["html"])
+    for said in ("No agent.", "images: refused", "eu-south-1", "the role is gone", "The exceptions could not be read."):
+        assert said in page
+    assert reports.document(report).regions_failed == [failed]
+
+
+def test_the_source_of_prices_is_said(reports: Reports) -> None:
+    for n in range(3):
+        source = "AWS Price List, 2026-11-01" if n else "the price file of 2026-10-01"
+        reports.find(f"vol-{n}", evidence={"price_source": source})
+    report = reports.generate()
+    assert [(one.source, one.findings) for one in report.price_sources] == [
+        ("AWS Price List, 2026-11-01", 2),
+        ("the price file of 2026-10-01", 1),
+    ]
+    assert "the price file of 2026-10-01" in reports.read(report.documents["html"])
+
+
+# -- documents ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_csv_is_safe_to_open_in_a_spreadsheet(reports: Reports) -> None:
+    reports.find("=cmd|' /C calc'!A1", owner="@SUM(1)", title="-2+3", evidence={"=1": 'a "quoted",\r\nline', "ü": "😀"})
+    report = reports.generate()
+    raw = reports.read(report.documents["csv"])
+    assert raw.startswith(",".join(COLUMNS) + "\r\n") and raw.endswith("\r\n")
+    [line] = reports.lines(report)
+    assert (line["resource_id"], line["owner"], line["title"]) == ("'=cmd|' /C calc'!A1", "'@SUM(1)", "'-2+3")
+    assert json.loads(line["evidence"]) == {"=1": 'a "quoted",\r\nline', "ü": "😀"}
+    assert reports.document(report).findings[0].resource_id == "=cmd|' /C calc'!A1"
+
+
+def test_what_is_hostile_is_only_text_on_the_page(reports: Reports) -> None:
+    exemption = {"reason": HOSTILE, "owner": HOSTILE, "expiry": HOSTILE}
+    evidence = {HOSTILE: HOSTILE, "nested": {HOSTILE: [HOSTILE]}, "price_source": HOSTILE}
+    values: dict[str, Any] = {"owner": HOSTILE, "title": HOSTILE, "kind": HOSTILE, "evidence": evidence}
+    reports.find(HOSTILE, region=HOSTILE, account_id=HOSTILE, **values)
+    reports.find(HOSTILE, check="unencrypted_volumes", **values)
+    reports.find("vol-1", exemption=exemption, **values)
+    unknown = Undetermined(account=HOSTILE, region=HOSTILE, check=HOSTILE, resource_id=HOSTILE, reason=HOSTILE)
+    failed = FailedRegion(account=HOSTILE, region=HOSTILE, reason=HOSTILE)
+    report = reports.generate(unknown=[unknown], regions_failed=[failed], remarks=[HOSTILE])
+    page = assert_well_formed(reports.read(report.documents["html"]))
+    assert not {"script", "img", "iframe", "link"} & page.names
+    assert page.text.count(HOSTILE) > 20
+
+
+def test_the_page_holds_what_it_should(reports: Reports) -> None:
+    reports.find("vol-1", monthly_usd=1234.0, score=1500.0, since=NOW - 43 * DAY, evidence={"days_unattached": 43})
+    reports.find("vol-2", check="unencrypted_volumes", kind="encryption", severity="high", monthly_usd=None, score=None)
+    page = assert_well_formed(reports.read(reports.generate().documents["html"]))
+    assert page.ids >= {"charts", "waste", "security", "unknown", "exempted", "reading"}
+    assert page.charts == 4
+    assert page.tables == {"waste": 1, "security": 1}
+    for said in ("$1,234", "43 days", "days unattached 43", "high", "eu-west-1", "2 new"):
+        assert said in page.text
+
+
+def test_the_page_shows_the_first_and_says_how_many_more(reports: Reports) -> None:
+    for n in range(53):
+        reports.find(f"vol-{n:03}", score=float(n))
+    page = reports.read(reports.generate().documents["html"])
+    assert page.index("vol-052") < page.index("vol-003")
+    assert "vol-002" not in page
+    assert "3 more are in findings.csv." in page
+
+
+def test_security_findings_are_in_batches_for_security_hub(reports: Reports) -> None:
+    for n in range(101):
+        reports.find(f"vol-{n:03}", check="unencrypted_volumes", monthly_usd=None, score=None)
+    reports.find("vol-x", check="unencrypted_volumes", region="us-east-1")
+    old = NOW - RESOLVED_FOR
+    reports.find("vol-y", check="unencrypted_volumes", region="us-east-1", status="resolved", resolved_at=NOW - HOUR)
+    reports.find("vol-z", check="unencrypted_volumes", region="us-east-1", status="resolved", resolved_at=old)
+    reports.find("vol-waste")
+    report = reports.generate()
+    base = "reports/cloud/2026-11-22/01JOB/asff/111111111111"
+    keys = [key for key in reports.stored() if "/asff/" in key]
+    assert keys == [f"{base}/eu-west-1/0001.json", f"{base}/eu-west-1/0002.json", f"{base}/us-east-1/0001.json"]
+    assert [len(json.loads(reports.read(key))["Findings"]) for key in keys] == [100, 1, 2]
+    states = [one["RecordState"] for one in json.loads(reports.read(keys[2]))["Findings"]]
+    assert states == ["ACTIVE", "ARCHIVED"]
+    assert all(key.startswith(report.documents["asff"].removeprefix(f"s3://{reports.bucket}/")) for key in keys)
+
+
+def test_the_memory_it_takes_does_not_grow_with_the_findings(reports: Reports) -> None:
+    reports.generate("01WARM")
+    peaks = []
+    for count in (2_000, 20_000):
+        reports.sql(
+            "INSERT INTO findings (account_id, region, check_id, resource_id, resource_type, kind, title, severity,"
+            " owner, monthly_usd, confidence, score, evidence, status, first_seen_at, last_seen_at, job_id)"
+            " SELECT '111111111111', 'eu-west-1', (ARRAY['gp2_volumes', 'unencrypted_volumes'])[1 + mod(i, 2)],"
+            " 'vol-' || i, 'AwsEc2Volume', 'volume', 'A title', 'low', 'owner ' || mod(i, 20), 1.25, 0.9, 1,"
+            " jsonb_build_object('size', i, 'attached_to', repeat('i-0123456789abcdef0 ', 10)), 'open', :now, :now,"
+            " '01SCAN' FROM generate_series(1, :count) i ON CONFLICT DO NOTHING",
+            now=NOW,
+            count=count,
+        )
+        tracemalloc.start()
+        report = reports.generate(f"01{count}")
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert report.totals.all.findings == count
+    assert len(reports.document(report).findings) == 20_000
+    assert peaks[1] < peaks[0] * 1.5
+
+
+class Page(HTMLParser):
+    """What a page is made of."""
+
+    VOID = frozenset({"meta"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.names: set[str] = set()
+        self.ids: set[str] = set()
+        self.charts = 0
+        self.tables: dict[str, int] = {}
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        told = dict(attrs)
+        self.names.add(tag)
+        if "id" in told:
+            assert told["id"] not in self.ids
+            self.ids.add(str(told["id"]))
+        assert not {"src", "href", "srcset", "action"} & told.keys(), "nothing comes from elsewhere"
+        assert not [name for name in told if name.startswith("on")]
+        if tag == "svg":
+            self.charts += 1
+            assert told["role"] == "img" and told["aria-label"]
+        if tag == "th":
+            assert told["scope"] in ("row", "col")
+        if tag == "table":
+            section = [one for one in ("waste", "security", "exempted", "unknown") if one in self.ids][-1]
+            self.tables[section] = self.tables.get(section, 0) + 1
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.text += data
+
+
+def assert_well_formed(html: str) -> Page:
+    """The page, each of whose elements ends where it should."""
+    assert html.startswith("<!DOCTYPE html>\n")
+    page = Page()
+    page.feed(html)
+    page.close()
+    assert page.open == []
+    return page
