@@ -35,7 +35,17 @@ SOMEBODY = [
     ["2001:db8::/32"],
     ["2608::/13"],  # a department of defence's
     CROWD[:-1],
-    ["0.0.0.0/4"],  # three of its sixteen /8s are private
+    ["0.0.0.0/4"],  # two of its sixteen /8s are private
+]
+ALMOST = [*CROWD[:-1], *map(str, ip_network(CROWD[-1]).address_exclude(ip_network("35.7.0.0/16")))]
+PRIVATE = [
+    "0.7.0.0/16",
+    "10.7.0.0/16",
+    "100.64.0.0/16",
+    "127.0.0.0/16",
+    "169.254.0.0/16",
+    "172.31.0.0/16",
+    "192.168.0.0/16",
 ]
 
 
@@ -51,6 +61,12 @@ def test_everybody_need_not_be_written_as_such(ranges: list[str]) -> None:
 def test_somebody_is_not_everybody(ranges: list[str]) -> None:
     assert not entrances(permission("tcp", "22", *ranges), {"pl-1": ("0.0.0.0/0",)})
     assert not entrances(permission("tcp", "22", prefix_lists=("pl-1",)), {"pl-1": tuple(ranges)})
+
+
+def test_private_addresses_do_not_count() -> None:
+    for private in PRIVATE:
+        assert not entrances(permission("tcp", "22", *ALMOST, private), {})
+    assert entrances(permission("tcp", "22", *ALMOST, "35.7.0.0/16"), {})
 
 
 def test_a_group_is_not_everybody() -> None:

@@ -60,7 +60,7 @@ def entrances(permission: Permission, prefix_lists: Mapping[str, tuple[str, ...]
     """The sources, ranges or prefix lists, by which it lets everybody in.
 
     They are the widest ones, down to the width below which what is left no longer is everybody; so an office's range
-    beside `0.0.0.0/0` is none. A list that is not in `prefix_lists` counts as empty: see `unread`.
+    beside `0.0.0.0/0` is none. A list, always of one family, counts as empty where it could not be read: see `unread`.
     """
     sources: dict[str, tuple[str, ...]] = {cidr: (cidr,) for cidr in permission.cidrs}
     sources |= {name: prefix_lists.get(name, ()) for name in permission.prefix_lists}
