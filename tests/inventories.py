@@ -70,3 +70,8 @@ def judged(
 def series(*values: float, expected: int = 28) -> Series:
     """What a metric said in seven days; a single value is that of each of their parts."""
     return Series(expected=expected, values=values * expected if len(values) == 1 else values)
+
+
+def silent(judgement: Judgement) -> bool:
+    """Whether a check says that all is in order."""
+    return not judgement.findings and not judgement.unknown

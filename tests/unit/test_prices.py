@@ -107,8 +107,9 @@ def test_a_volume_costs_its_size_and_the_performance_beside_it(said: dict[str, A
     assert price.source == "price file of 2026-11-22, us-east-1"
 
 
-def test_a_volume_of_an_unknown_type_has_no_price() -> None:
-    assert HERE.volume(volume(type="gp4")) is None
+@pytest.mark.parametrize("said", [{"type": "gp4"}, {"type": "io1"}, {"type": "io2", "iops": None}])
+def test_a_volume_of_which_not_enough_is_known_has_no_price(said: dict[str, Any]) -> None:
+    assert HERE.volume(volume(**said)) is None
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ regions are estimated by a factor. What neither knows has no price: none is bett
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import cache
@@ -83,6 +83,16 @@ class Price:
     """Where that is from, in words."""
 
 
+def together(parts: Iterable[Price | None]) -> Price | None:
+    """What parts cost together; None where one has no known price."""
+    prices = list(parts)
+    known = [price for price in prices if price]
+    if len(known) < len(prices):
+        return None
+    sources = dict.fromkeys(price.source for price in known)
+    return Price(sum(price.usd for price in known), " and ".join(sources) or "nothing to pay")
+
+
 def source(price: Price | None) -> str:
     """Where a price is from, for the evidence of a finding."""
     return price.source if price else "no price known"
@@ -118,6 +128,8 @@ class Prices:
         kind = f"volume {volume.type}"
         amounts: dict[str, float] = {f"{kind} gb": volume.size_gb}
         iops = volume.iops or 0
+        if volume.iops is None and volume.type in ("io1", "io2"):
+            return None
         if volume.type == "gp3":
             amounts |= {f"{kind} iops": iops - GP3_IOPS}
             amounts |= {f"{kind} throughput": (volume.throughput or 0) - GP3_THROUGHPUT}
@@ -150,12 +162,8 @@ class Prices:
         return self._of({"log_storage": group.stored_bytes / GIB})
 
     def _of(self, amounts: Mapping[str, float]) -> Price | None:
-        rates = {item: self._rate(item) for item in amounts}
-        if not all(rates.values()):
-            return None
-        known = [(rate, amounts[item]) for item, rate in rates.items() if rate]
-        sources = dict.fromkeys(rate.source for rate, _ in known)
-        return Price(sum(rate.usd * amount for rate, amount in known), " and ".join(sources))
+        rates = ((self._rate(item), amount) for item, amount in amounts.items())
+        return together(Price(rate.usd * amount, rate.source) if rate else None for rate, amount in rates)
 
     def _rate(self, item: str) -> Price | None:
         """A unit of an item."""
@@ -183,8 +191,8 @@ def api() -> Any:
 def kept(inventory: Inventory, *, s3: Any, bucket: str, now: datetime, pricing: Callable[[], Any] = api) -> Prices:
     """The prices that an inventory needs, as the Pricing API says, which is asked only for what it was not this week.
 
-    What it says is kept in `cloud/prices/<region>.json` of `bucket`, for all accounts. A refusal, an outage, or a
-    document that is no such one, costs accuracy only: the file answers, and says why.
+    What it says is kept in `cloud/prices/<region>.json` of `bucket`, for all accounts. Neither a refusal nor an
+    outage nor a document that is no such one fails anything: the file answers, and says why.
     """
     from botocore.exceptions import BotoCoreError, ClientError
 
@@ -194,11 +202,11 @@ def kept(inventory: Inventory, *, s3: Any, bucket: str, now: datetime, pricing: 
     except (ClientError, BotoCoreError, ValueError):
         known = Prices.from_file(inventory.region)
     prices = live(inventory, now=now, pricing=pricing, known=known)
-    if prices.answers != known.answers:
+    if prices.answers != known.answers or prices.answered != known.answered:
         try:
             s3.put_object(Bucket=bucket, Key=key, Body=stored(prices), ContentType="application/json")
         except (ClientError, BotoCoreError) as error:
-            return replace(prices, problem=prices.problem or f"not kept: {_name(error)}")
+            return replace(prices, problem=prices.problem or f"its answers were not kept: {_name(error)}")
     return prices
 
 
@@ -207,23 +215,27 @@ def live(
 ) -> Prices:
     """The prices that an inventory needs, from the Pricing API (`pricing:GetProducts`): a call for each question.
 
-    Answers that are `known` and fresh are used again. It fails nothing: from the first call that is refused or does
-    not get through, the file answers, and says why.
+    What is `known` is not asked again within a week. It fails nothing: from the first call that is refused, does not
+    get through, or is not understood, what is known before it and the file answer, and say why.
     """
     from botocore.exceptions import BotoCoreError, ClientError
 
-    fresh = known and known.answered and now - known.answered < FRESH
-    answers = dict(known.answers) if known and fresh else {}
-    answered = known.answered if known and fresh else now
+    known = known or Prices.from_file(inventory.region)
+    fresh = known.answered is not None and now - known.answered < FRESH
+    answers = dict(known.answers) if fresh else {}
     problem = None
-    open_questions = sorted(questions(inventory) - answers.keys())
     try:
-        client = pricing() if open_questions else None
-        for question in open_questions:
-            answers[question] = _ask(client, inventory.region, question)
+        if to_ask := sorted(questions(inventory) - answers.keys()):
+            client = pricing()
+            for question in to_ask:
+                answers[question] = _ask(client, inventory.region, question)
     except (ClientError, BotoCoreError) as error:
         problem = _name(error)
-    return Prices(region=inventory.region, answers=answers, answered=answered, problem=problem)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        problem = f"not understood: {error!r}"
+    if not answers:
+        return replace(known, problem=problem)
+    return Prices(region=inventory.region, answers=answers, answered=known.answered if fresh else now, problem=problem)
 
 
 def questions(inventory: Inventory) -> frozenset[str]:

@@ -9,7 +9,7 @@ from math import ceil
 from lamplighter.cloud.check import Basis, Check, Found
 from lamplighter.cloud.checks.stopped_instances import long_stopped
 from lamplighter.cloud.inventory import Inventory, Volume
-from lamplighter.cloud.prices import GP3_IOPS, GP3_THROUGHPUT, source
+from lamplighter.cloud.prices import GP3_IOPS, GP3_THROUGHPUT, source, together
 
 
 def find(inventory: Inventory, basis: Basis) -> Iterator[Found]:
@@ -35,7 +35,7 @@ def find(inventory: Inventory, basis: Basis) -> Iterator[Found]:
                 "monthly_usd_as_gp2": round(before.usd, 2),
                 "monthly_usd_as_gp3": round(after.usd, 2),
                 "monthly_usd_is": "what the change saves",
-                "price_source": source(before) if before.source == after.source else f"{before.source}, {after.source}",
+                "price_source": source(together((before, after))),
             },
             monthly_usd=before.usd - after.usd,
         )

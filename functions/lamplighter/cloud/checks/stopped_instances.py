@@ -7,6 +7,7 @@ from datetime import timedelta
 
 from lamplighter.cloud.check import Basis, Check, Found, Unknown
 from lamplighter.cloud.inventory import Instance, Inventory
+from lamplighter.cloud.prices import source, together
 
 
 def find(inventory: Inventory, basis: Basis) -> Iterator[Found | Unknown]:
@@ -21,8 +22,7 @@ def find(inventory: Inventory, basis: Basis) -> Iterator[Found | Unknown]:
             yield Unknown(resource_id=instance.id, reason=reason)
         if instance.stopped_at is None or not long_stopped(instance, basis):
             continue
-        prices = [basis.prices.volume(volumes[id_]) if id_ in volumes else None for id_ in instance.volumes]
-        known = [price for price in prices if price]
+        price = together(basis.prices.volume(volumes[id_]) if id_ in volumes else None for id_ in instance.volumes)
         yield Found(
             resource_id=instance.id,
             tags=instance.tags,
@@ -32,9 +32,9 @@ def find(inventory: Inventory, basis: Basis) -> Iterator[Found | Unknown]:
                 "stopped_days": (basis.now - instance.stopped_at).days,
                 "limit_days": basis.limits.stopped_days,
                 "volumes": list(instance.volumes),
-                "price_source": " and ".join(dict.fromkeys(price.source for price in known)) or "no volumes",
+                "price_source": source(price),
             },
-            monthly_usd=sum(price.usd for price in known) if len(known) == len(prices) else None,
+            monthly_usd=price.usd if price else None,
             since=instance.stopped_at,
         )
 
