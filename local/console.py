@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
+from rich.text import Text
 
 READABLE: Final = 100
 """Columns beyond which text is hard to read, however wide the terminal."""
@@ -65,10 +66,10 @@ def say(sentence: str) -> None:
 def table(
     columns: Sequence[str], rows: Sequence[Sequence[object]], *, right: Sequence[str] = (), lines: bool = False
 ) -> None:
-    """Show a table; the columns in `right` are aligned so, `lines` are drawn between rows of several lines each."""
+    """Show a table; columns in `right` are aligned so, `lines` are drawn between rows, a `Text` keeps its style."""
     shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold", show_lines=lines)
     for column in columns:
         shown.add_column(column, justify="right" if column in right else "left", overflow="fold")
     for row in rows:
-        shown.add_row(*(escape(str(cell)) for cell in row))
+        shown.add_row(*(cell if isinstance(cell, Text) else escape(str(cell)) for cell in row))
     console.print(shown, width=min(console.width, READABLE))
