@@ -1,11 +1,11 @@
-"""Executes a state machine's own definition in process: what `statemachines/cleanup.asl.yaml` uses of the language."""
+"""Executes a state machine's own definition in process: what those of phased jobs use of the language."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import yaml
@@ -39,6 +39,11 @@ class Execution:
     output: Any = None
     failure: ExecutionFailed | None = None
     entered: list[str] = field(default_factory=list)
+    concurrency: list[int] = field(default_factory=list)
+    """What each Map was told; here its items come one after the other."""
+    context: Mapping[str, Any] = field(default_factory=dict)
+    """What `$$` holds beside the execution: a Map's item."""
+    data: Any = None
 
     def run(self) -> Any:
         """The output. Raises ExecutionFailed."""
@@ -49,13 +54,20 @@ class Execution:
     def steps(self) -> Iterator[str]:
         name, data = self.definition["StartAt"], self.input
         while True:
+            self.data = data
             yield name
             self.entered.append(name)
             state = self.definition["States"][name]
             try:
                 match state["Type"]:
                     case "Task":
-                        name, data = self._task(state, data)
+                        then, data = self._task(state, data)
+                        if then is None:
+                            self.status, self.output = "SUCCEEDED", data
+                            return
+                        name = then
+                    case "Map":
+                        name, data = self._map(name, state, data)
                     case "Choice":
                         name = _choose(state, data)
                     case "Fail":
@@ -67,14 +79,38 @@ class Execution:
                 self.status, self.failure = "FAILED", failure
                 raise
 
-    def _task(self, state: Mapping[str, Any], data: Any) -> tuple[str, Any]:
+    def share(self, index: int) -> Any:
+        """What the Map that the execution has come to gives to one of its items."""
+        state = self.definition["States"]["Items"]
+        return self._part(state, self.data, _at(state["ItemsPath"], self.data)[index]).input
+
+    def _part(self, state: Mapping[str, Any], data: Any, item: Any) -> Execution:
+        within = replace(self, context={"$$.Map.Item.Value": item})
+        given = within._filled(state["ItemSelector"], data)
+        return replace(self, definition=state["ItemProcessor"], input=json.loads(json.dumps(given)), entered=[])
+
+    def _map(self, name: str, state: Mapping[str, Any], data: Any) -> tuple[str, Any]:
+        self.concurrency.append(_at(state["MaxConcurrencyPath"], data))
+        try:
+            results = [self._part(state, data, item).run() for item in _at(state["ItemsPath"], data)]
+        except ExecutionFailed as failure:
+            return self._caught(state, data, failure.error, failure.cause)
+        return state["Next"], data | {state["ResultPath"].removeprefix("$."): results}
+
+    def _caught(self, state: Mapping[str, Any], data: Any, name: str, cause: str) -> tuple[str, Any]:
+        for catch in state.get("Catch", ()):
+            if _matches(catch, name):
+                return catch["Next"], data | {"error": {"Error": name, "Cause": cause}}
+        raise ExecutionFailed(name, cause)
+
+    def _task(self, state: Mapping[str, Any], data: Any) -> tuple[str | None, Any]:
         tries: dict[int, int] = {}
         while True:
             given = self._filled(state["Parameters"], data)
             try:
                 answer = self.invoke(given["FunctionName"], json.loads(json.dumps(given["Payload"])))
                 result = {"Payload": json.loads(json.dumps(answer))}
-                return state["Next"], _at(state["OutputPath"], result)
+                return state.get("Next"), _at(state["OutputPath"], result)
             except (Exception, Killed) as error:  # noqa: BLE001 - as Lambda does
                 name = "Runtime.ExitError" if isinstance(error, Killed) else type(error).__name__
                 cause = json.dumps({"errorType": name, "errorMessage": str(error)})
@@ -83,10 +119,7 @@ class Execution:
                     tries[number] = tries.get(number, 0) + 1
                     break
             else:
-                for catch in state.get("Catch", ()):
-                    if _matches(catch, name):
-                        return catch["Next"], data | {"error": {"Error": name, "Cause": cause}}
-                raise ExecutionFailed(name, cause)
+                return self._caught(state, data, name, cause)
 
     def _filled(self, template: Mapping[str, Any], data: Any) -> dict[str, Any]:
         filled: dict[str, Any] = {}
@@ -102,7 +135,7 @@ class Execution:
     def _value(self, path: str, data: Any) -> Any:
         if call := re.fullmatch(r"States\.Format\('([^']*)', (.+)\)", path):
             return call[1].replace("{}", str(_at(call[2], data)))
-        context = {"$$.Execution.Id": self.arn, "$$.Execution.StartTime": self.started}
+        context = {"$$.Execution.Id": self.arn, "$$.Execution.StartTime": self.started, **self.context}
         return context[path] if path in context else _at(path, data)
 
 

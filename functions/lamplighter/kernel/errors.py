@@ -19,3 +19,7 @@ class AlreadyRunning(Exception):
 
 class LostLease(Exception):
     """This attempt no longer owns its job (it timed out, or ended elsewhere): stop, change nothing."""
+
+
+class AllItemsFailed(Exception):
+    """A phase that was divided into items came to nothing with each: the attempt failed, which the ledger has."""

@@ -5,7 +5,8 @@
 `begin` makes the ledger row, or claims it; `take` works at a phase, in whichever function serves it, again and again
 while the phase is unfinished; `pass_over` records a phase that failed, so that the others run; `finish` ends the row,
 or hands over to the next execution before the time of this one is up. A `State` travels from step to step. The row
-keeps it too, so the next attempt after an execution that died goes on from there.
+keeps it too, so the next attempt after an execution that died goes on from there. A phase that is the same work on many
+items is done by `kernel.fan_out`, several items at a time.
 
 A function serves its phases with
 
@@ -54,7 +55,8 @@ from lamplighter.kernel.settings import Settings
 logger = Logger()
 
 EXECUTION: Final = timedelta(minutes=5)
-"""How long one execution may take, in the state machine and in the ledger (REQUIREMENTS B1, B6)."""
+"""How long one execution may take, in the state machine and in the ledger, where its type does not say otherwise
+(REQUIREMENTS B1, B6)."""
 
 MARGIN: Final = timedelta(seconds=30)
 """How long before that no phase works on: time for the batch in hand, and to hand over."""
@@ -72,10 +74,23 @@ Body = Callable[[Run], Report | Unfinished]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Phase:
     """A part of a job. `function` serves it, a name below the stack's; `check` raises Permanent if the settings do not
-    let it run, before any phase of the run has begun."""
+    let it run, before any phase of the run has begun. One with a `division` is divided into items."""
 
     function: str
     check: Callable[[Settings], object] | None = None
+    division: Division | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Division:
+    """How a phase is divided into items, each a call of its function: JSON objects that tell one from another."""
+
+    items: Callable[[Settings], Sequence[dict[str, Any]]]
+    """What is to be done; some hundred at most, since what becomes of them travels too."""
+    concurrency: Callable[[Settings], int]
+    """How many are worked at together."""
+    gather: Callable[[Sequence[Done]], Report]
+    """The phase's report, from what has become of the items so far."""
 
 
 class PhaseParams(Params):
@@ -92,6 +107,7 @@ class Turn(BaseModel):
     name: str
     function: str
     span: tuple[int, int]
+    divided: bool = False
 
 
 class Outcome(BaseModel):
@@ -100,6 +116,22 @@ class Outcome(BaseModel):
     items: int
     bytes: int
     report: dict[str, Any]
+
+
+class Item(BaseModel):
+    """One item of a phase, and the progress that the run has made when it is begun."""
+
+    value: dict[str, Any]
+    progress: int
+
+
+class Done(BaseModel):
+    """What has become of an item: an outcome, an error, or nothing where it was `left` because the run had to stop."""
+
+    item: dict[str, Any]
+    outcome: Outcome | None = None
+    error: str | None = None
+    left: bool = False
 
 
 class Caught(BaseModel):
@@ -134,7 +166,12 @@ class State(BaseModel):
     outcomes: dict[str, Outcome] = {}
     errors: dict[str, str] = {}
     """Why a phase failed, by its name."""
-    next: Literal["phase", "finish"] = "phase"
+    parts: list[Item] = []
+    """What the phase under way is divided into, `concurrency` of them at a time."""
+    concurrency: int = 1
+    results: list[Done] = []
+    """Put here by the state machine's Map: what became of each."""
+    next: Literal["phase", "divide", "items", "finish"] = "phase"
     error: Caught | None = None
     """Put here by the state machine's Catch."""
 
@@ -169,10 +206,19 @@ class PhasedJob(JobType[PhaseParams]):
     """A job type whose runs are executions of a state machine. A singleton, and critical: its final failure alerts."""
 
     def __init__(
-        self, job_type: str, *, catalogue: Mapping[str, Phase], spans: Mapping[str, tuple[int, int]], target: str
+        self,
+        job_type: str,
+        *,
+        catalogue: Mapping[str, Phase],
+        spans: Mapping[str, tuple[int, int]],
+        target: str,
+        execution: timedelta = EXECUTION,
     ) -> None:
-        """`catalogue` has all phases that a run may select, in order; `spans` the type's own, with their progress."""
-        policy = Policy(timeout=EXECUTION, target=target, singleton=True, critical=True)
+        """`catalogue` has all phases that a run may select, in order; `spans` the type's own, with their progress.
+
+        `execution` is how long the state machine `target` lets one execution take.
+        """
+        policy = Policy(timeout=execution, target=target, singleton=True, critical=True)
         super().__init__(job_type, params=PhaseParams, policy=policy)
         self.catalogue = catalogue
         self.spans = spans
@@ -191,10 +237,14 @@ class PhasedJob(JobType[PhaseParams]):
         selected = params.phases or tuple(self.spans)
         names = [name for name in self.catalogue if name in selected]
         spans = self.spans if self.spans.keys() >= set(names) else evenly(names)
-        for name in names:
-            if check := self.catalogue[name].check:
-                check(settings)
-        return [Turn(name=name, function=self.catalogue[name].function, span=spans[name]) for name in names]
+        chosen = {name: self.catalogue[name] for name in names}
+        for phase in chosen.values():
+            if phase.check:
+                phase.check(settings)
+        return [
+            Turn(name=name, function=phase.function, span=spans[name], divided=phase.division is not None)
+            for name, phase in chosen.items()
+        ]
 
     def result(self, state: State) -> dict[str, Any]:
         """What the row says of the run: each phase's own report, and what went wrong."""
@@ -252,7 +302,7 @@ def begin(event: Mapping[str, Any], types: Mapping[str, PhasedJob]) -> dict[str,
             except Permanent as error:
                 logger.exception("failed")
                 ledger.fail(job, error)
-                _measure(job, ledger, failed=True)
+                measure(job, ledger, failed=True)
                 raise
             state = State(
                 job_id=job.job_id,
@@ -262,7 +312,7 @@ def begin(event: Mapping[str, Any], types: Mapping[str, PhasedJob]) -> dict[str,
                 **job.checkpoint or {"left": left},
             )
             logger.info("started", extra={"trigger": job.trigger, "phases": [turn.name for turn in state.left]})
-            return _then(state, job, ledger, cancelled=job.cancel_requested)
+            return then(state, job, ledger, over=job.cancel_requested)
 
 
 def _claimed(given: Mapping[str, Any], told: Begin, ledger: Ledger) -> Job | dict[str, Any]:
@@ -340,12 +390,12 @@ def take(event: Mapping[str, Any], context: Context, bodies: Mapping[str, Body])
         return _previewed(event, bodies, Run(_nobodys(now), settings=settings, stop_at=now + stop_in))
     state, ledger = State.model_validate(event), Ledger.from_environment()
     turn = state.left[0]
-    with _logging(state, phase=turn.name):
+    with logged(state, phase=turn.name):
         low, high = turn.span
-        job = ledger.heartbeat(_held(ledger, state), progress=low, message=turn.name.replace("_", " "))
+        job = ledger.heartbeat(held(ledger, state), progress=low, message=turn.name.replace("_", " "))
         if job.cancel_requested:
-            return _then(state, job, ledger, cancelled=True)
-        stop_at = min(ledger.clock() + stop_in, _over_at(job))
+            return then(state, job, ledger, over=True)
+        stop_at = min(ledger.clock() + stop_in, over_at(job))
         run = _PhaseRun(
             job,
             turn,
@@ -363,23 +413,23 @@ def take(event: Mapping[str, Any], context: Context, bodies: Mapping[str, Body])
             logger.exception("failed")
             ended = ledger.fail(run.job, error)  # the row has the state that the last stretch left
             logger.info("ended", extra={"status": ended.status, "next_attempt": ended.attempt})
-            _measure(job, ledger, failed=True)
+            measure(job, ledger, failed=True)
             raise
         except Exception:
             logger.exception("a phase failed")
             raise
-        _note(state, outcome, cancelled=run.cancelled)
+        note(state, outcome, cancelled=run.cancelled)
         reached = run.job.progress if turn in state.left else high
         job = ledger.heartbeat(run.job, progress=reached, message=run.job.message, checkpoint=state.kept())
         logger.info("worked", extra={"report": state.outcomes[turn.name].report})
-        return _then(state, job, ledger, cancelled=run.cancelled)
+        return then(state, job, ledger, over=run.cancelled)
 
 
-def _note(state: State, outcome: Report | Unfinished, *, cancelled: bool) -> None:
-    """Bring what its first phase answered into the state."""
+def note(state: State, outcome: Report | Unfinished, *, cancelled: bool, limit: int = REPORT_LIMIT) -> None:
+    """Bring what its first phase answered into the state; `limit` is how many characters of its report travel."""
     report = outcome.report if isinstance(outcome, Unfinished) else outcome
     items, size = report.counts()
-    told = storable(report.model_dump(mode="json"), REPORT_LIMIT)
+    told = storable(report.model_dump(mode="json"), limit)
     state.outcomes[state.left[0].name] = Outcome(items=items, bytes=size, report=told)
     state.checkpoint = outcome.checkpoint if isinstance(outcome, Unfinished) else None
     if not (isinstance(outcome, Unfinished) or cancelled):
@@ -442,12 +492,13 @@ def pass_over(event: Mapping[str, Any]) -> dict[str, Any]:
     """
     state, ledger = State.model_validate(event["state"]), Ledger.from_environment()
     failed, caught = state.left[0].name, state.error or Caught(Error="Unknown")
-    with _logging(state, phase=failed):
-        job = _held(ledger, state)
+    with logged(state, phase=failed):
+        job = held(ledger, state)
         state.errors[failed] = caught.sentence
         state.left, state.checkpoint, state.error = state.left[1:], None, None
+        state.parts, state.results = [], []
         logger.error("a phase is passed over", extra={"error": caught.sentence})
-        return _then(state, job, ledger, cancelled=job.cancel_requested)
+        return then(state, job, ledger, over=job.cancel_requested)
 
 
 def finish(event: Mapping[str, Any], types: Mapping[str, PhasedJob]) -> dict[str, Any]:
@@ -458,8 +509,8 @@ def finish(event: Mapping[str, Any], types: Mapping[str, PhasedJob]) -> dict[str
         AllPhasesFailed: the ledger has recorded that the attempt failed.
     """
     state, ledger = State.model_validate(event["state"]), Ledger.from_environment()
-    with _logging(state):
-        job = _held(ledger, state)
+    with logged(state):
+        job = held(ledger, state)
         result = types[state.job_type].result(state)
         failed = not state.left and state.status == "failed"
         error = AllPhasesFailed("; ".join(state.sentences))
@@ -470,7 +521,7 @@ def finish(event: Mapping[str, Any], types: Mapping[str, PhasedJob]) -> dict[str
             ended = ledger.fail(anew, error, result=result)
         else:
             ended = ledger.complete(job, result)
-        _measure(job, ledger, failed=failed, outcomes=state.outcomes.values() if ended.status.terminal else ())
+        measure(job, ledger, failed=failed, outcomes=state.outcomes.values() if ended.status.terminal else ())
         logger.info("ended", extra={"status": ended.status, "report": result})
         if failed:
             raise error
@@ -479,14 +530,14 @@ def finish(event: Mapping[str, Any], types: Mapping[str, PhasedJob]) -> dict[str
 
 
 @contextmanager
-def _logging(state: State, **keys: Any) -> Iterator[None]:
+def logged(state: State, **keys: Any) -> Iterator[None]:
     """Each line that is logged inside says which attempt it is about."""
     turn = {"job_id": state.job_id, "attempt": state.attempt, "continuation": state.continuation}
     with logged_as(logger, job=state.job_type, **turn, **keys):
         yield
 
 
-def _held(ledger: Ledger, state: State) -> Job:
+def held(ledger: Ledger, state: State) -> Job:
     """The row, if the state's attempt still runs it. Raises LostLease."""
     job = ledger.get(state.job_id)
     if (job.status, job.attempt, job.continuation) != (Status.RUNNING, state.attempt, state.continuation):
@@ -497,20 +548,22 @@ def _held(ledger: Ledger, state: State) -> Job:
     return job
 
 
-def _over_at(job: Job) -> datetime:
+def over_at(job: Job) -> datetime:
     """When the execution that runs the row has to hand over."""
     assert job.started_at is not None
     return job.started_at + job.policy.timeout - MARGIN
 
 
-def _then(state: State, job: Job, ledger: Ledger, *, cancelled: bool) -> dict[str, Any]:
-    """The state with what comes next: another phase, unless there is none, time is up, or it was cancelled."""
-    over = cancelled or not state.left or ledger.clock() >= _over_at(job)
-    state.next = "finish" if over else "phase"
+def then(state: State, job: Job, ledger: Ledger, *, over: bool) -> dict[str, Any]:
+    """The state with what comes next: another phase, unless there is none, time is up, or it is `over`: cancelled."""
+    if over or not state.left or ledger.clock() >= over_at(job):
+        state.next = "finish"
+    else:
+        state.next = "divide" if state.left[0].divided else "phase"
     return state.model_dump(mode="json")
 
 
-def _measure(job: Job, ledger: Ledger, *, failed: bool = False, outcomes: Iterable[Outcome] = ()) -> None:
+def measure(job: Job, ledger: Ledger, *, failed: bool = False, outcomes: Iterable[Outcome] = ()) -> None:
     """EMF metrics of an execution, as those of a `@job` (REQUIREMENTS K9)."""
     done = list(outcomes)
     metrics = Metrics()

@@ -41,6 +41,25 @@ def upgrade() -> None:
     )
     op.create_index("ix_findings_status", "findings", ["status", "check_id"])
     op.create_table(
+        "judged_checks",
+        sa.Column("account_id", sa.Text, primary_key=True),
+        sa.Column("region", sa.Text, primary_key=True),
+        sa.Column("check_id", sa.Text, primary_key=True),
+        sa.Column("judged_at", MOMENT, nullable=False),
+        sa.Column("job_id", sa.Text, nullable=False),
+    )
+    op.create_table(
+        "unjudged",
+        sa.Column("account_id", sa.Text, primary_key=True),
+        sa.Column("region", sa.Text, primary_key=True),
+        sa.Column("check_id", sa.Text, primary_key=True),
+        sa.Column("reason", sa.Text, primary_key=True),
+        sa.Column("resources", JSONB, nullable=False),
+        sa.Column("read_at", MOMENT, nullable=False),
+        sa.Column("job_id", sa.Text, nullable=False),
+    )
+    op.create_index("ix_unjudged_job_id", "unjudged", ["job_id"])
+    op.create_table(
         "unattached_volumes",
         sa.Column("account_id", sa.Text, primary_key=True),
         sa.Column("region", sa.Text, primary_key=True),

@@ -1,0 +1,237 @@
+"""Findings in Postgres, and how they live: opened, seen again, resolved, reopened (REQUIREMENTS C7, C14).
+
+Beside them what could not be judged, and since when each volume has been seen unattached, which EC2 does not keep (C5).
+
+What a scan says of a check in one region of one account counts unless a later scan's word is there already
+(`judged_checks`): so a scan that comes late changes nothing, and two of the same region wait for each other. Only a
+check that was judged resolves anything, and only what it was silent about: what it could not judge stays as it is. A
+region that is scanned no more keeps its findings, and `last_seen_at` says how old they are.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final
+
+from lamplighter.cloud.check import Finding, Judgement, Undetermined
+from lamplighter.cloud.inventory import Volume
+from lamplighter.kernel.history import without_nul
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from lamplighter.cloud.exemptions import Exemptions
+
+REASON: Final = 500
+"""Characters that are kept of why something could not be judged."""
+
+_JUDGED: Final = """
+    INSERT INTO judged_checks (account_id, region, check_id, judged_at, job_id)
+    SELECT :account, :region, check_id, :now, :job_id
+    FROM json_array_elements_text(CAST(:judged AS json)) AS check_id ORDER BY check_id
+    ON CONFLICT (account_id, region, check_id) DO UPDATE SET judged_at = excluded.judged_at, job_id = excluded.job_id
+    WHERE judged_checks.judged_at <= excluded.judged_at
+    RETURNING check_id
+"""
+"""In the order of their ids, so that of two scans one waits for the other and not each for each."""
+
+_FOUND: Final = """
+    WITH before AS (
+        SELECT check_id, resource_id, status FROM findings WHERE account_id = :account AND region = :region
+    ), seen AS (
+        INSERT INTO findings (account_id, region, check_id, resource_id, resource_type, kind, title, severity, owner,
+            monthly_usd, confidence, score, since, evidence, exemption, status, first_seen_at, last_seen_at, job_id)
+        SELECT :account, :region, found.*, 'open', :now, :now, :job_id
+        FROM jsonb_to_recordset(CAST(:found AS jsonb)) AS found (check_id text, resource_id text, resource_type text,
+            kind text, title text, severity text, owner text, monthly_usd float8, confidence float8, score float8,
+            since timestamptz, evidence jsonb, exemption jsonb)
+        ON CONFLICT (account_id, region, check_id, resource_id) DO UPDATE SET
+            resource_type = excluded.resource_type, kind = excluded.kind, title = excluded.title,
+            severity = excluded.severity, owner = excluded.owner, monthly_usd = excluded.monthly_usd,
+            confidence = excluded.confidence, score = excluded.score, since = excluded.since,
+            evidence = excluded.evidence, status = 'open',
+            exemption = CASE WHEN :exemptions_known THEN excluded.exemption ELSE findings.exemption END,
+            last_seen_at = excluded.last_seen_at, resolved_at = NULL, job_id = excluded.job_id,
+            reopened_at = CASE findings.status WHEN 'resolved' THEN excluded.last_seen_at ELSE findings.reopened_at END,
+            times_reopened = findings.times_reopened + (findings.status = 'resolved')::int
+        RETURNING check_id, resource_id
+    )
+    SELECT count(*) FILTER (WHERE status IS NULL) AS opened, count(*) FILTER (WHERE status = 'resolved') AS reopened,
+        count(*) FILTER (WHERE status = 'open') AS still_open
+    FROM seen LEFT JOIN before USING (check_id, resource_id)
+"""
+
+_SILENT: Final = """
+    UPDATE findings SET status = 'resolved', resolved_at = :now, job_id = :job_id
+    WHERE account_id = :account AND region = :region AND status = 'open'
+        AND check_id IN (SELECT json_array_elements_text(CAST(:judged AS json)))
+        AND NOT EXISTS (
+            SELECT FROM json_to_recordset(CAST(:named AS json)) AS named (check_id text, resource_id text)
+            WHERE (named.check_id, named.resource_id) = (findings.check_id, findings.resource_id)
+        )
+"""
+
+_UNJUDGED_BEFORE: Final = """
+    DELETE FROM unjudged
+    WHERE account_id = :account AND region = :region AND read_at <= :now
+        AND check_id IN (SELECT json_array_elements_text(CAST(:asked AS json)))
+"""
+
+_UNJUDGED: Final = """
+    INSERT INTO unjudged (account_id, region, check_id, reason, resources, read_at, job_id)
+    SELECT :account, :region, said.*, :now, :job_id
+    FROM jsonb_to_recordset(CAST(:unjudged AS jsonb)) AS said (check_id text, reason text, resources jsonb)
+    ON CONFLICT DO NOTHING
+"""
+
+_UNJUDGED_OF: Final = "SELECT account_id, region, check_id, reason, resources FROM unjudged WHERE job_id = :job_id"
+
+_ATTACHED: Final = """
+    DELETE FROM unattached_volumes
+    WHERE account_id = :account AND region = :region AND first_seen_at <= :now
+        AND volume_id NOT IN (SELECT json_array_elements_text(CAST(:volumes AS json)))
+"""
+
+_UNATTACHED: Final = """
+    INSERT INTO unattached_volumes (account_id, region, volume_id, first_seen_at)
+    SELECT :account, :region, volume_id, :now
+    FROM json_array_elements_text(CAST(:volumes AS json)) AS volume_id
+    ON CONFLICT DO NOTHING
+"""
+
+_SINCE: Final = """
+    SELECT volume_id, first_seen_at FROM unattached_volumes WHERE account_id = :account AND region = :region
+"""
+
+_ONE_AT_A_TIME: Final = (
+    "SELECT pg_advisory_xact_lock(hashtextextended('unattached_volumes/' || :account || '/' || :region, 0))"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recorded:
+    """What a scan changed."""
+
+    opened: int = 0
+    reopened: int = 0
+    still_open: int = 0
+    resolved: int = 0
+    exempted: int = 0
+    """Of those that it found."""
+    superseded: frozenset[str] = frozenset()
+    """Checks that a later scan had judged already: what this one says of them was not recorded."""
+
+
+def record(
+    connection: Connection,
+    judgement: Judgement,
+    *,
+    account: str,
+    region: str,
+    job_id: str,
+    now: datetime,
+    exemptions: Exemptions | None,
+) -> Recorded:
+    """Bring what a scan found into the store, in the caller's transaction; doing it twice is the same as once.
+
+    Args:
+        now: when the region was read, by which scans are ordered.
+        exemptions: a finding that one covers is stored with it; None where they are not known: each stays as it was.
+    """
+    here: dict[str, Any] = {"account": account, "region": region, "job_id": job_id, "now": now}
+    current = {row.check_id for row in _execute(connection, _JUDGED, judged=sorted(judgement.judged), **here)}
+    # By resource: were a check to find one twice, the database would refuse all.
+    found = {(one.check, one.resource_id): one for one in judgement.findings if one.check in current}
+    rows = [_row(finding, exemptions, now) for finding in found.values()]
+    [counts] = _execute(connection, _FOUND, found=rows, exemptions_known=exemptions is not None, **here)
+    unknown = {(one.check, one.resource_id) for one in judgement.unknown}
+    judged = sorted(check for check in current if (check, "*") not in unknown)
+    named = [{"check_id": check, "resource_id": resource} for check, resource in found.keys() | unknown]
+    resolved = _execute(connection, _SILENT, judged=judged, named=named, **here)
+    unjudged = _by_reason(one for one in judgement.unknown if one.check in current or one.check not in judgement.judged)
+    asked = sorted(current | {one["check_id"] for one in unjudged})
+    _execute(connection, _UNJUDGED_BEFORE, asked=asked, **here)
+    _execute(connection, _UNJUDGED, unjudged=unjudged, **here)
+    return Recorded(
+        opened=counts.opened,
+        reopened=counts.reopened,
+        still_open=counts.still_open,
+        resolved=resolved.rowcount,
+        exempted=sum(row["exemption"] is not None for row in rows),
+        superseded=judgement.judged - current,
+    )
+
+
+def undetermined(connection: Connection, job_id: str) -> Iterator[Undetermined]:
+    """What a scan could not judge, if no other has looked there since."""
+    for row in _execute(connection, _UNJUDGED_OF, job_id=job_id):
+        for resource in row.resources:
+            yield Undetermined(
+                account=row.account_id,
+                region=row.region,
+                check=row.check_id,
+                resource_id=resource,
+                reason=row.reason,
+            )
+
+
+def unattached_since(
+    connection: Connection, *, account: str, region: str, volumes: Iterable[Volume], now: datetime
+) -> dict[str, datetime]:
+    """Since when each unattached volume has been seen so, in the caller's transaction (REQUIREMENTS C5).
+
+    The first sight is kept; it is forgotten when the volume is attached again, or gone.
+
+    Args:
+        volumes: all of the region, as they were read at `now`.
+    """
+    here: dict[str, Any] = {"account": account, "region": region}
+    unattached = sorted(volume.id for volume in volumes if not volume.instances)
+    _execute(connection, _ONE_AT_A_TIME, **here)
+    _execute(connection, _ATTACHED, volumes=unattached, now=now, **here)
+    _execute(connection, _UNATTACHED, volumes=unattached, now=now, **here)
+    return {row.volume_id: row.first_seen_at for row in _execute(connection, _SINCE, **here)}
+
+
+def _by_reason(unknown: Iterable[Undetermined]) -> list[dict[str, Any]]:
+    resources = defaultdict[tuple[str, str], list[str]](list)
+    for one in unknown:
+        resources[one.check, one.reason[:REASON]].append(one.resource_id)
+    rows: list[dict[str, Any]] = without_nul(
+        [{"check_id": check, "reason": reason, "resources": ids} for (check, reason), ids in resources.items()]
+    )
+    return rows
+
+
+def _row(finding: Finding, exemptions: Exemptions | None, now: datetime) -> dict[str, Any]:
+    exemption = exemptions.covering(finding, now) if exemptions else None
+    row: dict[str, Any] = without_nul(
+        {
+            "check_id": finding.check,
+            "resource_id": finding.resource_id,
+            "resource_type": finding.resource_type,
+            "kind": finding.kind,
+            "title": finding.title,
+            "severity": finding.severity,
+            "owner": finding.owner,
+            "monthly_usd": finding.monthly_usd,
+            "confidence": finding.confidence,
+            "score": finding.score,
+            "since": finding.since.isoformat() if finding.since else None,
+            "evidence": dict(finding.evidence),
+            "exemption": exemption.as_json() if exemption else None,
+        }
+    )
+    return row
+
+
+def _execute(connection: Connection, statement: str, **values: Any) -> Any:
+    """The statement's result; lists go as one parameter of JSON, however long they are."""
+    from sqlalchemy import text
+
+    given = {name: json.dumps(value) if isinstance(value, list) else value for name, value in values.items()}
+    return connection.execute(text(statement), given)

@@ -1,0 +1,236 @@
+"""Phases that are the same work on many items, several at a time: what the steps of a state machine's Map do (C17).
+
+    divide -> Map: item, item, item ... -> gather
+
+`divide` says what the items are; the Map calls the phase's function for each, which does `work` at one; an item whose
+call comes to nothing is `lost`, and the others are not; `gather` makes one outcome of all, with which the run goes on
+as after any phase. The function serves its items with
+
+    def handler(event, context):
+        return fan_out.work(event, context, body)
+
+where `body(run: Run, item: dict) -> Report` does one item whole, and asks `ask(run)` at every step that can wait. An
+item may be delivered twice, and is done again when the execution died before `gather`: a body can bear that.
+
+No item is begun that could outlast the execution. Those that are left then are the next execution's (REQUIREMENTS K8),
+as those of a run that was cancelled are nobody's (K7).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from typing import Any, Final
+
+from aws_lambda_powertools import Logger
+from pydantic import BaseModel, ConfigDict
+
+from lamplighter.kernel import settings as settings_module
+from lamplighter.kernel.errors import AllItemsFailed, LostLease, Permanent, Retryable
+from lamplighter.kernel.job import STOP_MARGIN, Context, Report, Run, Unfinished, logged_as
+from lamplighter.kernel.ledger.ledger import Ledger
+from lamplighter.kernel.ledger.transitions import MESSAGE_LIMIT
+from lamplighter.kernel.phases import (
+    Caught,
+    Division,
+    Done,
+    Item,
+    Outcome,
+    PhasedJob,
+    State,
+    held,
+    logged,
+    measure,
+    note,
+    over_at,
+    then,
+)
+
+logger = Logger()
+
+SENTENCE: Final = 200
+"""Characters of an item's error that travel."""
+
+REPORT_LIMIT: Final = 100_000
+"""Characters of the phase's report that travel: some hundred bytes for each of five hundred items. Step Functions takes
+256 KiB in all ("Quotas")."""
+
+Body = Callable[[Run, dict[str, Any]], Report]
+
+
+class Stopped(Exception):
+    """The body is to end now: the run was cancelled, or the item takes longer than a function may."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"The item was stopped: {reason.replace('_', ' ')}.")
+        self.reason = reason
+
+
+def ask(run: Run) -> None:
+    """Ask whether to go on; cheap, from any thread.
+
+    Raises:
+        Stopped: no.
+        LostLease: the attempt was declared dead; do nothing more.
+    """
+    if reason := run.stop():
+        raise Stopped(reason)
+
+
+class Share(BaseModel):
+    """One item of a run, as the Map gives it to the phase's function."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    job_id: str
+    attempt: int
+    continuation: int
+    job_type: str
+    phase: str
+    function: str
+    item: Item
+    error: Caught | None = None
+    """Put here by the state machine's Catch."""
+
+    @property
+    def state(self) -> State:
+        """As much of the run's state as an item knows."""
+        return State(
+            job_id=self.job_id, attempt=self.attempt, continuation=self.continuation, job_type=self.job_type, left=[]
+        )
+
+
+def divide(event: Mapping[str, Any], types: Mapping[str, PhasedJob]) -> dict[str, Any]:
+    """Say what the state's first phase is divided into: what an earlier execution left of it, or else all of it.
+
+    Raises:
+        LostLease: the attempt was declared dead: the execution is to end.
+        Exception: the items cannot be told: the phase failed.
+    """
+    state, ledger, settings = State.model_validate(event["state"]), Ledger.from_environment(), settings_module.load()
+    turn, division = state.left[0], _division(state, types)
+    with logged(state, phase=turn.name):
+        low, high = turn.span
+        job = ledger.heartbeat(held(ledger, state), progress=low, message=turn.name.replace("_", " "))
+        answer = then(state, job, ledger, over=job.cancel_requested)
+        if answer["next"] == "finish":
+            return answer
+        done = len(state.checkpoint["done"]) if state.checkpoint else 0
+        left = state.checkpoint["left"] if state.checkpoint else division.items(settings)
+        all_ = done + len(left)
+        state.parts = [
+            Item(value=item, progress=low + (high - low) * (done + n) // all_) for n, item in enumerate(left)
+        ]
+        state.concurrency, state.results, state.next = division.concurrency(settings), [], "items"
+        logger.info("divided", extra={"items": len(left), "concurrency": state.concurrency})
+        return state.model_dump(mode="json")
+
+
+def work(event: Mapping[str, Any], context: Context, body: Body) -> dict[str, Any]:
+    """Do one item; answers what has become of it.
+
+    Raises:
+        Retryable: a passing failure: the state machine calls again, a few times.
+        LostLease: the attempt was declared dead: nothing was begun, or nothing more will be.
+    """
+    share, ledger, settings = Share.model_validate(event), Ledger.from_environment(), settings_module.load()
+    item, function_time = share.item.value, timedelta(milliseconds=context.get_remaining_time_in_millis())
+    with logged(share.state, phase=share.phase), logged_as(logger, item=item):
+        job = held(ledger, share.state)
+        began = ledger.clock()
+        if job.cancel_requested or began + function_time > over_at(job):
+            return _told(Done(item=item, left=True))
+        job = ledger.heartbeat(job, progress=share.item.progress, message=", ".join(map(str, item.values())))
+        stop_at = began + max(function_time - STOP_MARGIN, function_time / 2)
+        run = _ItemRun(share, job=job, settings=settings, stop_at=stop_at, ledger=ledger)
+        try:
+            report = body(run, item)
+        except Stopped as stopped:
+            if run.cancelled:
+                return _told(Done(item=item, left=True))
+            logger.exception("an item takes too long")
+            minutes = function_time.total_seconds() / 60
+            return _told(_failed(item, f"{stopped} It is too much for the {minutes:.0f} min that a function may take."))
+        except (Retryable, LostLease):
+            raise
+        except Exception as error:
+            logger.exception("an item failed")
+            return _told(_failed(item, f"{type(error).__name__}: {error}"))
+        items, size = report.counts()
+        logger.info("worked", extra={"report": report.model_dump(mode="json")})
+        outcome = Outcome(items=items, bytes=size, report=report.model_dump(mode="json", exclude_defaults=True))
+        return _told(Done(item=item, outcome=outcome))
+
+
+def lost(event: Mapping[str, Any]) -> dict[str, Any]:
+    """An item whose function was killed, or could not be called: its error, in a sentence that is short enough."""
+    share = Share.model_validate(event["share"])
+    with logged(share.state, phase=share.phase):
+        told = (share.error or Caught(Error="Unknown")).sentence
+        logger.error("an item is lost", extra={"item": share.item.value, "error": told})
+        return _told(_failed(share.item.value, told))
+
+
+def gather(event: Mapping[str, Any], types: Mapping[str, PhasedJob]) -> dict[str, Any]:
+    """Make the items' answers the outcome of the phase; answers the state after it.
+
+    Raises:
+        LostLease: the attempt was declared dead: the execution is to end.
+        AllItemsFailed: not one item came to anything; the ledger has recorded that the attempt failed: likewise.
+    """
+    state, ledger = State.model_validate(event["state"]), Ledger.from_environment()
+    turn, division = state.left[0], _division(state, types)
+    with logged(state, phase=turn.name):
+        job = held(ledger, state)
+        before = [Done.model_validate(one) for one in (state.checkpoint or {}).get("done", ())]
+        done = before + [one for one in state.results if not one.left]
+        left = [one.item for one in state.results if one.left]
+        state.parts, state.results = [], []
+        report = division.gather(done)
+        here = {"done": [_told(one) for one in done], "left": left}
+        note(state, Unfinished(checkpoint=here, report=report) if left else report, cancelled=False, limit=REPORT_LIMIT)
+        if done and not left and all(one.error for one in done):
+            error = AllItemsFailed("; ".join(state.sentences)[:MESSAGE_LIMIT])
+            anew = ledger.heartbeat(job, progress=job.progress, message=job.message, checkpoint={})
+            ended = ledger.fail(anew, error, result=types[state.job_type].result(state))
+            logger.error("ended", extra={"status": ended.status, "next_attempt": ended.attempt})
+            measure(job, ledger, failed=True)
+            raise error
+        reached = job.progress if left else turn.span[1]
+        job = ledger.heartbeat(job, progress=reached, message=job.message, checkpoint=state.kept())
+        logger.info("gathered", extra={"report": report.model_dump(mode="json"), "left": len(left)})
+        # What is left has no time in this execution: to divide it again at once would leave it again.
+        return then(state, job, ledger, over=job.cancel_requested or bool(left))
+
+
+def _division(state: State, types: Mapping[str, PhasedJob]) -> Division:
+    division = types[state.job_type].catalogue[state.left[0].name].division
+    if division is None:
+        raise Permanent(f"phase: {state.left[0].name} is not divided into items.")
+    return division
+
+
+def _failed(item: dict[str, Any], sentence: str) -> Done:
+    return Done(item=item, error=sentence.strip().partition("\n")[0][:SENTENCE])
+
+
+def _told(done: Done) -> dict[str, Any]:
+    return done.model_dump(mode="json", exclude_defaults=True)
+
+
+class _ItemRun(Run):
+    """A run as one of its items sees it: it reads the row, which is that of all items together, and never writes it."""
+
+    def __init__(self, share: Share, **options: Any) -> None:
+        super().__init__(options.pop("job"), clock=options["ledger"].clock, logger=logger, **options)
+        self._state = share.state
+
+    def beat(self) -> None:
+        """Learn whether the run was cancelled, or its attempt declared dead."""
+        assert self._ledger is not None
+        with self._writing:
+            try:
+                self.job = held(self._ledger, self._state)
+            except LostLease as lease:
+                self._lost = lease
+            self._beaten_at = self._clock()
