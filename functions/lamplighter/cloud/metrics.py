@@ -1,0 +1,198 @@
+"""What CloudWatch says of a region's resources: one GetMetricData for 500 metrics, never one call for each.
+
+A window is cut into parts of six hours; of each part one value comes back, which holds every datapoint of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from itertools import batched
+from typing import Any, Final
+
+from lamplighter.cloud.inventory import Instance, LoadBalancer, NatGateway, Series
+
+PART: Final = timedelta(hours=6)
+QUERIES_A_CALL: Final = 500
+"""As many as GetMetricData takes."""
+
+MEMORY: Final = ("mem_used_percent", "Memory % Committed Bytes In Use")
+"""What the CloudWatch agent calls it on Linux and on Windows."""
+
+type Dimensions = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """Whole parts of time, aligned to midnight UTC, and the one that is not over yet."""
+
+    start: datetime
+    end: datetime
+    expected: int
+    """How many parts are over."""
+
+    @classmethod
+    def before(cls, now: datetime, days: int) -> Window:
+        """The last `days` days' parts before `now`."""
+        midnight = now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+        whole = midnight + (now - midnight) // PART * PART
+        return cls(start=whole - timedelta(days=days), end=now, expected=timedelta(days=days) // PART)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Query:
+    """One metric of one resource."""
+
+    of: str
+    """The field of `Inventory` that it is for."""
+    resource: str
+    namespace: str
+    name: str
+    dimensions: Dimensions
+    statistic: str
+    merge: Callable[[float | None, float], float]
+    """What the value of a part becomes by this metric's: a resource may have several metrics, in any order."""
+
+
+def cpu(instances: Iterable[Instance]) -> Iterator[Query]:
+    """Of running instances: how busy they were at most (REQUIREMENTS C2)."""
+    for instance in instances:
+        if instance.state == "running":
+            dimensions = (("InstanceId", instance.id),)
+            yield _highest("cpu", instance.id, "AWS/EC2", "CPUUtilization", dimensions)
+
+
+def memory(agents: Iterable[tuple[str, Dimensions]], instances: Iterable[Instance]) -> Iterator[Query]:
+    """Of running instances that have a CloudWatch agent: how full they were at most (REQUIREMENTS C3)."""
+    running = {instance.id for instance in instances if instance.state == "running"}
+    for name, dimensions in agents:
+        if (resource := dict(dimensions)["InstanceId"]) in running:
+            yield _highest("memory", resource, "CWAgent", name, dimensions)
+
+
+def agents(cloudwatch: Any) -> list[tuple[str, Dimensions]]:
+    """The agents' memory metrics with their dimensions, which each agent's configuration decides on."""
+    pages = cloudwatch.get_paginator("list_metrics")
+    asked = {"Namespace": "CWAgent", "Dimensions": [{"Name": "InstanceId"}]}
+    return [
+        (name, tuple((one["Name"], one["Value"]) for one in metric["Dimensions"]))
+        for name in MEMORY
+        for page in pages.paginate(MetricName=name, **asked)
+        for metric in page["Metrics"]
+    ]
+
+
+_LOAD_BALANCERS: Final = {
+    "application": ("AWS/ApplicationELB", "RequestCount"),
+    "network": ("AWS/NetworkELB", "ProcessedBytes"),
+    "gateway": ("AWS/GatewayELB", "ProcessedBytes"),
+}
+
+
+def traffic(load_balancers: Iterable[LoadBalancer], nat_gateways: Iterable[NatGateway]) -> Iterator[Query]:
+    """What load balancers and NAT gateways served, as `Inventory.traffic` tells."""
+    for balancer in load_balancers:
+        if balancer.type in _LOAD_BALANCERS:
+            namespace, served = _LOAD_BALANCERS[balancer.type]
+            dimensions = (("LoadBalancer", balancer.id.partition(":loadbalancer/")[2]),)
+            yield from _served(balancer.id, namespace, dimensions, served, "ConsumedLCUs")
+    for gateway in nat_gateways:
+        dimensions = (("NatGatewayId", gateway.id),)
+        yield from _served(gateway.id, "AWS/NATGateway", dimensions, "BytesOutToDestination", "ActiveConnectionCount")
+
+
+def series(
+    cloudwatch: Any, queries: Iterable[Query], window: Window, pool: Executor
+) -> Mapping[str, Mapping[str, Series]]:
+    """The series of each resource that was asked about, by field of `Inventory` and by resource.
+
+    A metric that CloudWatch does not tell all of says nothing.
+
+    Raises:
+        botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError: a call was refused.
+    """
+    found: dict[tuple[str, str], list[float | None]] = {}
+    batches = list(batched(queries, QUERIES_A_CALL, strict=False))
+    for batch, answers in zip(batches, pool.map(lambda batch: _ask(cloudwatch, batch, window), batches), strict=True):
+        for query, values in zip(batch, answers, strict=True):
+            parts = found.setdefault((query.of, query.resource), [None] * (window.expected + 1))
+            for part, value in values:
+                parts[part] = query.merge(parts[part], value)
+    said: dict[str, dict[str, Series]] = {}
+    for (of, resource), parts in found.items():
+        seen = tuple(value for value in parts if value is not None)
+        said.setdefault(of, {})[resource] = Series(expected=window.expected, values=seen)
+    return said
+
+
+def _ask(cloudwatch: Any, batch: tuple[Query, ...], window: Window) -> list[list[tuple[int, float]]]:
+    """The parts that each query has a value for, and the values."""
+    request = [
+        {
+            "Id": f"q{number}",
+            "MetricStat": {
+                "Metric": {
+                    "Namespace": query.namespace,
+                    "MetricName": query.name,
+                    "Dimensions": [{"Name": name, "Value": value} for name, value in query.dimensions],
+                },
+                "Period": int(PART.total_seconds()),
+                "Stat": query.statistic,
+            },
+        }
+        for number, query in enumerate(batch)
+    ]
+    values: list[list[tuple[int, float]]] = [[] for _ in batch]
+    complete = [False] * len(batch)
+    pages = cloudwatch.get_paginator("get_metric_data").paginate(
+        MetricDataQueries=request, StartTime=window.start, EndTime=window.end
+    )
+    for page in pages:
+        for result in page["MetricDataResults"]:
+            number = int(result["Id"][1:])
+            complete[number] = result.get("StatusCode", "Complete") == "Complete"
+            values[number] += (
+                ((at - window.start) // PART, value)
+                for at, value in zip(result["Timestamps"], result["Values"], strict=True)
+            )
+    return [known if whole else [] for known, whole in zip(values, complete, strict=True)]
+
+
+def _highest(of: str, resource: str, namespace: str, name: str, dimensions: Dimensions) -> Query:
+    return Query(
+        of=of,
+        resource=resource,
+        namespace=namespace,
+        name=name,
+        dimensions=dimensions,
+        statistic="Maximum",
+        merge=_higher,
+    )
+
+
+def _served(resource: str, namespace: str, dimensions: Dimensions, served: str, reported: str) -> Iterator[Query]:
+    """Two queries: what is served, and what is always reported and so tells which parts are known."""
+    for name, merge in ((served, _more), (reported, _known)):
+        yield Query(
+            of="traffic",
+            resource=resource,
+            namespace=namespace,
+            name=name,
+            dimensions=dimensions,
+            statistic="Sum",
+            merge=merge,
+        )
+
+
+def _higher(before: float | None, value: float) -> float:
+    return value if before is None else max(before, value)
+
+
+def _more(before: float | None, value: float) -> float:
+    return value if before is None else before + value
+
+
+def _known(before: float | None, _value: float) -> float:
+    return 0.0 if before is None else before
