@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import cache
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any, Final
 
 from lamplighter.cloud.inventory import Instance, Inventory, LoadBalancer, LogGroup, Snapshot, Volume
@@ -342,11 +343,11 @@ def _on_file(item: str, region: str) -> float | None:
     return usd * factors.get(kind, 1) if isinstance(usd, int | float) else None
 
 
-def _instance_on_file(type_: str, platform: str, factors: Mapping[str, float]) -> float | None:
+def _instance_on_file(type_: str, platform: str, factors: Mapping[str, Any]) -> float | None:
     """The dollars an hour. The families of a kind (m, c, r, t) have a factor of their own, all others that of m.
 
-    A licence costs the same everywhere, and by the processor: a `large` has two; those of kind t are not in
-    proportion to their price.
+    Where the processors (a: AMD, g: Graviton) are so much cheaper that no factor holds, their families are unknown. A
+    licence costs the same everywhere, and by the processor: a `large` has two; those of kind t are not in proportion.
     """
     file = _file()
     family, _, size = type_.partition(".")
@@ -357,5 +358,7 @@ def _instance_on_file(type_: str, platform: str, factors: Mapping[str, float]) -
             usd = large * _SIZES[size]
     licence = file["platforms"].get(platform)
     if usd is None or licence is None or (licence and (size not in _SIZES or family.startswith("t"))):
+        return None
+    if set(family.lstrip(ascii_lowercase)) & set(factors.get("unknown", "")):
         return None
     return float(usd * factors.get(family[0], factors["m"]) + (licence * 2 * _SIZES[size] if licence else 0))
