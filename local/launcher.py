@@ -27,12 +27,24 @@ def main() -> None:
         functions,
         metrics,
         permissions,
+        recycle_bin,
         schedules,
         state_machines,
         streams,
     )
 
-    for patches in (functions, dynamodb, streams, schedules, metrics, alarms, permissions, state_machines, cloud):
+    for patches in (
+        functions,
+        dynamodb,
+        streams,
+        schedules,
+        metrics,
+        alarms,
+        permissions,
+        state_machines,
+        cloud,
+        recycle_bin,
+    ):
         patches.apply()
 
     from ministack.app import main as serve

@@ -22,6 +22,7 @@ _PLACES: Final = {
     "token_cleanup": "lamplighter.library.cleanup:TYPES",
     "upload_cleanup": "lamplighter.library.cleanup:TYPES",
     "audit_archive": "lamplighter.library.cleanup:TYPES",
+    "cloud_undo": "lamplighter.cloud.cloud_undo:handler",
 }
 """`module:name` of a JobType, or of a mapping that has it under its name."""
 

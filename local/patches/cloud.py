@@ -24,6 +24,7 @@ from ministack.services import alb, cloudwatch, cloudwatch_logs, ec2
 
 from local.cloud import HOME, MEMBER, PLANTED, REGIONS
 from local.estate import Estate
+from local.patches import recycle_bin
 
 
 def apply() -> None:
@@ -42,6 +43,7 @@ def answer_from_moto(planted: Future[None]) -> None:
         from werkzeug.test import Client
 
         planted.result()
+        recycle_bin.teach_moto()
         return Client(DomainDispatcherApplication(create_backend_app))
 
     def answer(method: str, path: str, headers: Mapping[str, str], body: bytes) -> tuple[int, dict[str, str], bytes]:

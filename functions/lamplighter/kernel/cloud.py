@@ -15,6 +15,7 @@ _STRICT: Final = {"extra": "forbid"}
 
 type Account = Annotated[str, MinLen(12), MaxLen(12)]
 """Twelve digits."""
+ActionId = Literal["tag", "stop", "snapshot_and_delete", "delete_snapshot", "revoke", "add_tags"]
 type Port = Annotated[int, Interval(ge=1, le=65535)]
 
 
@@ -73,10 +74,14 @@ class Remedy:
 
     __pydantic_config__ = _STRICT
 
-    action: Literal["tag", "stop", "snapshot_and_delete", "delete_snapshot", "revoke", "add_tags"]
+    action: ActionId
     after_days: Annotated[int, Ge(0)] = 7
     """Days between the mark that announces it and the action."""
     apply: bool = False
     """False only previews: nothing is marked and nothing is done."""
+    max_actions: Annotated[int, Ge(1)] = 50
+    """How many resources one run acts upon at most; the others' turn comes with the next."""
+    max_share: Annotated[float, Interval(gt=0, le=1)] = 0.5
+    """Where more of the resources offend than this share, nothing is done: that is rather a mistake than waste."""
     values: dict[str, str] | None = None
     """Of `add_tags`: the tags and what they are where they are missing."""

@@ -22,7 +22,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from itertools import islice
 from typing import Any, Final, Literal
@@ -33,7 +33,7 @@ from lamplighter.kernel.errors import Permanent, Retryable
 from lamplighter.kernel.job import Report
 
 PART: Final = 1000
-"""Entries in a part: what one DeleteObjects request takes."""
+"""Entries in a part, of objects: what one DeleteObjects request takes."""
 NAMED_FAILURES: Final = 100
 """Failures that a report spells out; the manifest has all."""
 SEARCHED: Final = 200
@@ -53,11 +53,14 @@ class Entry:
     """One thing to destroy, as the plan saw it, and what became of it."""
 
     key: str
-    size: int
+    """An object's key; of what is no object, whatever names it."""
+    size: int = 0
     """Bytes."""
-    etag: str
-    """The state the plan saw; in any other state the thing is kept."""
-    last_modified: str
+    etag: str = ""
+    """The state of the object that the plan saw; in any other state it is kept."""
+    last_modified: str = ""
+    facts: Mapping[str, Any] | None = field(default=None, hash=False)
+    """Of what is no object, JSON-able: the state that the plan saw, and what undo needs."""
     outcome: str = ""
     """Empty in a plan."""
     error: str | None = None
@@ -353,7 +356,7 @@ def _pack(entries: Sequence[Entry]) -> bytes:
     return gzip.compress("".join(lines).encode(), compresslevel=3, mtime=0)
 
 
-_FIELDS: Final = tuple(field.name for field in fields(Entry))
+_FIELDS: Final = tuple(one.name for one in fields(Entry))
 
 
 def _unpack(body: bytes) -> list[Entry]:

@@ -1,0 +1,538 @@
+"""Acts on findings: the phase `actions` of the scans (REQUIREMENTS C13, K11).
+
+Only for the checks that the setting `cloud_remedies` names, and in earnest only where it says `apply`. The protocol is
+that of `kernel.deletion`, the marks are those of `cloud.marks`:
+
+    plan        each region with open findings is read anew and put to the same checks; what is to be done about each
+                resource is decided and written down
+    governor    a check of which too large a share of all resources offends is refused as a whole
+    re-check    what is due is read and judged once more, then looked at by itself, right before
+    act         or, in a preview, say what would be done
+    manifest    every resource with what became of it; `cloud_undo` reads it
+
+One resource's failure, or one region's, is told of and stops nothing else.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from aws_lambda_powertools import Logger
+from pydantic import BaseModel
+
+from lamplighter.cloud import access, reader
+from lamplighter.cloud.check import Basis, Judgement, judge, wanted
+from lamplighter.cloud.checks import BY_ID, SECURITY, WASTE
+from lamplighter.cloud.exemptions import Exemptions, load
+from lamplighter.cloud.inventory import Inventory, Tags
+from lamplighter.cloud.marks import KEEP, Case, Decision, decide, excluded, key_of
+from lamplighter.cloud.prices import Prices
+from lamplighter.cloud.remedies import ACTIONS, checked, tags
+from lamplighter.cloud.remedies.action import Gone, Kept, Offence, Place, Step
+from lamplighter.cloud.remedies.outcomes import Report, Where, facts, item, report, way_in, where, with_facts
+from lamplighter.kernel import phases
+from lamplighter.kernel.cloud import Remedy
+from lamplighter.kernel.deletion import (
+    Archive,
+    CarriedOut,
+    Entry,
+    Manifest,
+    ManifestAddress,
+    Plan,
+    Stop,
+    archive_bucket,
+    carry_out,
+    entries,
+)
+from lamplighter.kernel.errors import Permanent, Retryable
+from lamplighter.kernel.job import Context, Run, Unfinished
+from lamplighter.kernel.notify import alert
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+logger = Logger(child=True)
+
+BATCH: Final = 25
+"""Resources that are dealt with before the run is asked whether to stop."""
+FEW: Final = 10
+"""So many findings of a check are never too large a share."""
+TOLD: Final = 500
+"""Marks that the notice spells out; a message takes 256 KB (SNS, "Quotas")."""
+REMEMBERED: Final = timedelta(days=30)
+"""How long after its finding was resolved a resource is still looked at, to take its mark away."""
+
+_CHECKS: Final = {"waste_scan": WASTE, "security_enforcement": SECURITY}
+"""Which checks a scan's own actions are about, by job type; a preview by hand is about all."""
+_COUNTED: Final = (
+    *("instances", "volumes", "snapshots", "security_groups"),
+    *("addresses", "nat_gateways", "load_balancers"),
+)
+"""Of what a check needs, that which it can find something about."""
+_SETTLED: Final = {"keep": "kept", "wait": "waiting", "gone": "already_gone", "fail": "failed"}
+"""What is in the plan because the report has to name it, and its outcome."""
+
+
+def handler(event: Mapping[str, Any], context: Context) -> dict[str, Any]:
+    """Serve the phase `actions`. Raises as `phases.take`."""
+    return phases.take(event, context, {"actions": body})
+
+
+def body(run: Run) -> Report | Unfinished:
+    """Act on the open findings, as far as the settings ask for it.
+
+    Raises:
+        Permanent: the settings ask for what does not fit; nothing was touched.
+        DatabaseUnavailable: no findings, no actions: nothing more was touched.
+    """
+    from lamplighter.kernel.aws import client
+
+    checked(run.settings)
+    own = {check.id for check in _CHECKS.get(run.job.job_type, BY_ID.values())}
+    remedies = {check: remedy for check, remedy in run.settings.cloud_remedies.items() if check in own}
+    if not remedies:
+        return Report(dry_run=run.job.dry_run)
+    s3 = client("s3")
+    try:
+        exemptions = load(s3, archive_bucket())
+    except Permanent as error:
+        said = f"Nothing is acted upon while the exceptions cannot be read: {error}"
+        return Report(status="completed_with_errors", errors=[said], dry_run=run.job.dry_run)
+    return Actions(run, remedies, exemptions, s3).run()
+
+
+class _Planned(BaseModel):
+    """How far the plan has come: the checkpoint of a run that was stopped in it."""
+
+    started_at: datetime
+    left: list[tuple[str, str]]
+    """Accounts and regions."""
+    parts: int = 0
+    offending: Counter[str] = Counter()
+    """Resources by check."""
+    looked_at: Counter[str] = Counter()
+    acting: Counter[str] = Counter()
+    """Of them, those that are to be acted upon."""
+    errors: list[str] = []
+    """Regions that could not be read."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """One region as it is now."""
+
+    place: Place
+    judgement: Judgement
+    tags: Mapping[str, Tags]
+    """Of each of its resources."""
+    counts: Mapping[str, int]
+    """How many of them each check can find something about."""
+    open_since: Mapping[tuple[str, str], datetime]
+    """The stored findings that are open, by check and resource, and since when."""
+
+
+class Actions:
+    """One run."""
+
+    def __init__(self, run: Run, remedies: Mapping[str, Remedy], exemptions: Exemptions, s3: Any) -> None:
+        self._run = run
+        self._remedies = remedies
+        self._exemptions = exemptions
+        self._s3 = s3
+        self._stack = os.environ["STACK_NAME"]
+        self._archive = Archive(s3, archive_bucket(), job_type="cloud_actions", scope="all", job_id=run.job_id)
+        self._places: dict[tuple[str, str], Place] = {}
+        self._judged: dict[tuple[str, str], Judged] = {}
+        """Regions that were read once more before something in them was acted upon."""
+
+    def run(self) -> Report | Unfinished:
+        """Goes on from wherever this run has come to."""
+        known = self._archive.plan()
+        resumed = known is not None
+        if known is None:
+            planned = self._begun()
+            stopped = self._plan_regions(planned)
+            if stopped:
+                so_far = Report(errors=planned.errors, dry_run=self._run.job.dry_run)
+                checkpoint = planned.model_dump(mode="json")
+                return Unfinished(checkpoint=checkpoint, report=so_far) if stopped == "out_of_time" else so_far
+            plan = self._written(planned)
+        else:
+            plan = known[0]
+        refused: dict[str, str] = plan.facts["refused"]
+        done = carry_out(
+            self._archive,
+            parts=plan.parts,
+            resumed=resumed,
+            read_part=self._archive.plan_part,
+            act=lambda part, _tally, begun: [self._dealt_with(entry, refused, begun) for entry in part],
+            stop=self._run.stop,
+            progress=lambda part, parts: self._run.progress(50 + 49 * part // parts, f"{part * BATCH} resources"),
+        )
+        if done.stopped == "out_of_time":
+            return Unfinished(checkpoint={}, report=self._report(plan, done))
+        address = self._archive.write_manifest(manifest := self._manifest(plan, done))
+        self._notify(manifest, address)
+        return self._report(plan, done, address)
+
+    # -- plan --------------------------------------------------------------------------------------------------------
+
+    def _begun(self) -> _Planned:
+        if self._run.checkpoint:
+            return _Planned.model_validate(self._run.checkpoint)
+        from lamplighter.kernel.database import engine
+
+        with engine().connect() as connection:
+            left = _regions(connection, self._remedies, self._run.now() - REMEMBERED)
+        return _Planned(started_at=self._run.now(), left=left)
+
+    def _plan_regions(self, planned: _Planned) -> Stop:
+        """Writes down what is to be done, a region at a time."""
+        while planned.left:
+            if stopped := self._run.stop():
+                return stopped
+            account, region = planned.left[0]
+            self._run.progress(0, f"reading {region} of {account}")
+            try:
+                found = list(self._planned(self._judge(account, region), planned))
+            except (Permanent, Retryable) as error:
+                logger.warning("a region is passed over", extra={"account": account, "region": region})
+                planned.errors.append(f"{account} {region}: {error}")
+                found = []
+            for start in range(0, len(found), BATCH):
+                self._archive.write_plan_part(planned.parts, found[start : start + BATCH])
+                planned.parts += 1
+            del planned.left[0]
+        return None
+
+    def _planned(self, judged: Judged, planned: _Planned) -> Iterator[Entry]:
+        """What is to be done in one region; what is due, longest first, as far as a run may go."""
+        for check, remedy in self._remedies.items():
+            planned.looked_at[check] += judged.counts[check]
+            planned.offending[check] += sum(one.check == check for one in judged.judgement.findings)
+            decided = [(id_, self._decide(judged, check, id_)) for id_ in self._candidates(judged, check)]
+            decided.sort(key=lambda one: (one[1].mark.after.isoformat() if one[1].mark else "", one[0]))
+            for resource_id, decision in decided:
+                if decision.step == "none":
+                    continue
+                entry = self._entry(judged, check, resource_id, decision)
+                if decision.step == "act":
+                    if planned.acting[check] >= remedy.max_actions:
+                        full = f"No more than {remedy.max_actions} are acted upon in a run: its turn comes."
+                        entry = with_facts(entry, step="wait", reason=full)
+                    else:
+                        planned.acting[check] += 1
+                        entry = self._foreseen(judged, check, entry)
+                yield entry
+
+    def _candidates(self, judged: Judged, check: str) -> list[str]:
+        """Resources that offend, that nobody can judge, or that are marked."""
+        found = {one.resource_id for one in judged.judgement.findings if one.check == check}
+        unknown = {one.resource_id for one in judged.judgement.unknown if one.check == check} - {"*"}
+        marked = {id_ for id_, tags_ in judged.tags.items() if key_of(check) in tags_}
+        return sorted(found | unknown | marked)
+
+    def _decide(self, judged: Judged, check: str, resource_id: str) -> Decision:
+        now, judgement = judged.place.now, judged.judgement
+        finding = next((f for f in judgement.findings if (f.check, f.resource_id) == (check, resource_id)), None)
+        unknown = [u for u in judgement.unknown if u.check == check and u.resource_id in {resource_id, "*"}]
+        verdict: Literal["offends", "unknown", "in_order"] = "offends" if finding else "in_order"
+        if unknown or check not in judgement.judged:
+            verdict = "unknown"
+        exemption = self._exemptions.covering(finding, now) if finding else None
+        case = Case(
+            verdict=verdict,
+            tags=judged.tags.get(resource_id, {}),
+            reason=" ".join(one.reason for one in unknown),
+            open_since=judged.open_since.get((check, resource_id)),
+            exempted=f"An exception covers it: {exemption.reason}" if exemption else None,
+        )
+        if resource_id not in judged.tags:
+            return Decision(step="keep", reason="Its tags are not known, and one of them might say to keep it.")
+        return decide(case, check, self._remedies[check], now=now, stack=self._stack)
+
+    def _entry(self, judged: Judged, check: str, resource_id: str, decision: Decision) -> Entry:
+        there = judged.tags.get(resource_id, {})
+        said = {
+            "step": decision.step,
+            "action": self._remedies[check].action,
+            "outcome": {"mark": "marked", "unmark": "unmarked"}.get(decision.step),
+            "reason": decision.reason,
+            "mark": str(decision.mark) if decision.mark else None,
+            "written": there.get(key_of(check)),
+            "owner": there.get(self._run.settings.cloud_limits.owner_tag),
+        }
+        at = Where(account=judged.place.account, region=judged.place.region, check=check, resource_id=resource_id)
+        return Entry(key=at.key, facts=said)
+
+    def _foreseen(self, judged: Judged, check: str, entry: Entry) -> Entry:
+        """An entry that is due, with exactly what would be done about it."""
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        try:
+            step = self._look(judged, check, where(entry).resource_id)
+        except Kept as kept:
+            return with_facts(entry, step="keep", reason=str(kept))
+        except Gone:
+            return with_facts(entry, step="gone")
+        except (ClientError, BotoCoreError) as error:
+            return with_facts(entry, step="fail", reason=str(error))
+        return replace(entry, facts=facts(entry) | {"outcome": step.outcome, "state": step.state})
+
+    def _look(self, judged: Judged, check: str, resource_id: str) -> Step:
+        finding = next(f for f in judged.judgement.findings if (f.check, f.resource_id) == (check, resource_id))
+        offence = Offence(
+            resource_id=resource_id,
+            tags=judged.tags[resource_id],
+            evidence=finding.evidence,
+            remedy=self._remedies[check],
+            limits=self._run.settings.cloud_limits,
+        )
+        return ACTIONS[self._remedies[check].action].look(judged.place, offence)
+
+    def _written(self, planned: _Planned) -> Plan:
+        """Has the governor judge the plan, and writes it down."""
+        refused = {
+            check: sentence
+            for check, remedy in self._remedies.items()
+            if (sentence := refusal(check, remedy, planned.offending[check], planned.looked_at[check]))
+        }
+        plan = Plan(
+            job_id=self._run.job_id,
+            scope=self._archive.scope,
+            planned_at=self._run.now(),
+            started_at=planned.started_at,
+            parts=planned.parts,
+            references={},
+            refusals=list(refused.values()),
+            accepted=True,
+            facts={"refused": refused, "errors": planned.errors},
+        )
+        self._archive.write_plan(plan)
+        return plan
+
+    # -- regions -----------------------------------------------------------------------------------------------------
+
+    def _place(self, account: str, region: str) -> Place:
+        if (account, region) not in self._places:
+            clients = access.clients(region, **way_in(self._run.settings.cloud_targets, account, self._run.job_id))
+            self._places[account, region] = Place(
+                account=account, region=region, clients=clients, job_id=self._run.job_id, now=self._run.now()
+            )
+        return self._places[account, region]
+
+    def _judge(self, account: str, region: str) -> Judged:
+        """A region as it is now.
+
+        Raises:
+            Permanent: nothing may be read there.
+            Retryable: nothing can be read there now.
+        """
+        from lamplighter.kernel.database import engine
+
+        checks, limits = [BY_ID[check] for check in self._remedies], self._run.settings.cloud_limits
+        place = replace(self._place(account, region), seen={}, now=self._run.now())
+        inventory = reader.read(
+            place.clients, account=account, region=region, now=place.now, limits=limits, needs=wanted(checks)
+        )
+        with engine().connect() as connection:
+            basis = Basis(
+                now=place.now,
+                limits=limits,
+                prices=Prices.from_file(region),
+                unattached_since=_unattached_since(connection, account, region),
+            )
+            open_since = _open_since(connection, account, region)
+        return Judged(
+            place=place,
+            judgement=judge(inventory, basis, checks),
+            tags=dict(_tags(inventory)),
+            counts={check.id: _counted(inventory, check.needs) for check in checks},
+            open_since=open_since,
+        )
+
+    # -- act ---------------------------------------------------------------------------------------------------------
+
+    def _dealt_with(self, entry: Entry, refused: Mapping[str, str], begun: bool) -> Entry:
+        """The entry with what became of it. `begun`: an attempt that died may have done it already."""
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        account, region, check, resource_id = where(entry)
+        said = facts(entry)
+        settled = _SETTLED.get(said["step"])
+        if settled or (check in refused and said["step"] != "unmark"):
+            failure = said["reason"] if settled == "failed" else None
+            return replace(entry, outcome=settled or "refused", error=failure)
+        if self._run.job.dry_run or not self._remedies[check].apply:
+            return replace(entry, outcome=f"would_be_{said['outcome']}")
+        try:
+            place = self._place(account, region)
+            deal = self._acted if said["step"] == "act" else self._marked
+            return deal(place, entry, check, resource_id, begun)
+        except Kept as kept:
+            return with_facts(entry, "kept", reason=str(kept))
+        except Gone:
+            return replace(entry, outcome="already_gone")
+        except (ClientError, BotoCoreError, Permanent, Retryable) as error:
+            logger.warning("a resource could not be dealt with", extra={"entry": entry.key}, exc_info=True)
+            return replace(entry, outcome="failed", error=str(error))
+
+    def _marked(self, place: Place, entry: Entry, check: str, resource_id: str, _begun: bool) -> Entry:
+        """Write the mark that the plan says, or take it away, if the resource's tags are as the plan saw them."""
+        said, key = facts(entry), key_of(check)
+        there, aimed_at = tags.read(place, resource_id), said["mark"] if said["step"] == "mark" else None
+        if reason := excluded(there, self._stack):
+            raise Kept(reason)
+        if there.get(key) not in {said["written"], aimed_at}:  # the latter where an attempt died right after
+            raise Kept("Its mark is not what it was a moment ago.")
+        if there.get(key) != aimed_at:
+            if aimed_at:
+                tags.write(place, resource_id, {key: aimed_at})
+            else:
+                tags.remove(place, resource_id, {key: there[key]})
+        return replace(entry, outcome=said["outcome"])
+
+    def _acted(self, place: Place, entry: Entry, check: str, resource_id: str, begun: bool) -> Entry:
+        """Do what the plan says, if all is still as the plan saw it."""
+        said = facts(entry)
+        action, planned = ACTIONS[self._remedies[check].action], Step(outcome=said["outcome"], state=said["state"])
+        if begun and (state := action.found(place, resource_id, planned)) is not None:
+            return with_facts(entry, planned.outcome, state=state)
+        judged = self._judged_again(place)
+        decision = self._decide(judged, check, resource_id)
+        if decision.step != "act":
+            raise Kept(decision.reason or "It does not offend any more.")
+        there = tags.read(place, resource_id)
+        if (reason := excluded(there, self._stack)) or there.get(key_of(check)) != said["written"]:
+            raise Kept(reason or "Its mark is not what it was a moment ago.")
+        if self._look(judged, check, resource_id) != planned:
+            raise Kept("It has changed since the plan was made.")
+        state = action.act(place, resource_id, planned)
+        logger.info("acted", extra={"entry": entry.key, "outcome": planned.outcome})
+        return with_facts(entry, planned.outcome, state=state)
+
+    def _judged_again(self, place: Place) -> Judged:
+        where = (place.account, place.region)
+        if where not in self._judged:
+            self._judged[where] = self._judge(*where)
+        return self._judged[where]
+
+    # -- tell --------------------------------------------------------------------------------------------------------
+
+    def _manifest(self, plan: Plan, done: CarriedOut) -> Manifest:
+        return Manifest(
+            job_id=plan.job_id,
+            scope=plan.scope,
+            planned_at=plan.planned_at,
+            finished_at=self._run.now(),
+            dry_run=self._run.job.dry_run,
+            complete=done.stopped is None,
+            accepted=plan.accepted,
+            refusals=plan.refusals,
+            references={},
+            parts=done.parts,
+        )
+
+    def _notify(self, manifest: Manifest, address: ManifestAddress) -> None:
+        """One message for all that the run marked; nothing is told twice (K9)."""
+        marked = [entry for entry in self._entries(manifest) if entry.outcome == "marked"]
+        if not marked:
+            return
+        lines = [f"  {_sentence(entry)}" for entry in marked[:TOLD]]
+        if len(marked) > TOLD:
+            lines.append(f"  and {len(marked) - TOLD} more, which the manifest names")
+        alert(
+            f"cloud_actions#{self._run.job_id}",
+            subject=f"{len(marked)} cloud resources are marked",
+            message="\n".join(
+                [
+                    "Each of these offends a check. What its mark says is done unless that changes:",
+                    "",
+                    *lines,
+                    "",
+                    f"To keep a resource, tag it {KEEP} (any value). To gain time, write a later moment into its mark.",
+                    f"All of it: s3://{address.bucket}/{address.key}, of the job {self._run.job_id}.",
+                ]
+            ),
+        )
+
+    def _entries(self, manifest: Manifest) -> Iterator[Entry]:
+        return entries(self._s3, self._archive.bucket, manifest)
+
+    def _report(self, plan: Plan, done: CarriedOut, address: ManifestAddress | None = None) -> Report:
+        told = self._entries(self._manifest(plan, done))
+        errors = [*plan.facts["errors"], *plan.refusals]
+        return report(done.tally, told, errors=errors, dry_run=self._run.job.dry_run, manifest=address)
+
+
+def refusal(check: str, remedy: Remedy, offending: int, looked_at: int) -> str | None:
+    """Why nothing is done about a check's findings, in a sentence, or None.
+
+    Too many at once are rather a mistake in the limits, or in the check, than so much waste.
+    """
+    if offending <= FEW or offending <= remedy.max_share * looked_at:
+        return None
+    return (
+        f"{check}: {offending} of {looked_at} resources ({offending / max(looked_at, 1):.0%}) offend; "
+        f"{remedy.max_share:.0%} may (cloud_remedies.{check}.max_share): nothing is done about them."
+    )
+
+
+def _regions(connection: Connection, remedies: Mapping[str, Remedy], since: datetime) -> list[tuple[str, str]]:
+    """Where there are findings of these checks, open or resolved lately."""
+    from sqlalchemy import text
+
+    rows = connection.execute(
+        text(
+            "SELECT DISTINCT account_id, region FROM findings WHERE check_id = ANY(string_to_array(:checks, ','))"
+            " AND (status = 'open' OR resolved_at > :since) ORDER BY account_id, region"
+        ),
+        {"checks": ",".join(remedies), "since": since},
+    )
+    return [(row.account_id, row.region) for row in rows]
+
+
+def _open_since(connection: Connection, account: str, region: str) -> dict[tuple[str, str], datetime]:
+    from sqlalchemy import text
+
+    rows = connection.execute(
+        text(
+            "SELECT check_id, resource_id, coalesce(reopened_at, first_seen_at) AS since FROM findings"
+            " WHERE account_id = :account AND region = :region AND status = 'open'"
+        ),
+        {"account": account, "region": region},
+    )
+    return {(row.check_id, row.resource_id): row.since for row in rows}
+
+
+def _unattached_since(connection: Connection, account: str, region: str) -> dict[str, datetime]:
+    from sqlalchemy import text
+
+    rows = connection.execute(
+        text(
+            "SELECT volume_id, first_seen_at FROM unattached_volumes WHERE account_id = :account AND region = :region"
+        ),
+        {"account": account, "region": region},
+    )
+    return {row.volume_id: row.first_seen_at for row in rows}
+
+
+def _tags(inventory: Inventory) -> Iterator[tuple[str, Tags]]:
+    for name in _COUNTED:
+        yield from ((resource.id, resource.tags) for resource in getattr(inventory, name))
+
+
+def _counted(inventory: Inventory, needs: Sequence[str]) -> int:
+    return sum(len(getattr(inventory, name)) for name in needs if name in _COUNTED)
+
+
+def _sentence(entry: Entry) -> str:
+    """What the notice says of a resource."""
+    said = item(entry)
+    owner = f", owner {said.owner}" if said.owner else ""
+    return f"{said.resource_id} ({said.account} {said.region}{owner}): {BY_ID[said.check].title}. Mark: {said.detail}"

@@ -1,0 +1,415 @@
+"""Acting on findings: the marks, the actions, and that nothing else is touched (REQUIREMENTS C13, K7, K8, K11)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import boto3
+import pytest
+from sqlalchemy import Engine
+
+from lamplighter.cloud.cloud_actions import BATCH, FEW
+from lamplighter.cloud.remedies.outcomes import Report
+from lamplighter.kernel.cloud import Remedy
+from lamplighter.kernel.errors import Permanent
+from lamplighter.kernel.job import Unfinished
+from tests.integration.actions_world import DAY, REGION, Account, ssh, writes
+
+
+@pytest.fixture
+def account(s3: Any, jobs_table: str, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Account]:
+    """An account of this test's own, with nothing in it."""
+    monkeypatch.setenv("STACK_NAME", "lamplighter")
+    own = Account(s3, engine, boto3.client("sts").get_caller_identity()["Account"])
+    monkeypatch.setenv("ARCHIVE_BUCKET", own.archive)
+    monkeypatch.setenv("ALERTS_TOPIC_ARN", own.topic)
+    return own
+
+
+def test_an_open_port_is_marked_then_closed_and_opened_again(account: Account) -> None:
+    group = account.open_group(Owner="ada")
+    key = "lamplighter:open_ports"
+
+    first = account.act("open_ports", "revoke")
+    assert first.outcomes == {"marked": 1}
+    assert account.tags(group)[key] == f"revoke after {account.now:%Y-%m-%dT%H:%MZ}"
+    assert account.ingress(group) == {("tcp", 22, 22, "0.0.0.0/0")}
+    (told,) = account.mail()
+    assert f"{group} ({account.account} {REGION}, owner ada)" in told
+    assert "tag it lamplighter:keep" in told
+
+    second = account.act("open_ports", "revoke")
+    assert (second.outcomes, second.status) == ({"revoked": 1}, "completed")
+    assert account.ingress(group) == set()
+    assert account.mail() == []
+
+    assert account.undo(second, dry_run=True).outcomes == {"would_be_restored": 1}
+    assert account.ingress(group) == set()
+    assert account.undo(second).outcomes == {"restored": 1}
+    assert account.ingress(group) == {("tcp", 22, 22, "0.0.0.0/0")}
+    assert key not in account.tags(group)
+    assert account.undo(second).outcomes == {"already_restored": 1}
+
+
+def test_valid_rules_remain(account: Account) -> None:
+    """FAILURES 14: a remediation removed valid rules (automated-security-response-on-aws #246).
+
+    EC2 shows rules of the same protocol and ports as one permission; only the ranges at fault go.
+    """
+    lists = boto3.client("ec2").create_managed_prefix_list(
+        PrefixListName="everybody", AddressFamily="IPv4", MaxEntries=1, Entries=[{"Cidr": "0.0.0.0/0"}]
+    )
+    everybody = lists["PrefixList"]["PrefixListId"]
+    office = {"CidrIp": "203.0.113.0/24", "Description": "the office"}
+    group = account.group(
+        {**ssh("0.0.0.0/0", "::/0"), "IpRanges": [{"CidrIp": "0.0.0.0/0", "Description": "for now"}, office]},
+        ssh("2001:db8::/32"),
+        {"IpProtocol": "tcp", "FromPort": 443, "ToPort": 443, "IpRanges": [{"CidrIp": "0.0.0.0/0"}]},
+        {"IpProtocol": "tcp", "FromPort": 3000, "ToPort": 4000, "IpRanges": [{"CidrIp": "0.0.0.0/0"}]},
+        {"IpProtocol": "tcp", "FromPort": 5432, "ToPort": 5432, "PrefixListIds": [{"PrefixListId": everybody}]},
+        {"IpProtocol": "-1", "IpRanges": [{"CidrIp": "10.0.0.0/8"}]},
+        {"IpProtocol": "-1", "Ipv6Ranges": [{"CidrIpv6": "::/0"}]},
+    )
+    account.found("open_ports", group)
+    before = account.ingress(group)
+    valid = {
+        ("tcp", 22, 22, "203.0.113.0/24"),
+        ("tcp", 22, 22, "2001:db8::/32"),
+        ("tcp", 443, 443, "0.0.0.0/0"),
+        ("-1", -1, -1, "10.0.0.0/8"),
+    }
+    account.act("open_ports", "revoke")
+    report = account.act("open_ports", "revoke")
+    assert account.ingress(group) == valid
+    assert len(account.outcomes(report)[group].facts["state"]["rules"]) == len(before) - len(valid)  # type: ignore[index]
+    account.undo(report)
+    assert account.ingress(group) == before
+    rules = account.ec2.describe_security_group_rules(Filters=[{"Name": "group-id", "Values": [group]}])
+    assert "for now" in {rule.get("Description") for rule in rules["SecurityGroupRules"]}
+
+
+def test_an_idle_instance_is_stopped_and_started_again(account: Account) -> None:
+    idle = account.idle_instance()
+    account.act("idle_cpu", "stop")
+    assert account.state(idle) == "running"
+    report = account.act("idle_cpu", "stop")
+    assert report.outcomes == {"stopped": 1}
+    assert account.state(idle) == "stopped"
+    assert account.undo(report).outcomes == {"restored": 1}
+    assert account.state(idle) == "running"
+    assert account.undo(report).outcomes == {"already_restored": 1}
+
+
+def test_an_unattached_volume_goes_once_its_snapshot_is_complete_and_comes_back_the_same(account: Account) -> None:
+    volume = account.unattached_volume(Owner="ada")
+    (before,) = account.volumes().values()
+    assert account.act("unattached_volumes", "snapshot_and_delete").outcomes == {"marked": 1}
+    started = account.act("unattached_volumes", "snapshot_and_delete")
+    assert started.outcomes == {"snapshot_started": 1}
+    (snapshot,) = account.snapshots().values()
+    assert snapshot["VolumeId"] == volume
+    tags = account.tags(snapshot["SnapshotId"])
+    assert (tags["Owner"], tags["lamplighter:origin-volume"]) == ("ada", volume)
+
+    deleted = account.act("unattached_volumes", "snapshot_and_delete")
+    assert deleted.outcomes == {"deleted": 1}
+    assert account.volumes() == {}
+
+    undone = account.undo(deleted)
+    ((new_id, new),) = account.volumes().items()
+    assert (undone.outcomes, undone.items[0].detail) == ({"restored": 1}, new_id)
+    same = ("AvailabilityZone", "Size", "VolumeType", "Iops", "Throughput", "Encrypted", "KmsKeyId")
+    assert {name: new[name] for name in same} == {name: before[name] for name in same}
+    assert new["SnapshotId"] == snapshot["SnapshotId"]
+    assert account.tags(new_id) == {"Owner": "ada", "lamplighter:restored-from": volume}
+    assert account.undo(deleted).outcomes == {"already_restored": 1}
+    assert len(account.volumes()) == 1
+
+
+def test_a_snapshot_is_deleted_only_into_the_recycle_bin_and_comes_back(account: Account) -> None:
+    snapshot = account.old_snapshot()
+    account.act("old_snapshots", "delete_snapshot")
+    kept = account.act("old_snapshots", "delete_snapshot")
+    assert kept.outcomes == {"kept": 1}
+    assert "No Recycle Bin rule covers it" in account.outcomes(kept)[snapshot].facts["reason"]  # type: ignore[index]
+
+    account.retain(ResourceTags=[{"ResourceTagKey": "Environment", "ResourceTagValue": "production"}])
+    assert account.act("old_snapshots", "delete_snapshot").outcomes == {"kept": 1}
+    account.retain()
+    report = account.act("old_snapshots", "delete_snapshot")
+    assert report.outcomes == {"deleted": 1}
+    assert account.outcomes(report)[snapshot].facts["state"]["kept_days"] == 14  # type: ignore[index]
+    assert account.snapshots() == {}
+
+    assert account.undo(report).outcomes == {"restored": 1}
+    assert set(account.snapshots()) == {snapshot}
+    assert account.undo(report).outcomes == {"already_restored": 1}
+
+
+def test_a_snapshot_that_an_older_version_of_a_launch_template_names_is_kept(account: Account) -> None:
+    account.retain()
+    snapshot = account.old_snapshot()
+    devices = [{"DeviceName": "/dev/sdb", "Ebs": {"SnapshotId": snapshot}}]
+    template = {"LaunchTemplateName": "web"}
+    account.ec2.create_launch_template(**template, LaunchTemplateData={"InstanceType": "t3.micro"})
+    account.ec2.create_launch_template_version(**template, LaunchTemplateData={"BlockDeviceMappings": devices})
+    account.ec2.create_launch_template_version(**template, LaunchTemplateData={"InstanceType": "t3.small"})
+    account.act("old_snapshots", "delete_snapshot")
+    report = account.act("old_snapshots", "delete_snapshot")
+    assert "launch template" in account.outcomes(report)[snapshot].facts["reason"]  # type: ignore[index]
+    assert set(account.snapshots()) == {snapshot}
+
+
+def test_missing_tags_are_added_and_none_is_written_over(account: Account) -> None:
+    volume = account.ec2.create_volume(AvailabilityZone=f"{REGION}a", Size=1)["VolumeId"]
+    account.tag(volume, Owner="ada", CostCenter="")
+    account.found("missing_tags", volume)
+    values = {"Owner": "platform", "Environment": "unknown", "CostCenter": "0"}
+    account.act("missing_tags", "add_tags", values=values)
+    report = account.act("missing_tags", "add_tags", values=values)
+    assert report.outcomes == {"tags_added": 1}
+    there = account.tags(volume)
+    assert (there["Owner"], there["Environment"], there["CostCenter"]) == ("ada", "unknown", "")
+
+    account.tag(volume, Environment="production")
+    assert account.undo(report).outcomes == {"changed_since": 1}
+    account.tag(volume, Environment="unknown")
+    assert account.undo(report).outcomes == {"restored": 1}
+    assert account.tags(volume) == {"Owner": "ada", "CostCenter": ""}
+
+
+def test_tag_marks_and_does_no_more(account: Account) -> None:
+    group = account.open_group()
+    assert account.act("open_ports", "tag").outcomes == {"marked": 1}
+    assert account.act("open_ports", "tag").outcomes == {"waiting": 1}
+    assert account.tags(group) == {"lamplighter:open_ports": f"found {account.now:%Y-%m-%dT%H:%MZ}"}
+    account.ec2.revoke_security_group_ingress(GroupId=group, IpPermissions=[ssh("0.0.0.0/0")])
+    assert account.act("open_ports", "tag").outcomes == {"unmarked": 1}
+    assert account.tags(group) == {}
+
+
+def test_a_preview_says_what_would_be_done_and_changes_nothing(account: Account) -> None:
+    group = account.open_group()
+    with writes() as made:
+        for report in (
+            account.act("open_ports", "revoke", apply=False),
+            account.act("open_ports", "revoke", job=account.job(dry_run=True)),
+        ):
+            assert report.outcomes == {"would_be_marked": 1}
+            assert report.items[0].detail == f"revoke after {account.now:%Y-%m-%dT%H:%MZ}"
+    assert set(made) == {"PutObject"}
+    account.act("open_ports", "revoke")
+    account.mail()
+    with writes() as made:
+        report = account.act("open_ports", "revoke", job=account.job(dry_run=True))
+    assert report.outcomes == {"would_be_revoked": 1}
+    (rule,) = account.outcomes(report)[group].facts["state"]["rules"]  # type: ignore[index]
+    assert (rule["FromPort"], rule["CidrIpv4"]) == (22, "0.0.0.0/0")
+    assert set(made) == {"PutObject"}
+    assert account.ingress(group) == {("tcp", 22, 22, "0.0.0.0/0")}
+    assert account.undo(report).outcomes == {}
+
+
+def test_an_owner_has_the_last_word(account: Account) -> None:
+    kept, rewritten, removed, postponed = (account.open_group() for _ in range(4))
+    account.act("open_ports", "revoke")
+    account.tag(kept, lamplighter_keep="")
+    account.tag(rewritten, lamplighter_open_ports="please do not")
+    account.ec2.delete_tags(Resources=[removed], Tags=[{"Key": "lamplighter:open_ports"}])
+    account.tag(postponed, lamplighter_open_ports="revoke after 2099-01-01T00:00Z")
+    report = account.act("open_ports", "revoke")
+    outcomes = {id_: entry.outcome for id_, entry in account.outcomes(report).items()}
+    assert outcomes == {kept: "kept", rewritten: "kept", removed: "marked", postponed: "waiting"}
+    assert all(len(account.ingress(group)) == 1 for group in outcomes)
+    assert account.tags(rewritten)["lamplighter:open_ports"] == "please do not"
+
+
+def test_the_stack_leaves_itself_alone(account: Account) -> None:
+    """FAILURES 14: the cleanup stack deleted itself."""
+    own = account.open_group(**{"aws:cloudformation:stack-name": "lamplighter"})
+    other = account.open_group(**{"aws:cloudformation:stack-name": "shop"})
+    account.act("open_ports", "revoke")
+    report = account.act("open_ports", "revoke")
+    outcomes = {id_: entry.outcome for id_, entry in account.outcomes(report).items()}
+    assert outcomes == {own: "kept", other: "revoked"}
+    assert set(account.tags(own)) == {"aws:cloudformation:stack-name"}
+
+
+def test_what_is_not_to_be_stopped_is_kept_with_a_reason(account: Account) -> None:
+    scaled = account.idle_instance(**{"aws:autoscaling:groupName": "web"})
+    stopped = account.idle_instance()
+    account.act("idle_cpu", "stop")
+    account.ec2.stop_instances(InstanceIds=[stopped])
+    report = account.act("idle_cpu", "stop")
+    outcomes = account.outcomes(report)
+    assert "Auto Scaling group web" in outcomes[scaled].facts["reason"]  # type: ignore[index]
+    assert (outcomes[scaled].outcome, account.state(scaled)) == ("kept", "running")
+    assert outcomes[stopped].outcome == "unmarked"
+
+
+def test_a_volume_that_is_attached_again_is_unmarked(account: Account) -> None:
+    volume, instance = account.unattached_volume(), account.idle_instance()
+    account.act("unattached_volumes", "snapshot_and_delete")
+    account.act("unattached_volumes", "snapshot_and_delete")
+    account.ec2.attach_volume(VolumeId=volume, InstanceId=instance, Device="/dev/sdb")
+    report = account.act("unattached_volumes", "snapshot_and_delete")
+    assert report.outcomes == {"unmarked": 1}
+    assert volume in account.volumes()
+
+
+def test_an_old_snapshot_of_a_volume_does_not_do(account: Account) -> None:
+    """In the meantime the volume may have been attached, written to and detached."""
+    account.unattached_volume()
+    account.act("unattached_volumes", "snapshot_and_delete")
+    account.act("unattached_volumes", "snapshot_and_delete")
+    account.now += 3 * DAY
+    report = account.act("unattached_volumes", "snapshot_and_delete")
+    assert report.outcomes == {"snapshot_started": 1}
+    assert len(account.volumes()) == 1
+
+
+def test_nothing_is_acted_upon_without_a_stored_finding(account: Account) -> None:
+    group = account.group(ssh("0.0.0.0/0"))
+    account.found("open_ports", account.group(), status="resolved")
+    report = account.act("open_ports", "revoke")
+    assert report.outcomes == {"kept": 1}
+    assert account.tags(group) == {}
+
+
+def test_what_changes_between_the_plan_and_the_act_is_kept(account: Account) -> None:
+    groups = [account.open_group() for _ in range(2)]
+    account.act("open_ports", "revoke")
+    job = account.job()
+    revoke = {"open_ports": Remedy(action="revoke", after_days=0, apply=True)}
+    first = account.attempt(job, revoke, stops={2: "out_of_time"})
+    assert isinstance(first, Unfinished)
+    account.ec2.authorize_security_group_ingress(GroupId=groups[0], IpPermissions=[ssh("::/0")])
+    account.tag(groups[1], lamplighter_open_ports="wait")
+    report = account.attempt(job, revoke)
+    assert isinstance(report, Report)
+    outcomes = {id_: (e.outcome, e.facts["reason"]) for id_, e in account.outcomes(report).items()}  # type: ignore
+    assert outcomes[groups[0]] == ("kept", "It has changed since the plan was made.")
+    assert outcomes[groups[1]][0] == "kept"
+    assert [len(account.ingress(group)) for group in groups] == [2, 1]
+
+
+def test_an_exception_protects_and_a_bad_document_protects_everything(account: Account) -> None:
+    excepted, other = account.open_group(), account.open_group()
+    account.act("open_ports", "revoke")
+    entry = {
+        "check": "open_ports",
+        "resource": excepted,
+        "reason": "The bastion",
+        "owner": "ada",
+        "expires": "2099-01-01",
+    }
+    put = {"Bucket": account.archive, "Key": "cloud/exceptions.json"}
+    account.s3.put_object(**put, Body=json.dumps({"exceptions": [entry | {"expires": "soon"}]}))
+    with writes() as made:
+        bad = account.act("open_ports", "revoke")
+    assert (bad.status, bad.outcomes, made) == ("completed_with_errors", {}, [])
+    assert "expires" in bad.errors[0]
+
+    account.s3.put_object(**put, Body=json.dumps({"exceptions": [entry]}))
+    report = account.act("open_ports", "revoke")
+    outcomes = {id_: entry.outcome for id_, entry in account.outcomes(report).items()}
+    assert outcomes == {excepted: "unmarked", other: "revoked"}
+
+
+def test_one_failure_stops_nothing_else(account: Account) -> None:
+    """K11."""
+    instances = [account.idle_instance() for _ in range(3)]
+    account.act("idle_cpu", "stop")
+    account.ec2.modify_instance_attribute(InstanceId=instances[1], DisableApiStop={"Value": True})
+    report = account.act("idle_cpu", "stop")
+    assert report.status == "completed_with_errors"
+    assert report.outcomes == {"stopped": 2, "failed": 1}
+
+
+def test_too_many_at_once_are_refused(account: Account) -> None:
+    groups = [account.open_group() for _ in range(FEW + 1)]
+    report = account.act("open_ports", "revoke")
+    assert report.status == "completed_with_errors"
+    assert report.outcomes == {"refused": FEW + 1}
+    assert "max_share" in report.errors[0]
+    assert account.tags(groups[0]) == {}
+    assert account.act("open_ports", "revoke", max_share=1).outcomes == {"marked": FEW + 1}
+
+
+def test_a_run_acts_upon_no_more_than_it_may(account: Account) -> None:
+    groups = [account.open_group() for _ in range(3)]
+    account.act("open_ports", "revoke")
+    assert account.act("open_ports", "revoke", max_actions=2).outcomes == {"revoked": 2, "waiting": 1}
+    assert sum(len(account.ingress(group)) for group in groups) == 1
+
+
+def test_a_region_that_cannot_be_read_is_told_of_and_the_others_go_on(account: Account) -> None:
+    group = account.open_group()
+    columns = "region, check_id, resource_id, resource_type, kind, title, severity, confidence, status, first_seen_at"
+    account.sql(
+        f"INSERT INTO findings (account_id, {columns}, last_seen_at, job_id)"
+        f" SELECT '999999999999', {columns}, last_seen_at, job_id FROM findings"
+    )
+    targets = [{"accounts": ["999999999999"], "regions": [REGION], "role": "nobody"}]
+    report = account.act("open_ports", "revoke", cloud_targets=targets)
+    assert report.outcomes == {"marked": 1}
+    assert account.tags(group)
+    assert report.status == "completed_with_errors"
+    assert "999999999999" in report.errors[0]
+
+
+@pytest.mark.parametrize(
+    ("check", "remedy", "sentence"),
+    [
+        ("idle_cpu", Remedy(action="revoke"), "cloud_remedies.idle_cpu.action: takes tag or stop, not revoke."),
+        ("log_groups_without_retention", Remedy(action="tag"), "cloud_remedies.log_groups_without_retention: nothing"),
+        ("missing_tags", Remedy(action="add_tags"), "cloud_remedies.missing_tags.values: takes what some of the"),
+        ("missing_tags", Remedy(action="add_tags", values={"Team": "x"}), "cloud_remedies.missing_tags.values"),
+        ("idle_cpu", Remedy(action="tag", values={"a": "b"}), "cloud_remedies.idle_cpu.values: only add_tags"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_is_touched(
+    account: Account, check: str, remedy: Remedy, sentence: str
+) -> None:
+    group = account.open_group()
+    with pytest.raises(Permanent, match=sentence):
+        account.attempt(account.job(), {"open_ports": Remedy(action="tag", apply=True), check: remedy})
+    assert account.tags(group) == {}
+
+
+def test_a_scan_acts_upon_its_own_checks_only(account: Account) -> None:
+    account.open_group()
+    assert account.act("open_ports", "revoke", job=account.job(job_type="waste_scan")).outcomes == {}
+    assert account.act("open_ports", "revoke", job=account.job(job_type="security_enforcement")).outcomes == {
+        "marked": 1
+    }
+
+
+def test_a_cancelled_run_says_what_it_has_done(account: Account) -> None:
+    """K7: within one batch."""
+    groups = [account.open_group() for _ in range(BATCH + 5)]
+    revoke = {"open_ports": Remedy(action="tag", apply=True, max_share=1)}
+    report = account.attempt(account.job(), revoke, stops={3: "cancelled"})
+    assert isinstance(report, Report)
+    assert report.outcomes == {"marked": BATCH}
+    assert sum(bool(account.tags(group)) for group in groups) == BATCH
+
+
+def test_a_run_that_is_out_of_time_goes_on_where_it_was(account: Account) -> None:
+    """K8: while it plans, and while it acts."""
+    for _ in range(BATCH + 5):
+        account.open_group()
+    mark, job = {"open_ports": Remedy(action="tag", apply=True, max_share=1)}, account.job()
+    planning = account.attempt(job, mark, stops={1: "out_of_time"})
+    assert isinstance(planning, Unfinished)
+    job = account.job(job.job_id, checkpoint=planning.checkpoint)
+    acting = account.attempt(job, mark, stops={3: "out_of_time"})
+    assert isinstance(acting, Unfinished)
+    with writes() as made:
+        report = account.attempt(account.job(job.job_id, checkpoint=acting.checkpoint), mark)
+    assert isinstance(report, Report)
+    assert report.outcomes == {"marked": BATCH + 5}
+    assert made.count("CreateTags") == 5
+    assert len(account.outcomes(report)) == BATCH + 5
