@@ -62,9 +62,10 @@ class Account:
 
 
 @contextmanager
-def account() -> Iterator[Account]:
-    """An account in a process of its own, while the block runs."""
-    with subprocess.Popen([sys.executable, "-m", "bench.cloud_stub"], stdout=subprocess.PIPE, text=True) as process:
+def account(*arguments: str) -> Iterator[Account]:
+    """An account in a process of its own, while the block runs; with `--specimens` it has one of each kind, too."""
+    command = [sys.executable, "-m", "bench.cloud_stub", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         try:
             yield Account(int(process.stdout.readline()))
@@ -75,14 +76,13 @@ def account() -> Iterator[Account]:
 class Stub:
     """The server's side: moto, what it has answered before, and what it was asked."""
 
-    def __init__(self) -> None:
-        from moto.cloudwatch import models
+    def __init__(self, *, specimens: bool) -> None:
         from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
         from werkzeug.test import Client
 
-        # moto lists a metric that has more than one dimension once for each datapoint.
-        models.are_dimensions_same = lambda one, other: [vars(d) for d in one] == [vars(d) for d in other]
         self._estate = Estate(ACCOUNT, REGION, now=datetime.now(UTC))
+        if specimens:
+            self._estate.plant_specimens()
         self._estate.plant(**SIZE)
         self._moto = Client(DomainDispatcherApplication(create_backend_app))
         self._answers: dict[tuple[object, ...], asyncio.Future[tuple[int, bytes, bytes]]] = {}
@@ -136,9 +136,9 @@ class Stub:
         return response.status_code, kept.encode("latin-1"), response.get_data()
 
 
-async def serve() -> None:
+async def serve(*, specimens: bool) -> None:
     """Until killed."""
-    stub = Stub()
+    stub = Stub(specimens=specimens)
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -160,4 +160,4 @@ async def serve() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(serve())
+    asyncio.run(serve(specimens="--specimens" in sys.argv))

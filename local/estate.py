@@ -15,7 +15,8 @@ from random import Random
 from typing import Any, Final, Literal
 
 type Load = Literal["busy", "idle", "spiky", "gappy", "silent", "young"]
-"""`spiky` is idle but for one datapoint; `gappy` is idle in most of what there is, which is too little."""
+"""`spiky` is idle but for one datapoint; `gappy` is idle in all that is known, which is too little; `silent` has no
+datapoint; `young` is idle, and two days old."""
 type Stop = Literal["", "long", "short", "untold"]
 type Age = Literal["current", "old", "deprecated", "gone"]
 type Kept = Literal["old", "recent", "image", "template", "backup"]
@@ -26,6 +27,7 @@ KEPT: Final[tuple[Kept, ...]] = ("old", "recent", "image", "template", "backup")
 PART: Final = timedelta(hours=6)
 """What the checks cut their window of metrics into."""
 OWNERS: Final = ("platform", "search", "payments", "analytics")
+STOPPED: Final = "%Y-%m-%d %H:%M:%S GMT"
 WORLD: Final = {"CidrIp": "0.0.0.0/0"}
 WORLD_IPV6: Final = {"CidrIpv6": "::/0"}
 OFFICE: Final = {"CidrIp": "203.0.113.0/24"}
@@ -75,12 +77,12 @@ class Estate:
     """
 
     def __init__(self, account: str, region: str, *, now: datetime, seed: int = 0) -> None:
-        from moto import settings
         from moto.backends import get_backend
 
-        settings.ec2_load_default_amis = lambda: False  # hundreds for each region, which take seconds
+        _mend_moto()
         self.account, self.region = account, region
         self.planted: list[Planted] = []
+        self._long_stopped = set[str]()
         self._now = now.astimezone(UTC).replace(tzinfo=None)  # moto reckons in naive UTC
         self._random = Random(f"{account} {region} {seed}")
         self._ec2: Any = get_backend("ec2")[account][region]
@@ -144,7 +146,7 @@ class Estate:
         """So many of each more, drawn at random; root volumes of the instances come on top of `volumes`."""
         draw = self._random.choice
         groups = [self.security_group(f"group-{n}", like=draw(list(INGRESS))) for n in range(security_groups)]
-        loads: tuple[Load, ...] = ("busy", "busy", "busy", "idle", "spiky", "gappy", "silent")
+        loads: tuple[Load, ...] = ("busy", "busy", "busy", "idle", "spiky", "gappy", "silent", "young")
         running = [
             self.instance(
                 f"instance-{n}",
@@ -211,22 +213,26 @@ class Estate:
         if stop:
             instance.stop()
             since = self._now - timedelta(days=45 if stop == "long" else 5)
-            # Stopped by the service itself, EC2 gives a reason without a time.
-            reason = f"User initiated ({since:%Y-%m-%d %H:%M:%S} GMT)" if stop != "untold" else "Server.ScheduledStop"
-            instance._reason = reason
+            # What AWS itself has stopped has a reason without a time.
+            instance._reason = "Server.ScheduledStop" if stop == "untold" else f"User initiated ({since:{STOPPED}})"
+            if stop == "long":
+                self._long_stopped.add(instance.id)
             found |= {"stopped_instances"} if stop == "long" else set()
             unknown |= {"stopped_instances"} if stop == "untold" else set()
         else:
             dimensions = {"InstanceId": instance.id}
-            self._series("AWS/EC2", "CPUUtilization", dimensions, self._values(cpu, idle=2.0, busy=55.0))
+            young = "young" in (cpu, memory)
+            self._series("AWS/EC2", "CPUUtilization", dimensions, self._values(cpu, idle=2.0, busy=55.0, young=young))
             agent = {**dimensions, "ImageId": instance.image_id, "InstanceType": type_}
             metric = "Memory % Committed Bytes In Use" if windows else "mem_used_percent"
             if windows:
                 agent["objectname"] = "Memory"
-            self._series("CWAgent", metric, agent, self._values(memory, idle=6.0, busy=60.0))
+            self._series("CWAgent", metric, agent, self._values(memory, idle=6.0, busy=60.0, young=young))
             for check, load in (("idle_cpu", cpu), ("idle_memory", memory)):
-                found |= {check} if load == "idle" else set()
-                unknown |= {check} if load in ("gappy", "silent", "young") else set()
+                if load == "idle" and not young:
+                    found.add(check)
+                elif load not in ("busy", "spiky"):
+                    unknown.add(check)
             if public and "public-allowed" not in (tags or {}):
                 found.add("public_instances")
         if image != "current":
@@ -257,7 +263,8 @@ class Estate:
             self._ec2.attach_volume(volume.id, attached_to, device or f"/dev/xvd{volume.id[-6:]}")
         found = {
             "unattached_volumes": not attached_to and created >= timedelta(days=14),
-            "gp2_volumes": type_ == "gp2",
+            # What is stopped for long costs what its volumes cost, and is found for that.
+            "gp2_volumes": type_ == "gp2" and attached_to not in self._long_stopped,
             "unencrypted_volumes": not encrypted,
             "missing_tags": not tagged,
         }
@@ -399,21 +406,17 @@ class Estate:
             group.id, protocol, first, last, **{"ip_ranges": [], **sources}, vpc_id=group.vpc_id
         )
 
-    def _values(self, load: Load, *, idle: float, busy: float) -> list[float | None]:
-        """A value for each part of two weeks, the last one's included; None where there is no datapoint."""
-        parts = timedelta(days=14) // PART + 1
-        jitter = self._random.uniform
-        if load == "busy":
-            return [busy * jitter(0.6, 1.4) for _ in range(parts)]
-        values: list[float | None] = [idle * jitter(0.5, 1.5) for _ in range(parts)]
+    def _values(self, load: Load, *, idle: float, busy: float, young: bool = False) -> list[float | None]:
+        """A value for each part of the last two weeks, or of two days; None where there is no datapoint."""
+        parts = timedelta(days=2 if young else 14) // PART
+        usual = busy if load == "busy" else idle
+        values: list[float | None] = [usual * self._random.uniform(0.6, 1.4) for _ in range(parts)]
         if load == "spiky":
-            values[-self._random.randint(4, 20)] = busy
+            values[-self._random.randint(2, 8)] = busy
         elif load == "gappy":
             values[-20:-8] = [None] * 12
         elif load == "silent":
             values = [None] * parts
-        elif load == "young":
-            values[:-8] = [None] * (parts - 8)
         return values
 
     def _series(self, namespace: str, name: str, dimensions: Mapping[str, str], values: Sequence[float | None]) -> None:
@@ -445,3 +448,13 @@ class Estate:
         group.retention_in_days = retention
         group.create_log_stream("all")
         group.streams["all"].stored_bytes = size
+
+
+def _mend_moto() -> None:
+    """Two things that its users cannot set in a process that has loaded it already."""
+    from moto import settings
+    from moto.cloudwatch import models
+
+    settings.ec2_load_default_amis = lambda: False  # hundreds for each region, which take seconds
+    # Else ListMetrics names a metric that has more than one dimension once for each of its datapoints.
+    models.are_dimensions_same = lambda one, other: [vars(d) for d in one] == [vars(d) for d in other]
