@@ -12,7 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -27,66 +27,51 @@ type Found = set[tuple[str, str]]
 HOME: Final = ROOT / ".local" / "bench"
 LIMITS: Final = Limits()
 IDLE: Final = {"type": "metrics", "days": LIMITS.idle_days, "op": "less-than"}
+SILENT: Final = {**IDLE, "statistics": "Sum", "value": 1, "missing-value": 0}
+AGENT: Final = {"namespace": "CWAgent", "name": "mem_used_percent"}
+AGE: Final = {"type": "value", "value_type": "age", "op": "ge"}
+UNUSED: Final = {"type": "unused", "value": True}
 UNTAGGED: Final = {"or": [{f"tag:{tag}": "absent"} for tag in LIMITS.required_tags]}
 RUNNING: Final = {"State.Name": "running"}
 OPEN: Final = {"type": "ingress", "Ports": list(LIMITS.sensitive_ports)}
 
-POLICIES: Final[Mapping[str, tuple[str, list[Any]]]] = {
-    "idle_cpu": ("ec2", [RUNNING, {**IDLE, "name": "CPUUtilization", "value": LIMITS.idle_cpu_percent}]),
-    "idle_memory": (
-        "ec2",
-        [
-            RUNNING,
-            {**IDLE, "namespace": "CWAgent", "name": "mem_used_percent", "value": LIMITS.idle_memory_percent},
-        ],
-    ),
-    "stopped_instances": ("ec2", [{"State.Name": "stopped"}, {"type": "state-age", "days": LIMITS.stopped_days}]),
-    "unattached_volumes": (
-        "ebs",
-        [
-            {"Attachments": []},
-            {"type": "value", "key": "CreateTime", "value_type": "age", "op": "ge", "value": LIMITS.unattached_days},
-        ],
-    ),
-    "old_snapshots": (
-        "ebs-snapshot",
-        [{"type": "age", "days": LIMITS.snapshot_days, "op": "ge"}, {"type": "unused", "value": True}],
-    ),
-    "unassociated_addresses": ("network-addr", [{"AssociationId": "absent"}]),
-    "idle_load_balancers": (
-        "app-elb",
-        [{**IDLE, "name": "RequestCount", "statistics": "Sum", "value": 1, "missing-value": 0}],
-    ),
-    "idle_nat_gateways": (
-        "nat-gateway",
-        [{**IDLE, "name": "BytesOutToDestination", "statistics": "Sum", "value": 1, "missing-value": 0}],
-    ),
-    "log_groups_without_retention": ("log-group", [{"retentionInDays": "absent"}]),
-    "gp2_volumes": ("ebs", [{"VolumeType": "gp2"}]),
-    "unencrypted_volumes": ("ebs", [{"Encrypted": False}]),
-    "public_instances": ("ec2", [{"PublicIpAddress": "present"}, {f"tag:{LIMITS.public_allowed_tag}": "absent"}]),
-    "open_ports": (
+POLICIES: Final[Sequence[tuple[str, str, list[Any]]]] = (
+    ("idle_cpu", "ec2", [RUNNING, {**IDLE, "name": "CPUUtilization", "value": LIMITS.idle_cpu_percent}]),
+    ("idle_memory", "ec2", [RUNNING, {**IDLE, **AGENT, "value": LIMITS.idle_memory_percent}]),
+    ("stopped_instances", "ec2", [{"State.Name": "stopped"}, {"type": "state-age", "days": LIMITS.stopped_days}]),
+    ("unattached_volumes", "ebs", [{"Attachments": []}, {**AGE, "key": "CreateTime", "value": LIMITS.unattached_days}]),
+    ("old_snapshots", "ebs-snapshot", [{"type": "age", "days": LIMITS.snapshot_days, "op": "ge"}, UNUSED]),
+    ("unassociated_addresses", "network-addr", [{"AssociationId": "absent"}]),
+    ("idle_load_balancers", "app-elb", [{"Type": "application"}, {**SILENT, "name": "RequestCount"}]),
+    ("idle_load_balancers", "app-elb", [{"Type": "network"}, {**SILENT, "name": "ProcessedBytes"}]),
+    ("idle_nat_gateways", "nat-gateway", [{**SILENT, "name": "BytesOutToDestination"}]),
+    ("log_groups_without_retention", "log-group", [{"retentionInDays": "absent"}]),
+    ("gp2_volumes", "ebs", [{"VolumeType": "gp2"}]),
+    ("unencrypted_volumes", "ebs", [{"Encrypted": False}]),
+    ("public_instances", "ec2", [{"PublicIpAddress": "present"}, {f"tag:{LIMITS.public_allowed_tag}": "absent"}]),
+    (
+        "open_ports",
         "security-group",
-        [
-            {
-                "or": [
-                    {**OPEN, "Cidr": {"value": "0.0.0.0/0"}},
-                    {**OPEN, "CidrV6": {"value": "::/0"}},
-                ]
-            }
-        ],
+        [{"or": [{**OPEN, "Cidr": {"value": "0.0.0.0/0"}}, {**OPEN, "CidrV6": {"value": "::/0"}}]}],
     ),
-    "outdated_images": ("ec2", [{"type": "image-age", "days": LIMITS.image_days, "op": "ge"}]),
-    "missing_tags": ("ec2", [UNTAGGED]),
-    "missing_tags.ebs": ("ebs", [UNTAGGED]),
-    "missing_tags.ebs-snapshot": ("ebs-snapshot", [UNTAGGED]),
+    ("outdated_images", "ec2", [{"type": "image-age", "days": LIMITS.image_days, "op": "ge"}]),
+    ("missing_tags", "ec2", [UNTAGGED]),
+    ("missing_tags", "ebs", [UNTAGGED]),
+    ("missing_tags", "ebs-snapshot", [UNTAGGED]),
+)
+"""The check that each policy stands for, Custodian's name of the resource, and its filters."""
+
+IDS: Final = {
+    "ec2": "InstanceId",
+    "ebs": "VolumeId",
+    "ebs-snapshot": "SnapshotId",
+    "network-addr": "AllocationId",
+    "app-elb": "LoadBalancerArn",
+    "nat-gateway": "NatGatewayId",
+    "log-group": "logGroupName",
+    "security-group": "GroupId",
 }
-"""Custodian's resource and filters, by the check that they stand for; what follows a dot tells policies apart."""
-
-IDS: Final = ("InstanceId", "VolumeId", "SnapshotId", "AllocationId", "LoadBalancerArn", "NatGatewayId", "GroupId",
-              "logGroupName")  # fmt: skip
-"""Where Custodian's resources have their ids; some have several of these, of which the first is theirs."""
-
+"""Where Custodian's resources have their ids."""
 OPEN_TO: Final = "ec2_securitygroup_allow_ingress_from_internet_to_"
 CHECKS: Final[Mapping[str, tuple[str, ...]]] = {
     "stopped_instances": ("ec2_instance_stopped_older_than_specific_days",),
@@ -150,8 +135,8 @@ PROWLER: Final = Peer(name="Prowler", package="prowler==5.46.0", program="prowle
 def custodian(directory: Path) -> list[str | Path]:
     """The command that asks all policies, and writes what it finds into the directory."""
     policies = [
-        {"name": name.replace("_", "-"), "resource": resource, "filters": filters}
-        for name, (resource, filters) in POLICIES.items()
+        {"name": f"policy-{n}", "resource": resource, "filters": filters}
+        for n, (_check, resource, filters) in enumerate(POLICIES)
     ]
     (directory / "policies.json").write_text(json.dumps({"policies": policies}))
     return [CUSTODIAN.executable, "run", "--output-dir", directory, "--cache-period", "0", "--region", REGION,
@@ -160,16 +145,17 @@ def custodian(directory: Path) -> list[str | Path]:
 
 def custodians(directory: Path) -> Found:
     """What Custodian wrote there."""
-    found = set()
-    for name in POLICIES:
-        resources = json.loads((directory / name.replace("_", "-") / "resources.json").read_text())
-        found |= {(name.partition(".")[0], next(one[key] for key in IDS if one.get(key))) for one in resources}
-    return found
+    return {
+        (check, one[IDS[resource]])
+        for n, (check, resource, _filters) in enumerate(POLICIES)
+        for one in json.loads((directory / f"policy-{n}" / "resources.json").read_text())
+    }
 
 
 def prowler(directory: Path) -> list[str | Path]:
     """The command that runs all checks, and writes what it finds into the directory."""
     checks = [check for those in CHECKS.values() for check in those]
+    (directory / "found.ocsf.json").unlink(missing_ok=True)  # it would add to what is there
     return [PROWLER.executable, "aws", "--checks", *checks, "--region", REGION, "--output-directory", directory,
             "--output-filename", "found", "--output-formats", "json-ocsf", "--no-banner",
             "--ignore-exit-code-3"]  # fmt: skip
