@@ -457,4 +457,8 @@ def _mend_moto() -> None:
 
     settings.ec2_load_default_amis = lambda: False  # hundreds for each region, which take seconds
     # Else ListMetrics names a metric that has more than one dimension once for each of its datapoints.
-    models.are_dimensions_same = lambda one, other: [vars(d) for d in one] == [vars(d) for d in other]
+    models.are_dimensions_same = _same_dimensions
+
+
+def _same_dimensions(metric_dimensions: Sequence[Any], dimensions: Sequence[Any]) -> bool:
+    return [vars(one) for one in metric_dimensions] == [vars(one) for one in dimensions]
