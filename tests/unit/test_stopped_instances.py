@@ -69,7 +69,15 @@ def test_a_volume_without_a_price_leaves_it_without_one(volumes: tuple[object, .
     assert (finding.monthly_usd, finding.evidence["price_source"]) == (None, "no price known")
 
 
-def test_unread_volumes_are_unknown_for_all() -> None:
-    said = judged(check, inventory(instances=(stopped(),), gaps={"volumes": "UnauthorizedOperation"}))
+def test_unread_volumes_leave_it_without_a_price() -> None:
+    here = inventory(instances=(stopped(LONG_AGO, "vol-1"),), gaps={"volumes": "UnauthorizedOperation"})
+
+    (finding,) = judged(check, here).findings
+
+    assert (finding.monthly_usd, finding.evidence["price_source"]) == (None, "no price known")
+
+
+def test_unread_instances_are_unknown() -> None:
+    said = judged(check, inventory(gaps={"instances": "UnauthorizedOperation"}))
 
     assert [unknown.resource_id for unknown in said.unknown] == ["*"]

@@ -58,6 +58,7 @@ check = Check(
     kind="gp2_volume",
     severity="informational",
     resource_type="AwsEc2Volume",
-    needs=("volumes", "instances"),
+    needs=("volumes",),
+    helped_by=("instances",),
     find=find,
 )

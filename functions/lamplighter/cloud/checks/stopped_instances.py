@@ -13,7 +13,7 @@ from lamplighter.cloud.prices import source, together
 def find(inventory: Inventory, basis: Basis) -> Iterator[Found | Unknown]:
     """Every instance that has been stopped for `stopped_days` or longer, by its state transition reason.
 
-    It costs what its volumes cost; None if one of them has no known price.
+    It costs what its volumes cost; None if one of them was not read or has no known price.
     """
     volumes = {volume.id: volume for volume in inventory.volumes}
     for instance in inventory.instances:
@@ -54,6 +54,7 @@ check = Check(
     kind="stopped_instance",
     severity="low",
     resource_type="AwsEc2Instance",
-    needs=("instances", "volumes"),
+    needs=("instances",),
+    helped_by=("volumes",),
     find=find,
 )
