@@ -32,7 +32,7 @@ class Cloud:
         self.requests: list[dict[str, list[str]]] = []
         """The parameters of those that have them in a form."""
         self.refusals: dict[str, tuple[int, str, int]] = {}
-        """By operation: the status, the error code, and how many times it is still given."""
+        """By operation or region: the status, the error code, and how many times it is still given."""
         self.page_size: int | None = None
         """How many items pages have, whatever is asked for."""
         self._moto = DomainDispatcherApplication(create_backend_app)
@@ -44,6 +44,10 @@ class Cloud:
     def refuse(self, operation: str, code: str, *, status: int = 403, times: int = 1_000) -> None:
         """From now on, answer an operation with an error."""
         self.refusals[operation] = (status, code, times)
+
+    def refuse_in(self, region: str, code: str) -> None:
+        """From now on, answer everything with an error that is asked of a region, but who asks."""
+        self.refusals[region] = (403, code, 1_000)
 
     def calls(self) -> Counter[str]:
         """How often each operation was asked for."""
@@ -100,14 +104,23 @@ class Cloud:
             if environ["PATH_INFO"] != "/moto-api/reset":
                 self.asked.append(operation)
                 self.requests.append(form)
-            status, code, times = self.refusals.get(operation, (0, "", 0))
-            self.refusals[operation] = (status, code, times - 1)
+            place = operation
+            if operation != "GetCallerIdentity" and (scope := _scope(environ)) in self.refusals:
+                place = scope
+            status, code, times = self.refusals.get(place, (0, "", 0))
+            self.refusals[place] = (status, code, times - 1)
         if times > 0:
             return _refusal(start_response, status, code, in_json=bool(target) or "/operation/" in environ["PATH_INFO"])
         if self.page_size:
             body = re.sub(rb"MaxResults=\d+", b"MaxResults=%d" % self.page_size, body)
         environ |= {"wsgi.input": BytesIO(body), "CONTENT_LENGTH": str(len(body))}
         return self._moto(environ, start_response)
+
+
+def _scope(environ: dict[str, Any]) -> str:
+    """The region that a request is signed for."""
+    found = re.search(r"Credential=[^/]+/\d+/([^/]+)/", environ.get("HTTP_AUTHORIZATION", ""))
+    return found[1] if found else ""
 
 
 def _refusal(start_response: Callable[..., Any], status: int, code: str, *, in_json: bool) -> list[bytes]:

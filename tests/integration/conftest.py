@@ -6,7 +6,7 @@ import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import boto3
@@ -19,6 +19,9 @@ from lamplighter.kernel.ledger.ledger import Ledger
 from local.stack import ROOT, LocalAws
 from tests.integration.media_world import World
 from tests.integration.uploads_world import Uploads
+
+if TYPE_CHECKING:
+    from tests.integration.cloud_world import Cloud
 
 
 @pytest.fixture(scope="session")
@@ -142,3 +145,31 @@ def uploads(s3: Any, jobs_table: str, monkeypatch: pytest.MonkeyPatch) -> Upload
     }.items():
         monkeypatch.setenv(name, value)
     return uploads
+
+
+@pytest.fixture(scope="session")
+def cloud_server() -> Iterator[Cloud]:
+    """A cloud by moto, of this test process."""
+    from tests.integration.cloud_world import Cloud  # moto takes a second to load
+
+    cloud = Cloud()
+    yield cloud
+    cloud.stop()
+
+
+@pytest.fixture
+def cloud(cloud_server: Cloud, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
+    """An empty account."""
+    for name, value in {
+        "AWS_ENDPOINT_URL": cloud_server.url,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)  # it would keep the endpoint of another test
+    # What is tested is that calls are repeated, not that this takes its time.
+    monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda self, context: 0)
+    monkeypatch.setattr("botocore.retries.bucket.TokenBucket.acquire", lambda self, amount=1, block=True: True)
+    yield cloud_server
+    cloud_server.reset()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -21,31 +20,6 @@ EVERYTHING = frozenset(field.name for field in fields(Inventory)) - {"account", 
 NOW = datetime.now(UTC)
 DAYS = 3
 PARTS = [metrics.Window.before(NOW, DAYS).start + n * metrics.PART for n in range(DAYS * 4 + 1)]
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Cloud]:
-    cloud = Cloud()
-    yield cloud
-    cloud.stop()
-
-
-@pytest.fixture
-def cloud(server: Cloud, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
-    """An empty account."""
-    for name, value in {
-        "AWS_ENDPOINT_URL": server.url,
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": REGION,
-    }.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)  # it would keep the endpoint of another test
-    # What is tested is that calls are repeated, not that this takes its time.
-    monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda self, context: 0)
-    monkeypatch.setattr("botocore.retries.bucket.TokenBucket.acquire", lambda self, amount=1, block=True: True)
-    yield server
-    server.reset()
 
 
 @pytest.fixture
