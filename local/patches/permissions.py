@@ -11,6 +11,7 @@ def apply() -> None:
     count_loopback_as_tls()
     name_the_schedule_group()
     name_the_statements_of_a_batch()
+    name_the_role_of_a_session()
 
 
 def count_loopback_as_tls() -> None:
@@ -60,3 +61,18 @@ def name_the_statements_of_a_batch() -> None:
         return [(kind, iam_actions._dynamodb_table_arn(table, region, account_id)) for kind, table in needed]
 
     iam_actions.dynamodb_transaction_checks = checks_of_updates
+
+
+def name_the_role_of_a_session() -> None:
+    """`aws:PrincipalArn` is the role's ARN (IAM, "AWS global condition context keys"); MiniStack's is the session's."""
+    from ministack.core import iam_evaluator
+
+    resolve = iam_evaluator._resolve_condition_key
+
+    def resolve_role(key: str, context: Any) -> Any:
+        value = resolve(key, context)
+        if key.lower() != "aws:principalarn":
+            return value
+        return re.sub(r"^arn:aws:sts::(\d+):assumed-role/([^/]+)/.*", r"arn:aws:iam::\1:role/\2", value)
+
+    iam_evaluator._resolve_condition_key = resolve_role
