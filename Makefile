@@ -49,7 +49,7 @@ check: .venv/stamp  ## Lint and type-check the code, lint the templates, compare
 	ruff check .
 	ruff format --check .
 	mypy -p lamplighter -p local
-	cfn-lint template.yaml
+	cfn-lint template.yaml docs/member-account-role.yaml
 	sam validate --lint --region us-east-1
 	uv tool run --quiet --python "$$(realpath .tools/bin/python3.13)" checkov==$(CHECKOV_VERSION) --config-file .checkov.yaml
 	@$(EXPORT) --output-file .tools/requirements.txt && diff -u $(REQUIREMENTS) .tools/requirements.txt || \

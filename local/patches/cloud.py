@@ -62,19 +62,27 @@ def answer_from_moto(planted: Future[None]) -> None:
 
 
 def name_resources_as_ec2_does() -> None:
-    """MiniStack does not look at what is tagged, and puts an account into the ARNs of snapshots and images."""
+    """MiniStack looks neither at what is tagged nor at prefix lists, and puts an account into the ARNs of snapshots and
+    images."""
     from ministack.core import iam_actions
 
     extract = iam_actions.extract_resource_arn
-    kinds = {"i": "instance", "vol": "volume", "snap": "snapshot", "sg": "security-group", "ami": "image"}
+    kinds = {
+        "ami": "image",
+        "i": "instance",
+        "pl": "prefix-list",
+        "sg": "security-group",
+        "snap": "snapshot",
+        "vol": "volume",
+    }
 
     def extract_as_ec2_does(service: str, method: str, path: str, *request: Any) -> str:
         arn: str = extract(service, method, path, *request)
         if service != "ec2":
             return arn
         _headers, _body, parameters, region, account = request
-        if arn == "*" and (tagged := parameters.get("ResourceId.1")):
-            id_ = tagged[0] if isinstance(tagged, list) else tagged
+        if arn == "*" and (named := parameters.get("ResourceId.1") or parameters.get("PrefixListId")):
+            id_ = named[0] if isinstance(named, list) else named
             arn = f"arn:aws:ec2:{region}:{account}:{kinds.get(id_.partition('-')[0], '*')}/{id_}"
         return re.sub(r":\d{12}:(?=(snapshot|image)/)", "::", arn)
 

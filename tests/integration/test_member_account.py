@@ -10,8 +10,15 @@ from uuid import uuid4
 import boto3
 import pytest
 from botocore.exceptions import ClientError
+from botocore.model import OperationModel
+from samcli.yamlhelper import yaml_parse
 
-from local.stack import ROOT
+from lamplighter.cloud import access, checks, reader
+from lamplighter.cloud.check import wanted
+from lamplighter.kernel.cloud import Limits
+from local.cloud import MEMBER
+from local.stack import ROOT, LocalAws
+from tests.inventories import NOW
 
 TEMPLATE = (ROOT / "docs" / "member-account-role.yaml").read_text()
 EXTERNAL_ID = "correct-horse-battery"
@@ -96,6 +103,40 @@ def test_nothing_else_gets_in(accounts: tuple[str, str], client: Client) -> None
             assumed(sts, role, ExternalId=EXTERNAL_ID)
 
 
+SERVICES = {"monitoring": "cloudwatch"}
+"""Where IAM calls a service by another name than its endpoint."""
+
+
+def test_it_may_read_what_the_scan_reads_and_nothing_else(
+    local_aws: LocalAws, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a demo account, which has something of everything."""
+    home = f"{uuid4().int % 10**12:012d}"
+    name = "lamplighter-reads"
+    role = deploy(home, MEMBER, client, RoleName=name)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", local_aws.endpoint_url)
+    for key, value in function_of("lamplighter", home, client).items():
+        monkeypatch.setenv(key.upper(), value)
+    clients = access.clients("us-east-1", role_arn=role, external_id=EXTERNAL_ID, session_name="scan")
+    called = set[str]()
+
+    def note(model: OperationModel, **_: Any) -> None:
+        service = model.service_model.signing_name
+        called.add(f"{SERVICES.get(service, service)}:{model.name}")
+
+    for service in ("ec2", "elbv2", "cloudwatch", "logs"):
+        clients(service).meta.events.register("before-call", note)
+    needs = wanted(checks.BY_ID.values())
+    inventory = reader.read(clients, account=MEMBER, region="us-east-1", now=NOW, limits=Limits(), needs=needs)
+
+    assert not inventory.gaps
+    assert inventory.instances
+    read, _ = yaml_parse(TEMPLATE)["Resources"]["Role"]["Properties"]["Policies"]
+    statements = read["PolicyDocument"]["Statement"]
+    granted = [one["Action"] if isinstance(one["Action"], list) else [one["Action"]] for one in statements]
+    assert called == {action for actions in granted for action in actions}
+
+
 @pytest.mark.parametrize(("allowed", "decision"), [("false", "implicitDeny"), ("true", "allowed")])
 def test_it_may_act_only_where_that_is_allowed(
     allowed: str, decision: str, accounts: tuple[str, str], client: Client
@@ -108,3 +149,17 @@ def test_it_may_act_only_where_that_is_allowed(
         ResourceArns=[f"arn:aws:ec2:us-east-1:{member}:instance/i-1"],
     )["EvaluationResults"]
     assert [answer["EvalDecision"] for answer in answers] == ["allowed", decision, "implicitDeny"]
+
+
+def test_what_is_to_be_kept_is_never_touched(accounts: tuple[str, str], client: Client) -> None:
+    """FAILURES 14: IAM itself refuses."""
+    home, member = accounts
+    role = deploy(home, member, client, AllowActions="true")
+    ec2 = client("ec2", member)
+    kept, other = ec2.run_instances(ImageId="ami-0123456789abcdef0", MinCount=2, MaxCount=2)["Instances"]
+    ec2.create_tags(Resources=[kept["InstanceId"]], Tags=[{"Key": "lamplighter:keep", "Value": ""}])
+    sts = client("sts", **function_of("lamplighter", home, client))
+    acting = client("ec2", **assumed(sts, role, ExternalId=EXTERNAL_ID))
+    acting.stop_instances(InstanceIds=[other["InstanceId"]])
+    with pytest.raises(ClientError, match="UnauthorizedOperation"):
+        acting.stop_instances(InstanceIds=[kept["InstanceId"]])
