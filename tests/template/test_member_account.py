@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from typing import Any
 
 import pytest
 from samcli.yamlhelper import yaml_parse
 
-from tests.template.project import ROOT
-from tests.template.test_permissions import ACTIONS, as_list
+from tests.template.project import ROOT, Project
+from tests.template.test_permissions import ACTIONS, METRICS, as_list
 
 TEMPLATE = ROOT / "docs" / "member-account-role.yaml"
-ROLE = yaml_parse(TEMPLATE.read_text())["Resources"]["Role"]["Properties"]
+PARSED = yaml_parse(TEMPLATE.read_text())
+PARAMETERS, ROLE = PARSED["Parameters"], PARSED["Resources"]["Role"]["Properties"]
 READ, (MAY_ACT, ACT, _NOTHING) = (ROLE["Policies"][0], ROLE["Policies"][1]["Fn::If"])
 
 
@@ -27,6 +29,29 @@ def allowed(policy: dict[str, Any]) -> Iterator[tuple[str, list[Any]]]:
             yield from ((action, as_list(statement["Resource"])) for action in as_list(statement["Action"]))
 
 
+def deployed(*logical_ids: str) -> set[str]:
+    """What functions and policies of the stack itself are granted of the services that are scanned."""
+    return {
+        action
+        for where, statement in Project().statements
+        if where in logical_ids
+        for action in as_list(statement["Action"])
+        if action.partition(":")[0] in {"ec2", "elasticloadbalancing", "cloudwatch", "logs", "rbin"}
+    }
+
+
+def test_it_grants_what_the_stack_grants_itself_in_its_own_account() -> None:
+    read, act = ({action for action, _ in allowed(policy)} for policy in (READ, ACT))
+    assert read == deployed("CloudReadPolicy")
+    assert act == deployed("CloudActionsFunction", "CloudUndoFunction") - read
+
+
+def test_the_stack_may_assume_a_role_of_the_default_name() -> None:
+    ((_, statement),) = [one for one in Project().statements if one[1]["Sid"] == "AssumeRoles"]
+    pattern = statement["Resource"]["Fn::Sub"].replace("${AWS::StackName}", "lamplighter")
+    assert fnmatch(f"arn:${{AWS::Partition}}:iam::111122223333:role/{PARAMETERS['RoleName']['Default']}", pattern)
+
+
 def test_without_the_parameter_it_only_reads() -> None:
     assert MAY_ACT == "MayAct"
     verbs = ("Describe", "Get", "List")
@@ -39,8 +64,7 @@ def test_every_resource_that_can_be_named_is(policy: dict[str, Any]) -> None:
         service, _, operation = action.partition(":")
         assert "*" not in operation
         nameable = ACTIONS[service]["Actions"][operation.lower()].get("Resources")
-        # For metrics AWS says `*` (CloudWatch, "Overview of managing access permissions").
-        assert "*" not in resources or not nameable or service == "cloudwatch", f"{action} can be granted by name."
+        assert "*" not in resources or not nameable or action in METRICS, f"{action} can be granted by name."
 
 
 def test_what_is_to_be_kept_is_never_touched() -> None:
