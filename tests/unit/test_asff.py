@@ -133,7 +133,7 @@ def test_what_is_resolved_is_archived() -> None:
 
 def test_what_is_exempted_is_archived_and_says_why() -> None:
     """`Workflow` would not do: an import cannot change it, and a suppressed finding would never come back."""
-    exemption = Exemption(reason="a bastion", owner="ann", expiry="2027-01-31")
+    exemption = Exemption(reason="a bastion", owner="ann", expires="2027-01-31")
     document = asff.document(finding(exemption=exemption))
     assert_importable(document)
     assert (document["RecordState"], document["Workflow"]) == ("ARCHIVED", {"Status": "NEW"})

@@ -111,7 +111,7 @@ def _fields(finding: ReportedFinding) -> dict[str, str]:
             "lamplighter/owner": finding.owner,
             "lamplighter/exemption-reason": exemption and exemption.reason,
             "lamplighter/exemption-owner": exemption and exemption.owner,
-            "lamplighter/exemption-expiry": exemption and exemption.expiry,
+            "lamplighter/exemption-expires": exemption and exemption.expires,
         }
     )
 

@@ -13,13 +13,13 @@ from typing import Final
 
 from lamplighter.cloud.markup import Markup, join, tag
 
-WIDTH: Final = 480
+WIDTH: Final = 460
 ROW: Final = 26
-LABEL: Final = 150
+LABEL: Final = 160
 """Of a bar chart, in units of its view box: how wide it is, how high a row, how wide the labels' column."""
-VALUE: Final = 80
+VALUE: Final = 70
 """How much is left for the values, right of the longest bar."""
-LABEL_LENGTH: Final = 22
+LABEL_LENGTH: Final = 21
 """Characters of a label that fit; the whole is its tooltip."""
 
 LINE_WIDTH: Final = 960

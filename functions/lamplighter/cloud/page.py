@@ -24,6 +24,8 @@ _EVIDENCE: Final = 160
 _ELSEWHERE: Final = frozenset({"price_source"})
 """Evidence that the page's end tells of."""
 
+SEVERITIES: Final = ("critical", "high", "medium", "low", "informational")
+
 type Column = tuple[str, str, Callable[[ReportedFinding], object]]
 """What stands above it, its class, and what it says of a finding."""
 
@@ -35,7 +37,7 @@ _STYLE: Final = Markup("""
   --rule: #333b4d; --accent: #7ea6ff; --area: #7ea6ff26; --warn: #3a3117; --warn-rule: #e0b23c;
   --critical: #ff8fa0; --high: #ffa578; --medium: #f0c95a; --low: #8fc4f2; --informational: #b6bfd1; --on: #12151c } }
 * { box-sizing: border-box }
-body { margin: 0 auto; max-width: 76rem; padding: 1.5rem; background: var(--page); color: var(--ink);
+body { margin: 0 auto; max-width: 84rem; padding: 1.5rem; background: var(--page); color: var(--ink);
   font: 15px/1.45 system-ui, sans-serif }
 h1 { font-size: 1.5rem; margin: 0 } h2 { font-size: 1.15rem; margin: 0 0 .6rem }
 h3 { font-size: .95rem; margin: 0 0 .5rem }
@@ -43,18 +45,22 @@ header p, .soft { color: var(--soft) } header p { margin: .2rem 0 1.2rem } p { m
 section, .card { background: var(--card); border: 1px solid var(--rule); border-radius: 8px; padding: 1rem 1.1rem;
   margin: 0 0 1rem }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(11rem, 1fr)); gap: 1rem }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(20rem, 1fr)); gap: 1.2rem 2rem }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); gap: 1.2rem 2rem;
+  margin-bottom: 1.2rem }
 .figure { font-size: 1.7rem; font-weight: 650; line-height: 1.2 } .card p { margin: .15rem 0 }
 .warning { background: var(--warn); border-color: var(--warn-rule) }
 svg.chart { display: block; width: 100%; height: auto; font: 12px system-ui, sans-serif }
+.charts svg { max-width: 460px } .scroll > svg { min-width: 40rem }
 .label { fill: var(--soft) } .value { fill: var(--ink) } .bar, .dot { fill: var(--accent) } .area { fill: var(--area) }
 .line { fill: none; stroke: var(--accent); stroke-width: 2; stroke-linejoin: round } .grid { stroke: var(--rule) }
 .scroll { overflow-x: auto } table { border-collapse: collapse; width: 100%; font-size: .87rem }
 th, td { text-align: left; vertical-align: top; padding: .4rem .6rem; border-top: 1px solid var(--rule) }
 thead th { border-top: 0; color: var(--soft); font-weight: 600; white-space: nowrap }
-tbody th { font-weight: 600 } .number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums }
-.wide { overflow-wrap: anywhere; min-width: 9rem } .evidence { min-width: 14rem; color: var(--soft) }
-.evidence b { color: var(--ink); font-weight: 500 }
+tbody th { font-weight: 600 } h2 .soft, th .soft { font-weight: 400 } td .soft, th .soft { display: block }
+.number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums }
+.wide { overflow-wrap: anywhere; min-width: 8rem } .finding { min-width: 12rem } .resource { min-width: 14rem }
+.evidence { min-width: 18rem }
+.evidence b { color: var(--soft); font-weight: 400 }
 .badge { display: inline-block; padding: 0 .45rem; border-radius: 99px; font-size: .78rem; font-weight: 600;
   color: var(--on); background: var(--informational) }
 .critical { background: var(--critical) } .high { background: var(--high) } .medium { background: var(--medium) }
@@ -62,6 +68,7 @@ tbody th { font-weight: 600 } .number { text-align: right; white-space: nowrap; 
 @media print { :root { color-scheme: light; --page: #fff } body { max-width: none; padding: 0; font-size: 11px }
   section, .card { break-inside: avoid-page; border-color: #bbb } section.long { break-inside: auto }
   thead { display: table-header-group } tr { break-inside: avoid } .scroll { overflow: visible }
+  .wide, .scroll > svg { min-width: 0 }
   .badge, .bar, .dot, .area, .warning { print-color-adjust: exact; -webkit-print-color-adjust: exact } }
 """)
 
@@ -112,18 +119,19 @@ def _warnings(report: WasteReport) -> Markup:
 
 
 def _figures(report: WasteReport) -> Markup:
-    totals, changes = report.totals, report.changes
+    totals, changes, exempted = report.totals, report.changes, report.exempted
     concern = {total.name: total.findings for total in totals.concern}
-    severities = ", ".join(f"{total.findings} {total.name}" for total in _by_severity(totals.severity)) or "none"
-    since = f"since {_moment(changes.since)}" if changes.since else "in this first report"
-    moves = f"{changes.opened} new, {changes.reopened} reopened, {changes.resolved} resolved {since}"
+    moves = f"{changes.opened:,} new, {changes.reopened:,} reopened, {changes.resolved:,} resolved"
+    since = f"since {_moment(changes.since)}" if changes.since else ""
     return tag(
         "div",
         _card(dollars(totals.all.monthly_usd), "a month for what seems to be waste", _trend(changes, totals.all)),
         _card(dollars(totals.all.weighed_usd), "a month, weighed by how sure the checks are"),
-        _card(f"{totals.all.findings:,}", f"findings on {totals.all.resources:,} resources: {severities}", moves),
+        _card(f"{totals.all.findings:,}", f"findings, on {totals.all.resources:,} resources", moves, since),
         _card(f"{concern.get('security', 0):,}", "of them on security"),
-        _card(f"{report.exempted.findings:,}", "more are accepted by exceptions, and in no total"),
+        _card(
+            f"{exempted.findings:,}", f"accepted by exceptions, {dollars(exempted.monthly_usd)} a month, in no total"
+        ),
         class_="cards",
     )
 
@@ -133,9 +141,9 @@ def _trend(changes: Changes, now: Total) -> str:
         return ""
     more = round(now.monthly_usd - changes.monthly_usd_before, 2)
     if not more:
-        return f"as {_moment(changes.since)}"
+        return f"as on {_moment(changes.since)}"
     arrow, than = ("▲", "more") if more > 0 else ("▼", "less")
-    return f"{arrow} {dollars(abs(more))} {than} than {_moment(changes.since)}"
+    return f"{arrow} {dollars(abs(more))} {than} than on {_moment(changes.since)}"
 
 
 def _card(figure: str, *sentences: str) -> Markup:
@@ -146,16 +154,23 @@ def _card(figure: str, *sentences: str) -> Markup:
 def _charts(report: WasteReport) -> Markup:
     totals = report.totals
     by = [
-        tag("div", tag("h3", f"By {name}"), _bars(f"Dollars a month by {name}", found))
+        tag("div", tag("h3", f"Dollars a month by {name}"), _bars(f"Dollars a month by {name}", found))
         for name, found in (("kind", totals.kind), ("owner", totals.owner), ("region", totals.region))
     ]
-    trend = line("Dollars a month over time", [(point.at, point.monthly_usd) for point in report.trend], dollars)
+    counted = [
+        Bar(label=total.name, value=total.findings, text=f"{total.findings:,}")
+        for total in sorted(totals.severity, key=lambda total: SEVERITIES.index(total.name))
+    ]
+    severities = bars("Findings by severity", counted) if counted else _remark("None.")
+    points = [(point.at, point.monthly_usd) for point in report.trend]
+    first = _remark("From the second report on.")
+    trend = line("Dollars a month over time", points, dollars) if len(points) > 1 else first
     return tag(
         "section",
-        tag("h2", "Dollars a month"),
-        tag("div", *by, class_="charts"),
-        tag("h3", "Over time"),
-        trend,
+        tag("h2", "At a glance"),
+        tag("div", *by, tag("div", tag("h3", "Findings by severity"), severities), class_="charts"),
+        tag("h3", "Dollars a month over time"),
+        tag("div", trend, class_="scroll"),
         id="charts",
     )
 
@@ -164,9 +179,12 @@ def _bars(title: str, totals: Sequence[Total]) -> Markup:
     """The most expensive, and the rest as one; those that cost nothing have no bar."""
     priced = [total for total in totals if total.monthly_usd > 0]
     if not priced:
-        return tag("p", "Nothing has a price.", class_="soft")
+        return _remark("Nothing has a price.")
     most = priced if len(priced) <= BARS + 1 else priced[:BARS]
-    shown = [Bar(label=total.name, value=total.monthly_usd, text=dollars(total.monthly_usd)) for total in most]
+    shown = [
+        Bar(label=total.name.replace("_", " "), value=total.monthly_usd, text=dollars(total.monthly_usd))
+        for total in most
+    ]
     if rest := priced[len(most) :]:
         value = sum(total.monthly_usd for total in rest)
         shown.append(Bar(label=f"{len(rest)} others", value=value, text=dollars(value)))
@@ -176,8 +194,8 @@ def _bars(title: str, totals: Sequence[Total]) -> Markup:
 def _findings(report: WasteReport, findings: Mapping[Section, Sequence[ReportedFinding]]) -> Markup:
     concern = {total.name: total.findings for total in report.totals.concern}
     now = report.generated_at
-    resource: Column = ("Resource", "wide", _resource)
-    what: Column = ("Finding", "wide", lambda finding: join(finding.title, _soft(finding.check)))
+    resource: Column = ("Resource", "wide resource", _resource)
+    what: Column = ("Finding", "wide finding", lambda finding: join(finding.title, _soft(finding.check)))
     severity: Column = ("Severity", "", lambda finding: _badge(finding.severity))
     owner: Column = ("Owner", "wide", lambda finding: finding.owner or _soft("nobody"))
     age: Column = ("Open for", "number", lambda finding: _age(finding, now))
@@ -190,7 +208,7 @@ def _findings(report: WasteReport, findings: Mapping[Section, Sequence[ReportedF
     exemption: tuple[Column, ...] = (
         ("Reason", "wide", lambda finding: finding.exemption and finding.exemption.reason),
         ("Answers for it", "wide", lambda finding: finding.exemption and finding.exemption.owner),
-        ("Until", "", lambda finding: finding.exemption and finding.exemption.expiry),
+        ("Until", "", lambda finding: finding.exemption and finding.exemption.expires),
     )
     return join(
         _table(
@@ -198,7 +216,7 @@ def _findings(report: WasteReport, findings: Mapping[Section, Sequence[ReportedF
             "Waste",
             findings["waste"],
             concern.get("waste", 0),
-            (resource, what, *money, sure, age, owner, severity, evidence),
+            (resource, what, *money, sure, age, owner, evidence),
         ),
         _table(
             "security",
@@ -220,7 +238,7 @@ def _findings(report: WasteReport, findings: Mapping[Section, Sequence[ReportedF
 def _table(name: str, title: str, findings: Sequence[ReportedFinding], count: int, columns: Sequence[Column]) -> Markup:
     heading = tag("h2", title, " ", _soft(f"{count:,}"), id=f"{name}-title")
     if not findings:
-        return tag("section", heading, tag("p", "None.", class_="soft"), id=name)
+        return tag("section", heading, _remark("None."), id=name)
     above = tag("tr", *(tag("th", label, scope="col", class_=kind or None) for label, kind, _ in columns))
     rows = (tag("tr", *_cells(finding, columns)) for finding in findings)
     table = tag("table", tag("thead", above), tag("tbody", *rows))
@@ -229,7 +247,7 @@ def _table(name: str, title: str, findings: Sequence[ReportedFinding], count: in
         "section",
         heading,
         tag("div", table, class_="scroll", role="region", tabindex=0, aria_labelledby=f"{name}-title"),
-        *([tag("p", f"{more:,} more are in findings.csv.", class_="soft")] if more > 0 else []),
+        *([_remark(f"{more:,} more are in findings.csv.")] if more > 0 else []),
         id=name,
         class_="long",
     )
@@ -243,7 +261,10 @@ def _cells(finding: ReportedFinding, columns: Sequence[Column]) -> Iterable[Mark
 
 
 def _resource(finding: ReportedFinding) -> Markup:
-    return join(finding.resource_id, _soft(f"{finding.account} {finding.region}"))
+    """Of an ARN, what is not in the line below."""
+    arn = finding.resource_id.split(":", 5)
+    told = arn[5] if arn[0] == "arn" and len(arn) == 6 else finding.resource_id
+    return join(tag("span", told, title=finding.resource_id), _soft(f"{finding.account} {finding.region}"))
 
 
 def _price(finding: ReportedFinding) -> object:
@@ -280,7 +301,7 @@ def _unknown(report: WasteReport) -> Markup:
     count = sum(one.resources for one in report.unknown)
     heading = tag("h2", "Could not be judged ", _soft(f"{count:,}"), id="unknown-title")
     if not report.unknown:
-        return tag("section", heading, tag("p", "None.", class_="soft"), id="unknown")
+        return tag("section", heading, _remark("None."), id="unknown")
     above = tag("tr", *(tag("th", label, scope="col") for label in ("Check", "Why", "Resources", "Such as")))
     rows = (
         tag(
@@ -305,14 +326,14 @@ def _unknown(report: WasteReport) -> Markup:
             tabindex=0,
             aria_labelledby="unknown-title",
         ),
-        *([tag("p", f"{more:,} more reasons are in report.json.", class_="soft")] if more > 0 else []),
+        *([_remark(f"{more:,} more reasons are in report.json.")] if more > 0 else []),
         id="unknown",
         class_="long",
     )
 
 
 def _foot(report: WasteReport) -> Markup:
-    sources = (tag("li", f"{one.source} ({one.findings:,} findings)") for one in report.price_sources)
+    sources = (tag("li", f"{one.source}: {one.findings:,}") for one in report.price_sources)
     return tag(
         "section",
         tag("h2", "How to read this"),
@@ -322,16 +343,11 @@ def _foot(report: WasteReport) -> Markup:
             "what to look at first, is dollars weighed by confidence, and up to twice as much for what has lasted a "
             "year.",
         ),
-        tag("p", "Prices are from:") if report.price_sources else Markup(""),
+        tag("p", "Where prices are from, and how many findings they price:") if report.price_sources else Markup(""),
         tag("ul", *sources) if report.price_sources else Markup(""),
         tag("p", "All findings, with all of their evidence, are in findings.csv and report.json beside this page."),
         id="reading",
     )
-
-
-def _by_severity(totals: Iterable[Total]) -> list[Total]:
-    order = ("critical", "high", "medium", "low", "informational")
-    return sorted(totals, key=lambda total: order.index(total.name))
 
 
 def _badge(severity: str) -> Markup:
@@ -339,7 +355,11 @@ def _badge(severity: str) -> Markup:
 
 
 def _soft(text: str) -> Markup:
-    return tag("div", text, class_="soft")
+    return tag("span", text, class_="soft")
+
+
+def _remark(text: str) -> Markup:
+    return tag("p", text, class_="soft")
 
 
 def _day(moment: datetime) -> str:

@@ -38,7 +38,7 @@ RESOLVED_FOR: Final = timedelta(days=7)
 COLUMNS: Final = (
     *("account", "region", "check", "kind", "title", "severity", "resource_type", "resource_id", "owner"),
     *("monthly_usd", "counted_usd", "confidence", "score", "since", "first_seen", "last_seen", "reopened_at"),
-    *("times_reopened", "exemption_reason", "exemption_owner", "exemption_expiry", "evidence"),
+    *("times_reopened", "exemption_reason", "exemption_owner", "exemption_expires", "evidence"),
 )
 """Of findings.csv."""
 
@@ -66,7 +66,7 @@ def generate_waste_report(
     """
     at = _moment_of(engine, job_id) or now
     base = f"{PREFIX}{at:%Y-%m-%d}/{job_id}/"
-    with OpenFindings.snapshot(engine) as found, ExitStack() as files:
+    with OpenFindings.snapshot(engine, at) as found, ExitStack() as files:
         totals = found.totals()
         report = WasteReport(
             job_id=job_id,
@@ -74,8 +74,8 @@ def generate_waste_report(
             generated_at=at,
             totals=totals,
             exempted=found.exempted(),
-            changes=found.changes(found.earlier(job_type, at)),
-            trend=[*found.trend(job_type, at), Point(at=at, monthly_usd=totals.all.monthly_usd)],
+            changes=found.changes(found.earlier(job_type)),
+            trend=[*found.trend(job_type), Point(at=at, monthly_usd=totals.all.monthly_usd)],
             unknown=_by_reason(unknown),
             regions_failed=list(regions_failed),
             remarks=list(remarks),
@@ -170,7 +170,7 @@ def _line(finding: ReportedFinding) -> list[object]:
     values |= {
         "exemption_reason": exemption and exemption.reason,
         "exemption_owner": exemption and exemption.owner,
-        "exemption_expiry": exemption and exemption.expiry,
+        "exemption_expires": exemption and exemption.expires,
         "evidence": json.dumps(finding.evidence, ensure_ascii=False),
     }
     return [harmless(value) if isinstance(value, str) else value for value in map(values.get, COLUMNS)]

@@ -93,7 +93,8 @@ class Exemption(BaseModel):
 
     reason: str
     owner: str
-    expiry: str
+    expires: str
+    """The last day of it, in UTC."""
 
 
 class ReportedFinding(Part):
