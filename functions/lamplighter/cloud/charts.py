@@ -28,6 +28,8 @@ LEFT, RIGHT, TOP, BOTTOM = 70, 20, 14, 30
 """A line chart's margins, which hold the axes' labels."""
 TICKS: Final = 4
 """About how many lines a line chart's value axis has."""
+NOTHING: Final = 1e-6
+"""What is less is nothing to a line chart."""
 DATES: Final = 5
 """How many dates its time axis has, at most."""
 
@@ -106,7 +108,7 @@ def line(title: str, points: Sequence[tuple[datetime, float]], text: Callable[[f
 
 def tick_step(highest: float) -> float:
     """A step of 1, 2 or 5 times a power of ten that divides 0 to `highest` into about `TICKS` parts."""
-    if highest <= 0:
+    if highest < NOTHING:
         return 1
     rough = highest / TICKS
     power = 10.0 ** math.floor(math.log10(rough))
