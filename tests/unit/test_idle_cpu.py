@@ -83,7 +83,7 @@ def test_what_was_started_within_the_window_is_unknown(days: float, found: int) 
     said = judged(check, inventory(instances=(instance(launched_at=NOW - days * DAY),), cpu={"i-1": series(0)}))
 
     assert len(said.findings) == found
-    assert [unknown.reason for unknown in said.unknown] == ["started 7.0 days ago, 7 are needed"] * (1 - found)
+    assert [unknown.reason for unknown in said.unknown] == ["started 6 days ago, 7 are needed"] * (1 - found)
 
 
 def test_what_does_not_run_is_not_asked() -> None:

@@ -210,7 +210,14 @@ def test_answers_outlive_being_stored() -> None:
 
 @pytest.mark.parametrize(
     "document",
-    [b"", b"[]", b"{}", b'{"answered": 1, "answers": {}}', b'{"answered": "2026-11-22", "answers": {"a": 1}}'],
+    [
+        b"",
+        b"[]",
+        b"{}",
+        b'{"answered": 1, "answers": {}}',
+        b'{"answered": "2026-11-22T12:00Z", "answers": {"a": 1}}',
+        b'{"answered": "2026-11-22", "answers": {}}',
+    ],
 )
 def test_a_document_that_is_no_such_one_is_refused(document: bytes) -> None:
     with pytest.raises(ValueError):

@@ -270,9 +270,12 @@ def restored(document: bytes, region: str) -> Prices:
             str(question): {str(item): float(usd) for item, usd in rates.items()}
             for question, rates in fields["answers"].items()
         }
-        return Prices(region=region, answers=answers, answered=datetime.fromisoformat(fields["answered"]))
+        answered = datetime.fromisoformat(fields["answered"])
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"not a document of kept prices: {error!r}") from error
+    if answered.tzinfo is None:
+        raise ValueError("not a document of kept prices: its moment has no zone")
+    return Prices(region=region, answers=answers, answered=answered)
 
 
 def _item(instance: Instance) -> str:

@@ -81,7 +81,7 @@ def _too_young(instance: Instance, basis: Basis) -> str | None:
     running = basis.now - instance.launched_at
     if running >= timedelta(days=basis.limits.idle_days):
         return None
-    return f"started {running / timedelta(days=1):.1f} days ago, {basis.limits.idle_days} are needed"
+    return f"started {max(running.days, 0)} days ago, {basis.limits.idle_days} are needed"
 
 
 def silence(resource_id: str, created_at: datetime, inventory: Inventory, basis: Basis) -> Series | Unknown | None:
