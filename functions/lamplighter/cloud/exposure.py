@@ -65,9 +65,9 @@ def entrances(permission: Permission, prefix_lists: Mapping[str, tuple[str, ...]
     sources: dict[str, tuple[str, ...]] = {cidr: (cidr,) for cidr in permission.cidrs}
     sources |= {name: prefix_lists.get(name, ()) for name in permission.prefix_lists}
     found: dict[str, Family] = {}
-    for family, everybody in EVERYBODY.items():
+    for family in EVERYBODY:
         left = sources
-        while _addresses(tuple(chain.from_iterable(left.values())), family) >= everybody:
+        while _is_everybody(tuple(chain.from_iterable(left.values())), family):
             widths = {name: _addresses(ranges, family) for name, ranges in left.items()}
             widest = max(widths.values())
             found |= {name: family for name, width in widths.items() if width == widest}
@@ -78,6 +78,19 @@ def entrances(permission: Permission, prefix_lists: Mapping[str, tuple[str, ...]
 def unread(permission: Permission, prefix_lists: Mapping[str, tuple[str, ...]]) -> list[str]:
     """The prefix lists that it names and that could not be read: nobody knows whom they let in."""
     return [name for name in permission.prefix_lists if name not in prefix_lists]
+
+
+def _is_everybody(ranges: tuple[str, ...], family: Family) -> bool:
+    """Most permissions are narrow, which the lengths of their prefixes tell in a twentieth of the time."""
+    at_most = sum(_at_most(cidr, family) for cidr in ranges)
+    return at_most >= EVERYBODY[family] and _addresses(ranges, family) >= EVERYBODY[family]
+
+
+def _at_most(cidr: str, family: Family) -> int:
+    """How many addresses of a family a range holds, private ones too."""
+    if (":" in cidr) != (family == 6):
+        return 0
+    return 1 << ((32 if family == 4 else 128) - int(cidr.rpartition("/")[2]))
 
 
 @lru_cache(maxsize=4096)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from lamplighter.cloud.check import Basis, Check, Found, Severity
-from lamplighter.cloud.exposure import entrances, families, is_global, ports, unread
+from lamplighter.cloud.exposure import Family, entrances, families, is_global, ports, unread
 from lamplighter.cloud.inventory import Instance, Inventory, Permission, SecurityGroup
 
 type Ingress = Literal["open", "unknown", "closed"]
@@ -17,15 +18,32 @@ NO: Final = frozenset({"no", "false", "0", "off"})
 """Values of the tag that allow nothing, in whatever case; any other value allows it, an empty one too."""
 
 
+@dataclass(frozen=True, slots=True)
+class Doors:
+    """What a security group opens to everybody."""
+
+    opened: frozenset[tuple[Family, str]]
+    """By which family, and to what: `tcp 22`."""
+    unread: bool
+    """Whether it names a prefix list that could not be read."""
+
+    @classmethod
+    def of(cls, group: SecurityGroup, prefix_lists: Mapping[str, tuple[str, ...]]) -> Doors:
+        """As far as TCP and UDP go."""
+        permissions = [permission for permission in group.ingress if ports(permission)]
+        opened = {(way, _named(one)) for one in permissions for way in entrances(one, prefix_lists).values()}
+        return cls(frozenset(opened), any(unread(one, prefix_lists) for one in permissions))
+
+
 def find(inventory: Inventory, basis: Basis) -> Iterator[Found]:
     """Every instance with a public IPv4 or a global IPv6 address, whatever its state."""
     tag = basis.limits.public_allowed_tag
-    groups = {group.id: group for group in inventory.security_groups}
+    doors = {group.id: Doors.of(group, inventory.prefix_lists) for group in inventory.security_groups}
     for instance in inventory.instances:
         ipv6 = [address for address in instance.ipv6_addresses if is_global(address)]
         if not (instance.public_addresses or ipv6) or _allowed(instance, tag):
             continue
-        ingress, opened = _ingress(instance, groups, inventory.prefix_lists)
+        ingress, opened = _ingress(instance, doors)
         evidence: dict[str, Any] = {
             "public_addresses": list(instance.public_addresses),
             "ipv6_addresses": ipv6,
@@ -41,17 +59,14 @@ def _allowed(instance: Instance, tag: str) -> bool:
     return tag in instance.tags and instance.tags[tag].strip().lower() not in NO
 
 
-def _ingress(
-    instance: Instance, groups: Mapping[str, SecurityGroup], prefix_lists: Mapping[str, tuple[str, ...]]
-) -> tuple[Ingress, list[str]]:
+def _ingress(instance: Instance, doors: Mapping[str, Doors]) -> tuple[Ingress, list[str]]:
     """Whether everybody may come in, and where."""
     addressed = families(instance.public_addresses, instance.ipv6_addresses)
-    known = [groups[group] for group in instance.security_groups if group in groups]
-    permissions = [permission for group in known for permission in group.ingress if ports(permission)]
-    opened = {_named(one) for one in permissions if addressed & set(entrances(one, prefix_lists).values())}
+    known = [doors[group] for group in instance.security_groups if group in doors]
+    opened = {where for one in known for family, where in one.opened if family in addressed}
     if opened:
         return "open", sorted(opened)
-    if len(known) < len(instance.security_groups) or any(unread(one, prefix_lists) for one in permissions):
+    if len(known) < len(instance.security_groups) or any(one.unread for one in known):
         return "unknown", []
     return "closed", []
 
