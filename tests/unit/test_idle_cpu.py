@@ -71,11 +71,17 @@ def test_few_datapoints_of_which_one_is_high_are_enough_to_be_busy() -> None:
     assert (said.findings, said.unknown) == ((), ())
 
 
-@pytest.mark.parametrize("cpu", [{}, {"i-1": series()}])
-def test_no_datapoint_is_unknown(cpu: dict[str, Series]) -> None:
+@pytest.mark.parametrize(
+    ("cpu", "reason"),
+    [
+        ({}, "no datapoint of CPUUtilization"),
+        ({"i-1": series()}, "datapoints in 0 of the 28 parts of 7 days, at least 90% are needed"),
+    ],
+)
+def test_no_datapoint_is_unknown(cpu: dict[str, Series], reason: str) -> None:
     (unknown,) = judged(check, inventory(instances=(instance(launched_at=OLD),), cpu=cpu)).unknown
 
-    assert unknown.reason == "no datapoint of CPUUtilization"
+    assert unknown.reason == reason
 
 
 @pytest.mark.parametrize(("days", "found"), [(7, 1), (6.99, 0)])

@@ -108,27 +108,31 @@ def series(
 ) -> Mapping[str, Mapping[str, Series]]:
     """The series of each resource that was asked about, by field of `Inventory` and by resource.
 
-    A metric that CloudWatch does not tell all of says nothing.
+    Where CloudWatch does not tell all of a metric, nothing is known of its resource: requests that were not told are
+    not no requests.
 
     Raises:
         botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError: a call was refused.
     """
     found: dict[tuple[str, str], list[float | None]] = {}
+    untold = set[tuple[str, str]]()
     batches = list(batched(queries, QUERIES_A_CALL, strict=False))
     for batch, answers in zip(batches, pool.map(lambda batch: _ask(cloudwatch, batch, window), batches), strict=True):
         for query, values in zip(batch, answers, strict=True):
             parts = found.setdefault((query.of, query.resource), [None] * (window.expected + 1))
-            for part, value in values:
+            if values is None:
+                untold.add((query.of, query.resource))
+            for part, value in values or ():
                 parts[part] = query.merge(parts[part], value)
     said: dict[str, dict[str, Series]] = {}
     for (of, resource), parts in found.items():
-        seen = tuple(value for value in parts if value is not None)
+        seen = () if (of, resource) in untold else tuple(value for value in parts if value is not None)
         said.setdefault(of, {})[resource] = Series(expected=window.expected, values=seen)
     return said
 
 
-def _ask(cloudwatch: Any, batch: tuple[Query, ...], window: Window) -> list[list[tuple[int, float]]]:
-    """The parts that each query has a value for, and the values."""
+def _ask(cloudwatch: Any, batch: tuple[Query, ...], window: Window) -> list[list[tuple[int, float]] | None]:
+    """The parts that each query has a value for, and the values; None where they are not all."""
     request = [
         {
             "Id": f"q{number}",
@@ -157,7 +161,7 @@ def _ask(cloudwatch: Any, batch: tuple[Query, ...], window: Window) -> list[list
                 ((at - window.start) // PART, value)
                 for at, value in zip(result["Timestamps"], result["Values"], strict=True)
             )
-    return [known if whole else [] for known, whole in zip(values, complete, strict=True)]
+    return [known if whole else None for known, whole in zip(values, complete, strict=True)]
 
 
 def _highest(of: str, resource: str, namespace: str, name: str, dimensions: Dimensions) -> Query:

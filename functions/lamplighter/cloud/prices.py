@@ -332,6 +332,7 @@ def _file() -> dict[str, Any]:
     return document
 
 
+@cache
 def _on_file(item: str, region: str) -> float | None:
     """The dollars for a unit of an item, None where the file does not know it, or not the region."""
     factors = _file()["regions"].get(region)

@@ -51,9 +51,9 @@ def idle_instances(
         if instance.state != "running":
             continue
         series = metric.get(instance.id)
-        if series is None or not series.values:
+        if series is None:
             yield Unknown(resource_id=instance.id, reason=absent)
-        elif max(series.values) >= limit:
+        elif any(value >= limit for value in series.values):
             continue  # one busy hour is enough, however little else is known
         elif reason := _too_young(instance, basis) or shortfall(series, basis):
             yield Unknown(resource_id=instance.id, reason=reason)
