@@ -41,6 +41,8 @@ class Scan:
     findings: list[Finding] = field(default_factory=list)
     """What is worth most first, then what is most severe."""
     exempted: list[tuple[Finding, Exemption]] = field(default_factory=list)
+    expired: Sequence[Exemption] = ()
+    """Exceptions that cover nothing any more, for owners to renew or remove."""
     unknown: list[Undetermined] = field(default_factory=list)
     errors: dict[str, str] = field(default_factory=dict)
     """Why a region could not be looked at, by region."""
@@ -54,6 +56,7 @@ class Scan:
             "seconds": round(self.seconds, 3),
             "findings": [_as_json(one) for one in self.findings],
             "exempted": [_as_json(one) | {"exemption": why.as_json()} for one, why in self.exempted],
+            "expired_exceptions": [one.as_json() for one in self.expired],
             "unknown": [
                 {
                     "check": one.check,
@@ -81,7 +84,7 @@ def scan(regions: Sequence[str], exemptions: Exemptions, limits: Limits, now: da
     from lamplighter.kernel.errors import Permanent, Retryable
 
     clients = access.clients(regions[0], session_name="lamplighter-scan")
-    done = Scan(account=_account(clients), regions=regions)
+    done = Scan(account=_account(clients), regions=regions, expired=exemptions.expired(now))
 
     def look(region: str) -> Judgement | str:
         try:

@@ -39,6 +39,12 @@ def show(scan: Scan) -> None:
             ("check", "resource", "region", "owner", "until", "reason"),
             [(one.check, _id(one), one.region, why.owner, why.expires, why.reason) for one, why in scan.exempted],
         )
+    if scan.expired:
+        _heading("Exceptions that have expired")
+        table(
+            ("check", "resource", "owner", "until", "reason"),
+            [(one.check, one.resource, one.owner, one.expires, one.reason) for one in scan.expired],
+        )
     if scan.unknown:
         _heading("Could not be judged")
         reasons = Counter((one.check, one.reason, one.resource_id == "*") for one in scan.unknown)

@@ -53,7 +53,8 @@ def test_the_command_runs_from_the_repositorys_root_with_nothing_but_its_python(
 
     assert (done.returncode, done.stderr) == (0, "")
     said = json.loads(done.stdout)
-    assert list(said) == ["api_calls", "seconds", "findings", "exempted", "unknown", "errors"]
+    lists = ["findings", "exempted", "expired_exceptions", "unknown", "errors"]
+    assert list(said) == ["api_calls", "seconds", *lists]
     (found,) = [one for one in said["findings"] if one["check"] == "stopped_instances"]
     assert found.pop("evidence")["stopped_days"] == 40
     assert found.pop("monthly_usd") > 0
@@ -135,7 +136,11 @@ def test_an_exception_takes_a_finding_out_until_it_expires(
     assert one["exemption"] == entry | {"expires": "2999-12-31"}
 
     file.write_text(json.dumps({"exceptions": [entry | {"expires": "2020-12-31"}]}))
-    assert "stopped_instances" in {one["check"] for one in run(capsys, "--exceptions", str(file))["findings"]}
+    said = run(capsys, "--exceptions", str(file))
+    assert "stopped_instances" in {one["check"] for one in said["findings"]}
+    assert said["expired_exceptions"] == [entry | {"expires": "2020-12-31"}]
+    assert scan.main(["--exceptions", str(file)]) == 0
+    assert "Exceptions that have expired" in capsys.readouterr().out
 
 
 def test_limits_are_those_of_the_deployed_jobs(
