@@ -29,6 +29,7 @@ LIMITS: Final = Limits()
 IDLE: Final = {"type": "metrics", "days": LIMITS.idle_days, "op": "less-than"}
 SILENT: Final = {**IDLE, "statistics": "Sum", "value": 1, "missing-value": 0}
 AGENT: Final = {"namespace": "CWAgent", "name": "mem_used_percent"}
+NETWORK: Final = {"namespace": "AWS/NetworkELB", "name": "ProcessedBytes"}
 AGE: Final = {"type": "value", "value_type": "age", "op": "ge"}
 UNUSED: Final = {"type": "unused", "value": True}
 UNTAGGED: Final = {"or": [{f"tag:{tag}": "absent"} for tag in LIMITS.required_tags]}
@@ -43,7 +44,7 @@ POLICIES: Final[Sequence[tuple[str, str, list[Any]]]] = (
     ("old_snapshots", "ebs-snapshot", [{"type": "age", "days": LIMITS.snapshot_days, "op": "ge"}, UNUSED]),
     ("unassociated_addresses", "network-addr", [{"AssociationId": "absent"}]),
     ("idle_load_balancers", "app-elb", [{"Type": "application"}, {**SILENT, "name": "RequestCount"}]),
-    ("idle_load_balancers", "app-elb", [{"Type": "network"}, {**SILENT, "name": "ProcessedBytes"}]),
+    ("idle_load_balancers", "app-elb", [{"Type": "network"}, {**SILENT, **NETWORK}]),
     ("idle_nat_gateways", "nat-gateway", [{**SILENT, "name": "BytesOutToDestination"}]),
     ("log_groups_without_retention", "log-group", [{"retentionInDays": "absent"}]),
     ("gp2_volumes", "ebs", [{"VolumeType": "gp2"}]),

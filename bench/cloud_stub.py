@@ -13,10 +13,11 @@ import re
 import subprocess
 import sys
 import urllib.request
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -62,9 +63,9 @@ class Account:
 
 
 @contextmanager
-def account(*arguments: str) -> Iterator[Account]:
+def account(*arguments: str, module: str = "bench.cloud_stub") -> Iterator[Account]:
     """An account in a process of its own, while the block runs; with `--specimens` it has one of each kind, too."""
-    command = [sys.executable, "-m", "bench.cloud_stub", *arguments]
+    command = [sys.executable, "-m", module, *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         try:
@@ -84,6 +85,7 @@ class Stub:
         if specimens:
             self._estate.plant_specimens()
         self._estate.plant(**SIZE)
+        _find_metrics_by_name()
         self._moto = Client(DomainDispatcherApplication(create_backend_app))
         self._answers: dict[tuple[object, ...], asyncio.Future[tuple[int, bytes, bytes]]] = {}
         self._one_at_a_time = asyncio.Lock()
@@ -98,15 +100,21 @@ class Stub:
         if url.path.startswith("/_bench/"):
             return 200, b"Content-Type: application/json\r\n", json.dumps(self._command(url.path, url.query)).encode()
         scope = re.search(r"Credential=[^/]+/\d+/([^/]+)/([^/]+)/", headers.get("authorization", ""))
-        service = scope[2] if scope else ""
         operation = parse_qs(body.decode(errors="replace")).get("Action", [""])[0] or headers.get("x-amz-target", "")
-        self._calls[f"{service}:{operation.rpartition('.')[2] or url.path.rpartition('/')[2]}"] += 1
-        request = (method, MOMENTS.sub(b"", target.encode()), scope and scope.groups(), headers.get("x-amz-target"))
-        key = (*request, MOMENTS.sub(b"", body))
+        called = f"{scope[2] if scope else ''}:{operation.rpartition('.')[2] or url.path.rpartition('/')[2]}"
+        self._calls[called] += 1
+        answer, _ = await asyncio.gather(
+            self._respond(called, method, target, headers, body), asyncio.sleep(self._latency)
+        )
+        return answer
+
+    async def _respond(
+        self, called: str, method: str, target: str, headers: Mapping[str, str], body: bytes
+    ) -> tuple[int, bytes, bytes]:
+        key = (called, method, MOMENTS.sub(b"", target.encode()), MOMENTS.sub(b"", body))
         if key not in self._answers:
             self._answers[key] = asyncio.ensure_future(self._ask_moto(method, target, headers, body))
-        answer, _ = await asyncio.gather(self._answers[key], asyncio.sleep(self._latency))
-        return answer
+        return await self._answers[key]
 
     def _command(self, path: str, query: str) -> Any:
         match path.removeprefix("/_bench/"):
@@ -136,9 +144,30 @@ class Stub:
         return response.status_code, kept.encode("latin-1"), response.get_data()
 
 
-async def serve(*, specimens: bool) -> None:
+def _find_metrics_by_name() -> None:
+    """moto looks through all datapoints for each query and part of the window: many seconds for 500 queries."""
+    from moto.backends import get_backend
+
+    backend: Any = get_backend("cloudwatch")[ACCOUNT][REGION]
+    found: dict[tuple[Any, ...], list[Any]] = defaultdict(list)
+    for datum in backend.metric_data:
+        found[datum.name, *((one.name, one.value) for one in datum.dimensions)].append(datum)
+    of_moto = type(backend).get_metric_data
+
+    def get_metric_data(queries: list[Any], *window: Any, **more: Any) -> list[Any]:
+        results = []
+        for query in queries:
+            metric = query["MetricStat"]["Metric"]
+            dimensions = sorted((one["Name"], one["Value"]) for one in metric["Dimensions"])
+            those = SimpleNamespace(get_all_metrics=lambda key=(metric["MetricName"], *dimensions): found[key])
+            results += of_moto(those, [query], *window, **more)
+        return results
+
+    backend.get_metric_data = get_metric_data
+
+
+async def serve(stub: Stub) -> None:
     """Until killed."""
-    stub = Stub(specimens=specimens)
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -160,4 +189,4 @@ async def serve(*, specimens: bool) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(serve(specimens="--specimens" in sys.argv))
+    asyncio.run(serve(Stub(specimens="--specimens" in sys.argv)))
