@@ -5,14 +5,16 @@ An assumed role's credentials last an hour, which nothing here that uses them do
 
 from __future__ import annotations
 
+import os
 import threading
+from datetime import UTC, datetime
 from functools import cache
 from typing import Any, Final
 
 from lamplighter.kernel.errors import Permanent, Retryable
 
-CONCURRENCY: Final = 16
-"""How many requests to one service may be under way at a time."""
+CONCURRENCY: Final = 8
+"""How many requests may be under way at a time; more takes memory, and is throttled sooner."""
 
 _TOO_FAST: Final = {
     *("Throttling", "ThrottlingException", "RequestLimitExceeded", "TooManyRequestsException", "RequestThrottled"),
@@ -157,15 +159,29 @@ def _session(sent: Sent, **credentials: str) -> Any:
 
     session = Session()
     session.register_component("data_loader", _loader())
+    session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_moment)
     session.register("before-send", sent)
     if credentials:
         session.set_credentials(**credentials)
     return session
 
 
+def _moment(value: Any) -> datetime:
+    """Of an answer's timestamp: the seconds that CloudWatch counts in at once, all else as botocore reads it."""
+    if isinstance(value, int | float):
+        return datetime.fromtimestamp(value, UTC)
+    from botocore.utils import parse_timestamp
+
+    moment: datetime = parse_timestamp(value)
+    return moment
+
+
 @cache
 def _loader() -> Any:
-    """Keeps the services' descriptions for all sessions: EC2's alone takes a tenth of a second to load."""
-    from botocore.loaders import create_loader
+    """Keeps what is known of services for all sessions."""
+    from botocore.loaders import Loader
 
-    return create_loader()
+    from lamplighter.cloud.descriptions import PiecewiseLoader
+
+    own = os.environ.get("AWS_DATA_PATH")
+    return Loader(own.split(os.pathsep) if own else None, file_loader=PiecewiseLoader())

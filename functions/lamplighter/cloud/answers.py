@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any, Final
-from xml.etree.ElementTree import Element, ParseError, fromstring
+from xml.etree.ElementTree import Element, ParseError, XMLParser
 
 from lamplighter.cloud.inventory import (
     Address,
@@ -78,13 +78,22 @@ def _take_items(response_dict: dict[str, Any], customized_response_dict: dict[st
     path, take = taking
     with _one_at_a_time:
         try:
-            answer = fromstring(_NAMESPACE.sub(b"", response_dict["body"], count=1))  # noqa: S314 - as boto3 does
+            answer = _parsed(response_dict["body"])
         except ParseError:
             return  # it broke off: an error that boto3 knows what to do about
         customized_response_dict["Items"] = [made for item in answer.iterfind(path) if (made := take(item)) is not None]
         if token := answer.findtext("nextToken"):
             customized_response_dict["NextToken"] = token
     response_dict["body"] = b"<read/>"
+
+
+def _parsed(body: bytes) -> Element:
+    """The root of an answer, without the namespace; a large body is not copied."""
+    head = body[:500]
+    parser = XMLParser()  # noqa: S314 - as boto3 does
+    parser.feed(_NAMESPACE.sub(b"", head, count=1))
+    parser.feed(memoryview(body)[len(head) :])
+    return parser.close()
 
 
 def instance(item: Element) -> Instance | None:
