@@ -67,6 +67,13 @@ def test_the_environment_is_read_as_the_template_writes_it() -> None:
         ('{"orphan_cleanup_references": []}', "orphan_cleanup_references"),
         ("[]", "must hold a JSON object of settings, not list"),
         ("", "must hold a JSON object"),
+        ('{"cloud_limits": {"image_days": 1000000000}}', "cloud_limits.image_days"),  # past the calendar's end
+        ('{"cloud_limits": {"required_tag": ["Owner"]}}', "cloud_limits.required_tag is not a setting"),
+        (
+            '{"cloud_remedies": {"idle_cpu": {"action": "stop", "after_days": 1000000}}}',
+            "cloud_remedies.idle_cpu.after_days",
+        ),
+        ('{"cloud_targets": [{"accounts": ["1"], "regions": ["eu-west-1"]}]}', "cloud_targets.0.accounts.0"),
     ],
 )
 def test_a_bad_override_is_refused_with_the_name_of_the_setting(override: str, said: str) -> None:

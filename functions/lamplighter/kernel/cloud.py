@@ -16,6 +16,8 @@ _STRICT: Final = {"extra": "forbid"}
 type Account = Annotated[str, MinLen(12), MaxLen(12)]
 """Twelve digits."""
 ActionId = Literal["tag", "stop", "snapshot_and_delete", "delete_snapshot", "revoke", "add_tags"]
+type Days = Annotated[int, Interval(ge=1, le=36_500)]
+"""A century at most: no date is reckoned beyond the calendar's end."""
 type Port = Annotated[int, Interval(ge=1, le=65535)]
 
 
@@ -31,13 +33,13 @@ class Limits:
     """An instance whose memory stays below is idle (C3)."""
     idle_days: Annotated[int, Interval(ge=1, le=60)] = 7
     """For how long it has to (C2, C3); for load balancers and NAT gateways too."""
-    stopped_days: Annotated[int, Ge(1)] = 30
+    stopped_days: Days = 30
     """Stopped for as long, an instance is waste (C4)."""
-    unattached_days: Annotated[int, Ge(1)] = 14
+    unattached_days: Days = 14
     """Unattached for as long, a volume is waste (C5)."""
-    snapshot_days: Annotated[int, Ge(1)] = 90
+    snapshot_days: Days = 90
     """An older snapshot that nothing uses is waste (C6)."""
-    image_days: Annotated[int, Ge(1)] = 365
+    image_days: Days = 365
     """An instance on an older image runs outdated software (C11)."""
     coverage: Annotated[float, Interval(gt=0, le=1)] = 0.9
     """The share of the expected datapoints below which nothing is concluded from a metric (C2)."""
@@ -75,7 +77,7 @@ class Remedy:
     __pydantic_config__ = _STRICT
 
     action: ActionId
-    after_days: Annotated[int, Ge(0)] = 7
+    after_days: Annotated[int, Interval(ge=0, le=36_500)] = 7
     """Days between the mark that announces it and the action."""
     apply: bool = False
     """False only previews: nothing is marked and nothing is done."""

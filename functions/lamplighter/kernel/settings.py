@@ -195,6 +195,8 @@ def _explain(error: ValueError, source: str) -> str:
         name = ".".join(map(str, problem["loc"]))
         if problem["type"] == "extra_forbidden":
             sentences.append(f"{name} is not a setting (known: {', '.join(Settings.model_fields)})")
+        elif problem["type"] == "unexpected_keyword_argument":
+            sentences.append(f"{name} is not a setting")
         else:
             sentences.append(f"{name}: {problem['msg'].lower()}, got {problem['input']!r}")
     return f"In {source}: {'; '.join(sentences)}."
