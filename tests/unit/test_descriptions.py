@@ -13,6 +13,7 @@ from botocore.model import ServiceModel
 
 from lamplighter.cloud.descriptions import SECTIONS, PiecewiseLoader, Section
 
+DOCUMENTS = "documentation"
 DATA = Path(botocore.__file__).with_name("data")
 
 
@@ -21,11 +22,14 @@ def newest(service: str) -> str:
     return str(max(path for path in (DATA / service).iterdir() if path.is_dir()) / "service-2")
 
 
-def without_documentation(entry: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in entry.items() if name != "documentation"}
+def undocumented(value: Any) -> Any:
+    """As plain data, without what documents it."""
+    if isinstance(value, dict):
+        return {name: undocumented(one) for name, one in value.items() if not isinstance(one, str) or name != DOCUMENTS}
+    return [undocumented(one) for one in value] if isinstance(value, list) else value
 
 
-@pytest.mark.parametrize("service", ["ec2", "elbv2", "cloudwatch", "logs", "sts", "rbin", "backup"])
+@pytest.mark.parametrize("service", ["ec2", "elbv2", "cloudwatch", "logs", "sts", "rbin"])
 def test_every_operation_and_shape_is_botocores(service: str) -> None:
     ours = PiecewiseLoader().load_file(newest(service))
     theirs = JSONFileLoader().load_file(newest(service))
@@ -35,10 +39,10 @@ def test_every_operation_and_shape_is_botocores(service: str) -> None:
         assert isinstance(ours[section], Section), "It was read as a whole: botocore writes its files otherwise now."
         assert list(ours[section]) == list(theirs[section])
         for name, entry in theirs[section].items():
-            assert ours[section][name] == without_documentation(entry)
+            assert undocumented(ours[section][name]) == undocumented(entry)
             assert list(ours[section][name].get("members", ())) == list(entry.get("members", ()))
-    rest = {name: value for name, value in theirs.items() if name not in SECTIONS}
-    assert {name: value for name, value in ours.items() if name not in SECTIONS} == rest
+    for name in set(theirs) - {*SECTIONS, DOCUMENTS}:
+        assert undocumented(ours[name]) == undocumented(theirs[name])
 
 
 def test_only_what_is_asked_for_is_read() -> None:
@@ -69,5 +73,6 @@ def test_what_is_written_otherwise_is_read_as_a_whole(tmp_path: Path, text: str)
 
 def test_other_files_are_read_as_ever() -> None:
     loader = PiecewiseLoader()
-    assert loader.load_file(str(DATA / "partitions")) == JSONFileLoader().load_file(str(DATA / "partitions"))
+    for name in ("endpoints", "ec2/2016-11-15/paginators-1", "sts/2011-06-15/endpoint-rule-set-1"):
+        assert loader.load_file(str(DATA / name)) == JSONFileLoader().load_file(str(DATA / name))
     assert loader.load_file(str(DATA / "nothing")) is None

@@ -1,14 +1,15 @@
 """Reads botocore's descriptions of services piece by piece, as operations and shapes are asked for.
 
 EC2's is the largest of all: read as a whole it takes a tenth of a second and 30 MB, nearly all for operations that
-nobody here calls. What documents an operation or a shape is left out.
+nobody here calls. What documents something is left out, and dictionaries are plain ones, which keep their order, too.
 """
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
-from collections import OrderedDict
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,20 +18,24 @@ from botocore.loaders import JSONFileLoader
 SECTIONS: Final = ("operations", "shapes")
 _ENTRY: Final = re.compile(rb'\n    "(\w+)":(?={)')
 """Where an entry of a section begins, by how botocore's files are indented; strings have no line breaks in JSON."""
+_DOCUMENTATION: Final = re.compile(rb'"documentation":"[^\n]*"')
+"""A line of its own, up to the comma."""
 
 
 class PiecewiseLoader(JSONFileLoader):
     """For botocore's `Loader(file_loader=...)`."""
 
     def load_file(self, file_path: str) -> Any:
-        """What is in the file of this name without its ending; None where there is no such file."""
-        path = Path(f"{file_path}.json.gz")
-        if path.name == "service-2.json.gz" and path.is_file():
-            try:
-                return piecewise(_unpacked(path))
-            except ValueError:
-                pass  # written otherwise than expected: read as a whole
-        return super().load_file(file_path)
+        """What is in the file of this name, which is without its ending; None where there is no such file."""
+        for path, opener in ((Path(f"{file_path}.json"), open), (Path(f"{file_path}.json.gz"), gzip.open)):
+            if path.is_file():
+                with opener(path, "rb") as file:
+                    text = file.read()
+                if path.name.startswith("service-2."):
+                    with suppress(ValueError):  # written otherwise than expected: read as a whole
+                        return piecewise(text)
+                return json.loads(text)
+        return None
 
 
 class Section(dict[str, Any]):
@@ -49,9 +54,7 @@ class Section(dict[str, Any]):
     def __getitem__(self, name: str) -> Any:
         entry = super().__getitem__(name)
         if isinstance(entry, bytes):
-            entry = json.loads(entry, object_pairs_hook=OrderedDict)  # botocore goes by the order of members
-            entry.pop("documentation", None)
-            self[name] = entry
+            entry = self[name] = json.loads(entry)
         return entry
 
 
@@ -61,6 +64,7 @@ def piecewise(text: bytes) -> dict[str, Any]:
     Raises:
         ValueError: it is not written as botocore's files are.
     """
+    text = _DOCUMENTATION.sub(b'"documentation":""', text)
     sections: dict[str, Section] = {}
     for name in SECTIONS:
         head = b'\n  "%s":{' % name.encode()
@@ -68,12 +72,5 @@ def piecewise(text: bytes) -> dict[str, Any]:
         end = text.index(b"\n  }", start)
         sections[name] = Section(text[start:end])
         text = text[:start] + text[end:]
-    description: dict[str, Any] = json.loads(text, object_pairs_hook=OrderedDict)
+    description: dict[str, Any] = json.loads(text)
     return description | sections
-
-
-def _unpacked(path: Path) -> bytes:
-    import gzip
-
-    with gzip.open(path) as file:
-        return file.read()
