@@ -15,7 +15,7 @@ from botocore.client import BaseClient
 from sqlalchemy import Engine, text
 
 from lamplighter.cloud import cloud_actions, cloud_undo
-from lamplighter.cloud.cloud_actions import Report
+from lamplighter.cloud.remedies.outcomes import Report
 from lamplighter.kernel.cloud import Remedy
 from lamplighter.kernel.deletion import Entry, entries, verified
 from lamplighter.kernel.job import Unfinished
@@ -144,6 +144,18 @@ class Account:
         made = self.ec2.create_snapshot(VolumeId=volume, TagSpecifications=tagged)
         return self.found("old_snapshots", made["SnapshotId"])
 
+    def clear(self) -> None:
+        """Forget all findings and most of what they are about."""
+        self.sql("DELETE FROM findings")
+        for reservation in self.ec2.describe_instances()["Reservations"]:
+            self.ec2.terminate_instances(InstanceIds=[one["InstanceId"] for one in reservation["Instances"]])
+        for group in self.ec2.describe_security_groups()["SecurityGroups"]:
+            if group["GroupName"] != "default":
+                self.ec2.delete_security_group(GroupId=group["GroupId"])
+        for id_, volume in self.volumes().items():
+            if volume["State"] == "available":
+                self.ec2.delete_volume(VolumeId=id_)
+
     def retain(self, **said: Any) -> None:
         """A rule of the Recycle Bin for snapshots."""
         period = {"RetentionPeriodValue": 14, "RetentionPeriodUnit": "DAYS"}
@@ -157,9 +169,8 @@ class Account:
         return {tag["Key"]: tag["Value"] for tag in found}
 
     def tag(self, resource_id: str, **tags: str) -> None:
-        """Write tags, as an owner does; `lamplighter_` begins those of ours."""
-        named = {key.replace("lamplighter_", "lamplighter:"): value for key, value in tags.items()}
-        self.ec2.create_tags(Resources=[resource_id], Tags=_listed(named))
+        """Write tags, as an owner does."""
+        self.ec2.create_tags(Resources=[resource_id], Tags=_listed(tags))
 
     def state(self, instance: str) -> str:
         """Of an instance."""
@@ -234,19 +245,22 @@ class Account:
         assert isinstance(report, Report)
         return report
 
-    def outcomes(self, report: Report | cloud_undo.Report) -> dict[str, Entry]:
+    def outcomes(self, report: Report) -> dict[str, Entry]:
         """What the run's manifest says, by resource."""
         assert report.manifest
         manifest = verified(self.s3, report.manifest)
         return {entry.key.split("/", 3)[3]: entry for entry in entries(self.s3, self.archive, manifest)}
 
-    def undo(self, report: Report, job: Job | None = None, **params: Any) -> cloud_undo.Report:
-        """Take a run back, in earnest unless told otherwise."""
-        assert report.manifest
-        given = {"manifest": report.manifest.key, "sha256": report.manifest.sha256, "dry_run": False} | params
+    def undo(self, done: Report | str, job: Job | None = None, **params: Any) -> Report:
+        """Take a run back, by its report or its job, in earnest unless told otherwise."""
+        given: dict[str, Any] = {"job_id": done}
+        if isinstance(done, Report):
+            assert done.manifest
+            given = {"manifest": done.manifest.key, "sha256": done.manifest.sha256}
+        given = {"dry_run": False} | given | params
         run = ScriptedRun(job or self.job(), settings=Settings(), now=self.now, stops={})
         undone = cloud_undo.handler.body(run, cloud_undo.handler.validated(given))
-        assert isinstance(undone, cloud_undo.Report)
+        assert isinstance(undone, Report)
         return undone
 
 
@@ -254,20 +268,17 @@ _WRITES: Final = ("Create", "Delete", "Put", "Stop", "Start", "Revoke", "Authori
 
 
 @contextmanager
-def writes(*, dies_at: int = 0, after: bool = False) -> Iterator[list[str]]:
-    """The writing calls made to AWS so far, in order; the process dies at the n-th of them, before it or after."""
+def writes(*, dies_after: int | None = None) -> Iterator[list[str]]:
+    """The writing calls made to AWS so far, in order; the process dies after so many of them."""
     made: list[str] = []
     call: Callable[..., Any] = BaseClient._make_api_call  # type: ignore[attr-defined]
 
     def counted(client: Any, operation: str, request: Any) -> Any:
-        if not operation.startswith(_WRITES):
-            return call(client, operation, request)
-        if len(made) + 1 == dies_at and not after:
-            raise Died
         answer = call(client, operation, request)
-        made.append(operation)
-        if len(made) == dies_at:
-            raise Died
+        if operation.startswith(_WRITES):
+            made.append(operation)
+            if len(made) == dies_after:
+                raise Died
         return answer
 
     with patch.object(BaseClient, "_make_api_call", counted):

@@ -3,38 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from typing import Any
 
 import boto3
 import pytest
-from sqlalchemy import Engine
 
 from lamplighter.cloud.cloud_actions import BATCH, FEW
+from lamplighter.cloud.marks import KEEP
 from lamplighter.cloud.remedies.outcomes import Report
 from lamplighter.kernel.cloud import Remedy
 from lamplighter.kernel.errors import Permanent
 from lamplighter.kernel.job import Unfinished
 from tests.integration.actions_world import DAY, REGION, Account, ssh, writes
 
-
-@pytest.fixture
-def account(s3: Any, jobs_table: str, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Account]:
-    """An account of this test's own, with nothing in it."""
-    monkeypatch.setenv("STACK_NAME", "lamplighter")
-    own = Account(s3, engine, boto3.client("sts").get_caller_identity()["Account"])
-    monkeypatch.setenv("ARCHIVE_BUCKET", own.archive)
-    monkeypatch.setenv("ALERTS_TOPIC_ARN", own.topic)
-    return own
+PORTS = "lamplighter:open_ports"
+"""The mark."""
 
 
 def test_an_open_port_is_marked_then_closed_and_opened_again(account: Account) -> None:
     group = account.open_group(Owner="ada")
-    key = "lamplighter:open_ports"
 
     first = account.act("open_ports", "revoke")
     assert first.outcomes == {"marked": 1}
-    assert account.tags(group)[key] == f"revoke after {account.now:%Y-%m-%dT%H:%MZ}"
+    assert account.tags(group)[PORTS] == f"revoke after {account.now:%Y-%m-%dT%H:%MZ}"
     assert account.ingress(group) == {("tcp", 22, 22, "0.0.0.0/0")}
     (told,) = account.mail()
     assert f"{group} ({account.account} {REGION}, owner ada)" in told
@@ -49,7 +39,7 @@ def test_an_open_port_is_marked_then_closed_and_opened_again(account: Account) -
     assert account.ingress(group) == set()
     assert account.undo(second).outcomes == {"restored": 1}
     assert account.ingress(group) == {("tcp", 22, 22, "0.0.0.0/0")}
-    assert key not in account.tags(group)
+    assert PORTS not in account.tags(group)
     assert account.undo(second).outcomes == {"already_restored": 1}
 
 
@@ -184,7 +174,7 @@ def test_tag_marks_and_does_no_more(account: Account) -> None:
     group = account.open_group()
     assert account.act("open_ports", "tag").outcomes == {"marked": 1}
     assert account.act("open_ports", "tag").outcomes == {"waiting": 1}
-    assert account.tags(group) == {"lamplighter:open_ports": f"found {account.now:%Y-%m-%dT%H:%MZ}"}
+    assert account.tags(group) == {PORTS: f"found {account.now:%Y-%m-%dT%H:%MZ}"}
     account.ec2.revoke_security_group_ingress(GroupId=group, IpPermissions=[ssh("0.0.0.0/0")])
     assert account.act("open_ports", "tag").outcomes == {"unmarked": 1}
     assert account.tags(group) == {}
@@ -215,15 +205,15 @@ def test_a_preview_says_what_would_be_done_and_changes_nothing(account: Account)
 def test_an_owner_has_the_last_word(account: Account) -> None:
     kept, rewritten, removed, postponed = (account.open_group() for _ in range(4))
     account.act("open_ports", "revoke")
-    account.tag(kept, lamplighter_keep="")
-    account.tag(rewritten, lamplighter_open_ports="please do not")
-    account.ec2.delete_tags(Resources=[removed], Tags=[{"Key": "lamplighter:open_ports"}])
-    account.tag(postponed, lamplighter_open_ports="revoke after 2099-01-01T00:00Z")
+    account.tag(kept, **{KEEP: ""})
+    account.tag(rewritten, **{PORTS: "please do not"})
+    account.ec2.delete_tags(Resources=[removed], Tags=[{"Key": PORTS}])
+    account.tag(postponed, **{PORTS: "revoke after 2099-01-01T00:00Z"})
     report = account.act("open_ports", "revoke")
     outcomes = {id_: entry.outcome for id_, entry in account.outcomes(report).items()}
     assert outcomes == {kept: "kept", rewritten: "kept", removed: "marked", postponed: "waiting"}
     assert all(len(account.ingress(group)) == 1 for group in outcomes)
-    assert account.tags(rewritten)["lamplighter:open_ports"] == "please do not"
+    assert account.tags(rewritten)[PORTS] == "please do not"
 
 
 def test_the_stack_leaves_itself_alone(account: Account) -> None:
@@ -286,7 +276,7 @@ def test_what_changes_between_the_plan_and_the_act_is_kept(account: Account) -> 
     first = account.attempt(job, revoke, stops={2: "out_of_time"})
     assert isinstance(first, Unfinished)
     account.ec2.authorize_security_group_ingress(GroupId=groups[0], IpPermissions=[ssh("::/0")])
-    account.tag(groups[1], lamplighter_open_ports="wait")
+    account.tag(groups[1], **{PORTS: "wait"})
     report = account.attempt(job, revoke)
     assert isinstance(report, Report)
     outcomes = {id_: (e.outcome, e.facts["reason"]) for id_, e in account.outcomes(report).items()}  # type: ignore

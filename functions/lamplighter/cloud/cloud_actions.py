@@ -33,7 +33,7 @@ from lamplighter.cloud.inventory import Inventory, Tags
 from lamplighter.cloud.marks import KEEP, Case, Decision, decide, excluded, key_of
 from lamplighter.cloud.prices import Prices
 from lamplighter.cloud.remedies import ACTIONS, checked, tags
-from lamplighter.cloud.remedies.action import Gone, Kept, Offence, Place, Step
+from lamplighter.cloud.remedies.action import Gone, Kept, Offence, Place, Step, failures
 from lamplighter.cloud.remedies.outcomes import Report, Where, facts, item, report, way_in, where, with_facts
 from lamplighter.kernel import phases
 from lamplighter.kernel.cloud import Remedy
@@ -272,15 +272,13 @@ class Actions:
 
     def _foreseen(self, judged: Judged, check: str, entry: Entry) -> Entry:
         """An entry that is due, with exactly what would be done about it."""
-        from botocore.exceptions import BotoCoreError, ClientError
-
         try:
             step = self._look(judged, check, where(entry).resource_id)
         except Kept as kept:
             return with_facts(entry, step="keep", reason=str(kept))
         except Gone:
             return with_facts(entry, step="gone")
-        except (ClientError, BotoCoreError) as error:
+        except failures() as error:
             return with_facts(entry, step="fail", reason=str(error))
         return replace(entry, facts=facts(entry) | {"outcome": step.outcome, "state": step.state})
 
@@ -360,8 +358,6 @@ class Actions:
 
     def _dealt_with(self, entry: Entry, refused: Mapping[str, str], begun: bool) -> Entry:
         """The entry with what became of it. `begun`: an attempt that died may have done it already."""
-        from botocore.exceptions import BotoCoreError, ClientError
-
         account, region, check, resource_id = where(entry)
         said = facts(entry)
         settled = _SETTLED.get(said["step"])
@@ -378,7 +374,7 @@ class Actions:
             return with_facts(entry, "kept", reason=str(kept))
         except Gone:
             return replace(entry, outcome="already_gone")
-        except (ClientError, BotoCoreError, Permanent, Retryable) as error:
+        except failures(Permanent, Retryable) as error:
             logger.warning("a resource could not be dealt with", extra={"entry": entry.key}, exc_info=True)
             return replace(entry, outcome="failed", error=str(error))
 

@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 from lamplighter.cloud import access
 from lamplighter.cloud.marks import key_of
 from lamplighter.cloud.remedies import ACTIONS, tags
-from lamplighter.cloud.remedies.action import Gone, Place, Step
+from lamplighter.cloud.remedies.action import Gone, Place, Step, failures
 from lamplighter.cloud.remedies.outcomes import Report, facts, report, way_in, where, with_facts
 from lamplighter.kernel.deletion import (
     Archive,
@@ -153,7 +153,7 @@ def _undoable(entry: Entry) -> bool:
     action = ACTIONS.get(said["action"])
     if not entry.outcome:
         return said["step"] in {"mark", "act"}
-    return entry.outcome == "marked" or (action is not None and entry.outcome in action.undone)
+    return entry.outcome == "marked" or (action is not None and entry.outcome == action.undone)
 
 
 class _Undoing:
@@ -166,8 +166,6 @@ class _Undoing:
 
     def undone(self, entry: Entry) -> Entry:
         """The entry with what becomes of it now."""
-        from botocore.exceptions import BotoCoreError, ClientError
-
         account, region, check, resource_id = where(entry)
         said = facts(entry)
         try:
@@ -180,12 +178,12 @@ class _Undoing:
             if state is None:
                 return replace(entry, outcome="already_restored")
             outcome, state = action.undo(place, resource_id, state, self._dry_run)
-            if outcome in {"restored", "already_restored"}:
+            if outcome in {"restored", "already_restored"} and not action.remade:
                 self._unmarked(place, check, resource_id, said["mark"])
             return with_facts(entry, self._told(outcome), state=state, reason=state.get("volume_id", ""))
         except Gone:
             return replace(entry, outcome="not_restorable")
-        except (ClientError, BotoCoreError, Permanent, Retryable) as error:
+        except failures(Permanent, Retryable) as error:
             logger.warning("a resource could not be restored", extra={"entry": entry.key}, exc_info=True)
             return replace(entry, outcome="failed", error=str(error))
 

@@ -1,7 +1,7 @@
 """What an action is: how it looks at a resource right before, what it does, and how that is undone.
 
 Each action is one small file. Its functions raise `Kept` for what is not to be touched, `Gone` for what is not there,
-and botocore's errors as they come: those are failures of one item.
+and botocore's errors as they come (`failures`).
 """
 
 from __future__ import annotations
@@ -80,8 +80,10 @@ class Action:
     undo: Callable[[Place, str, dict[str, Any], bool], tuple[str, dict[str, Any]]]
     """Takes it back, or (True) says whether that can be done: `restored`, `already_restored`, `changed_since` or
     `not_restorable`, and the state with what is new, such as the id of a volume made again."""
-    undone: frozenset[str]
-    """The outcomes that undo takes back."""
+    undone: str
+    """The outcome that undo takes back."""
+    remade: bool = False
+    """Whether what comes back is another resource, without the mark."""
 
 
 def tag_list(tags: Mapping[str, str]) -> list[dict[str, str]]:
@@ -94,12 +96,15 @@ def tag_map(listed: list[dict[str, str]] | None) -> dict[str, str]:
     return {tag["Key"]: tag["Value"] for tag in listed or ()}
 
 
-def code_of(error: BaseException) -> str:
-    """The code of a botocore ClientError, or nothing."""
-    response = getattr(error, "response", None) or {}
-    return str(response.get("Error", {}).get("Code", ""))
+def failures(*others: type[Exception]) -> tuple[type[Exception], ...]:
+    """What a call to AWS may end with, and these: failures of one item, which stop no other (K11)."""
+    from botocore.exceptions import BotoCoreError, ClientError
+    from botocore.parsers import ResponseParserError
+
+    return (BotoCoreError, ClientError, ResponseParserError, *others)
 
 
 def is_absence(error: BaseException) -> bool:
-    """Whether an error says that there is no such resource."""
-    return code_of(error).endswith(("NotFound", "NotFoundException"))
+    """Whether a botocore ClientError says that there is no such resource."""
+    response = getattr(error, "response", None) or {}
+    return str(response.get("Error", {}).get("Code", "")).endswith(("NotFound", "NotFoundException"))

@@ -44,4 +44,4 @@ def undo(place: Place, resource_id: str, state: dict[str, Any], dry_run: bool) -
     return "restored", state
 
 
-action = Action(id="add_tags", look=look, act=act, found=found, undo=undo, undone=frozenset({"tags_added"}))
+action = Action(id="add_tags", look=look, act=act, found=found, undo=undo, undone="tags_added")

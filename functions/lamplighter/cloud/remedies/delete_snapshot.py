@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from lamplighter.cloud.remedies.action import Action, Gone, Kept, Offence, Place, Step, is_absence, tag_map
@@ -20,10 +20,8 @@ def look(place: Place, offence: Offence) -> Step:
     tags = tag_map(snapshot.get("Tags"))
     if managed := [key for key in tags if key.startswith(_BACKUPS)]:
         raise Kept(f"A backup plan manages it ({managed[0]}).")
-    if image := _image(place, offence.resource_id):
-        raise Kept(f"The image {image} uses it.")
-    if template := _templates(place).get(offence.resource_id):
-        raise Kept(f"The launch template {template} uses it.")
+    if user := _users(place).get(offence.resource_id):
+        raise Kept(f"{user} uses it.")
     rule = covering(place, tags)
     if not rule:
         raise Kept("No Recycle Bin rule covers it: it would be gone for good.")
@@ -82,18 +80,20 @@ def _in_bin(place: Place, resource_id: str) -> bool:
         raise
 
 
-def _image(place: Place, resource_id: str) -> str | None:
-    used = [{"Name": "block-device-mapping.snapshot-id", "Values": [resource_id]}]
-    images = place.ec2.describe_images(Owners=["self"], Filters=used, IncludeDisabled=True)["Images"]
-    return images[0]["ImageId"] if images else None
-
-
-def _templates(place: Place) -> dict[str, str]:
-    """Every snapshot that any version of a launch template names, and which template that is."""
-    if "templates" not in place.seen:
-        place.seen["templates"] = dict(_named_by_templates(place))
-    named: dict[str, str] = place.seen["templates"]
+def _users(place: Place) -> dict[str, str]:
+    """Every snapshot that an image or a version of a launch template names, and which one that is."""
+    if "users" not in place.seen:
+        place.seen["users"] = dict((*_named_by_images(place), *_named_by_templates(place)))
+    named: dict[str, str] = place.seen["users"]
     return named
+
+
+def _named_by_images(place: Place) -> Iterator[tuple[str, str]]:
+    pages = place.ec2.get_paginator("describe_images")
+    for page in pages.paginate(Owners=["self"], IncludeDeprecated=True, IncludeDisabled=True):
+        for image in page["Images"]:
+            for snapshot in _snapshots_of(image.get("BlockDeviceMappings", ())):
+                yield snapshot, f"The image {image['ImageId']}"
 
 
 def _named_by_templates(place: Place) -> Iterator[tuple[str, str]]:
@@ -102,9 +102,14 @@ def _named_by_templates(place: Place) -> Iterator[tuple[str, str]]:
         for template in page["LaunchTemplates"]:
             for found in versions.paginate(LaunchTemplateId=template["LaunchTemplateId"]):
                 for version in found["LaunchTemplateVersions"]:
-                    for device in version["LaunchTemplateData"].get("BlockDeviceMappings", ()):
-                        if snapshot := device.get("Ebs", {}).get("SnapshotId"):
-                            yield snapshot, template["LaunchTemplateId"]
+                    for snapshot in _snapshots_of(version["LaunchTemplateData"].get("BlockDeviceMappings", ())):
+                        yield snapshot, f"The launch template {template['LaunchTemplateId']}"
 
 
-action = Action(id="delete_snapshot", look=look, act=act, found=found, undo=undo, undone=frozenset({"deleted"}))
+def _snapshots_of(devices: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    for device in devices:
+        if snapshot := device.get("Ebs", {}).get("SnapshotId"):
+            yield snapshot
+
+
+action = Action(id="delete_snapshot", look=look, act=act, found=found, undo=undo, undone="deleted")

@@ -106,4 +106,4 @@ def _authorise(place: Place, group: str, rule: Mapping[str, Any]) -> None:
     )
 
 
-action = Action(id="revoke", look=look, act=act, found=found, undo=undo, undone=frozenset({"revoked"}))
+action = Action(id="revoke", look=look, act=act, found=found, undo=undo, undone="revoked")

@@ -134,4 +134,4 @@ def _one_snapshot(place: Place, snapshot_id: str) -> dict[str, Any] | None:
         raise
 
 
-action = Action(id="snapshot_and_delete", look=look, act=act, found=found, undo=undo, undone=frozenset({"deleted"}))
+action = Action(id="snapshot_and_delete", look=look, act=act, found=found, undo=undo, undone="deleted", remade=True)

@@ -73,4 +73,4 @@ def _not_started_since(instance: dict[str, Any], state: dict[str, Any]) -> bool:
     return bool(instance["LaunchTime"].isoformat() == state["launched_at"])
 
 
-action = Action(id="stop", look=look, act=act, found=found, undo=undo, undone=frozenset({"stopped"}))
+action = Action(id="stop", look=look, act=act, found=found, undo=undo, undone="stopped")
