@@ -19,6 +19,7 @@ from lamplighter.kernel.ledger.ledger import Ledger
 from local.stack import ROOT, LocalAws
 from tests.integration.actions_world import Account
 from tests.integration.media_world import World
+from tests.integration.reports_world import Reports
 from tests.integration.uploads_world import Uploads
 
 if TYPE_CHECKING:
@@ -184,3 +185,9 @@ def account(s3: Any, jobs_table: str, engine: Engine, monkeypatch: pytest.Monkey
     monkeypatch.setenv("ARCHIVE_BUCKET", own.archive)
     monkeypatch.setenv("ALERTS_TOPIC_ARN", own.topic)
     return own
+
+
+@pytest.fixture
+def reports(s3: Any, engine: Engine) -> Reports:
+    """Findings of scans, none yet, and a bucket for reports on them."""
+    return Reports(s3, engine)

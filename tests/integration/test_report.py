@@ -2,112 +2,19 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import random
 import tracemalloc
-from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
 from typing import Any
-from uuid import uuid4
-
-import pytest
-from sqlalchemy import Engine, text
 
 from lamplighter.cloud.check import Undetermined
-from lamplighter.cloud.report import COLUMNS, RESOLVED_FOR, generate_waste_report
-from lamplighter.cloud.reported import Document, FailedRegion, Point, WasteReport
+from lamplighter.cloud.report import COLUMNS, RESOLVED_FOR
+from lamplighter.cloud.reported import FailedRegion, Point
 from lamplighter.cloud.totals import counted, monthly_total
+from tests.integration.reports_world import DAY, HOUR, NOW, Reports
 
-NOW = datetime(2026, 11, 22, 6, 10, tzinfo=UTC)
-HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>&{}'
-
-
-class Reports:
-    """Findings to report on, and the reports' bucket."""
-
-    def __init__(self, s3: Any, engine: Engine) -> None:
-        self.s3 = s3
-        self.engine = engine
-        self.bucket = f"archive-{uuid4().hex}"
-        s3.create_bucket(Bucket=self.bucket)
-
-    def find(self, resource: str, check: str = "unattached_volumes", **values: Any) -> None:
-        """A finding, of waste and open if not told otherwise."""
-        row = {
-            "account_id": "111111111111",
-            "region": "eu-west-1",
-            "check_id": check,
-            "resource_id": resource,
-            "resource_type": "AwsEc2Volume",
-            "kind": "unattached_volume",
-            "title": "An EBS volume is attached to nothing",
-            "severity": "low",
-            "owner": "ann",
-            "monthly_usd": 10.0,
-            "confidence": 1.0,
-            "score": 10.0,
-            "since": None,
-            "evidence": {},
-            "exemption": None,
-            "status": "open",
-            "first_seen_at": NOW - DAY,
-            "last_seen_at": NOW,
-            "resolved_at": None,
-            "reopened_at": None,
-            "times_reopened": 0,
-            "job_id": "01SCAN",
-        } | values
-        row |= {name: json.dumps(row[name]) for name in ("evidence", "exemption") if row[name] is not None}
-        with self.engine.begin() as connection:
-            connection.execute(
-                text(
-                    f"INSERT INTO findings ({', '.join(row)}) VALUES ({', '.join(f':{name}' for name in row)})".replace(
-                        ":evidence", "CAST(:evidence AS jsonb)"
-                    ).replace(":exemption", "CAST(:exemption AS jsonb)")
-                ),
-                row,
-            )
-
-    def sql(self, statement: str, **values: Any) -> None:
-        """A statement in a transaction of its own."""
-        with self.engine.begin() as connection:
-            connection.execute(text(statement), values)
-
-    def generate(self, job_id: str = "01JOB", *, now: datetime = NOW, **values: Any) -> WasteReport:
-        """A report."""
-        given = {"job_type": "waste_scan"} | values
-        return generate_waste_report(self.engine, self.s3, bucket=self.bucket, job_id=job_id, now=now, **given)
-
-    def read(self, address: str) -> str:
-        """A document that a report names."""
-        key = address.removeprefix(f"s3://{self.bucket}/")
-        return bytes(self.s3.get_object(Bucket=self.bucket, Key=key)["Body"].read()).decode()
-
-    def document(self, report: WasteReport) -> Document:
-        """Its report.json."""
-        return Document.model_validate_json(self.read(report.documents["json"]))
-
-    def lines(self, report: WasteReport) -> list[dict[str, str]]:
-        """Its findings.csv."""
-        return list(csv.DictReader(io.StringIO(self.read(report.documents["csv"]), newline=""), strict=True))
-
-    def stored(self) -> list[str]:
-        """All documents."""
-        pages = self.s3.get_paginator("list_objects_v2").paginate(Bucket=self.bucket)
-        return [entry["Key"] for page in pages for entry in page.get("Contents", ())]
-
-    def rows(self) -> list[dict[str, Any]]:
-        """What `cloud_reports` has."""
-        with self.engine.connect() as connection:
-            return [dict(row) for row in connection.execute(text("TABLE cloud_reports")).mappings()]
-
-
-@pytest.fixture
-def reports(s3: Any, engine: Engine) -> Reports:
-    return Reports(s3, engine)
 
 
 def sums(totals: list[Any]) -> dict[str, tuple[int, float]]:

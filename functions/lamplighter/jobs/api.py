@@ -1,4 +1,5 @@
-"""The jobs API: run, preview, list, show, cancel, retry, redrive and undo jobs; schedules; work done outside Lambda.
+"""The jobs API: run, preview, list, show, cancel, retry, redrive and undo jobs; schedules; work done outside Lambda;
+what the scans of cloud accounts found.
 
 Behind an HTTP API that lets in whom IAM allows `execute-api:Invoke`. Its OpenAPI document is at `/openapi.json`;
 every error is problem details (RFC 9457). docs/api.md tells of it by example.
@@ -15,7 +16,7 @@ from aws_lambda_powertools.event_handler import APIGatewayHttpResolver, Response
 from aws_lambda_powertools.event_handler.exceptions import NotFoundError
 from aws_lambda_powertools.event_handler.openapi.exceptions import RequestValidationError
 
-from lamplighter.jobs.http import operators, workers
+from lamplighter.jobs.http import cloud, operators, workers
 from lamplighter.jobs.http.bodies import demand_json, parsed
 from lamplighter.jobs.http.problems import Problem, documented, invalid, not_found, response
 from lamplighter.kernel.errors import AlreadyRunning, LostLease, Retryable
@@ -25,6 +26,7 @@ logger = Logger()
 app = APIGatewayHttpResolver(enable_validation=True, json_body_deserializer=parsed)
 app.include_router(operators.router)
 app.include_router(workers.router)
+app.include_router(cloud.router)
 app.exception_handler(Exception)(lambda error: response(_problem_of(error), app.lambda_context.aws_request_id))
 
 _SHOWN: Final = 100
