@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from sys import intern
 from typing import Any, Final
 from xml.etree.ElementTree import Element, ParseError, XMLParser
 
@@ -265,7 +266,8 @@ def _moment(text: str) -> datetime:
 
 
 def _tags(item: Element) -> Tags:
-    return {_text(tag, "key"): _text(tag, "value") for tag in item.iterfind("tagSet/item")}
+    # The same ones stand at most resources of an account: each text is kept once.
+    return {intern(_text(tag, "key")): intern(_text(tag, "value")) for tag in item.iterfind("tagSet/item")}
 
 
 def _unique(item: Element, *paths: str) -> tuple[str, ...]:
