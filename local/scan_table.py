@@ -92,7 +92,7 @@ def _risks(findings: list[Finding]) -> None:
     findings.sort(key=lambda one: severities.index(one.severity))
     _heading("Risks")
     table(
-        ("severity", "findings", "check", "what"),
+        ("worst", "findings", "check", "what"),
         [(_severity(some[0]), len(some), some[0].check, some[0].title) for some in _by_check(findings)],
         right=("findings",),
     )
