@@ -22,6 +22,9 @@ _PLACES: Final = {
     "token_cleanup": "lamplighter.library.cleanup:TYPES",
     "upload_cleanup": "lamplighter.library.cleanup:TYPES",
     "audit_archive": "lamplighter.library.cleanup:TYPES",
+    "waste_scan": "lamplighter.cloud.cloud_scan:TYPES",
+    "security_enforcement": "lamplighter.cloud.cloud_scan:TYPES",
+    "instance_health": "lamplighter.cloud.cloud_scan:TYPES",
     "cloud_undo": "lamplighter.cloud.cloud_undo:handler",
 }
 """`module:name` of a JobType, or of a mapping that has it under its name."""

@@ -29,7 +29,7 @@ from local.patches import recycle_bin
 
 def apply() -> None:
     answer_from_moto(ThreadPoolExecutor(1).submit(plant))  # moto takes a second or two to load
-    name_resources_as_ec2_does()
+    name_resources_as_aws_does()
     know_tags_of_moto()
 
 
@@ -61,9 +61,9 @@ def answer_from_moto(planted: Future[None]) -> None:
         service.handle_request = handle
 
 
-def name_resources_as_ec2_does() -> None:
-    """MiniStack looks neither at what is tagged nor at prefix lists, and puts an account into the ARNs of snapshots and
-    images."""
+def name_resources_as_aws_does() -> None:
+    """MiniStack looks neither at what is tagged nor at prefix lists, puts an account into the ARNs of snapshots and
+    images, and takes listing log groups for a request that can be granted on `*` alone."""
     from ministack.core import iam_actions
 
     extract = iam_actions.extract_resource_arn
@@ -76,17 +76,19 @@ def name_resources_as_ec2_does() -> None:
         "vol": "volume",
     }
 
-    def extract_as_ec2_does(service: str, method: str, path: str, *request: Any) -> str:
+    def extract_as_aws_does(service: str, method: str, path: str, *request: Any) -> str:
         arn: str = extract(service, method, path, *request)
+        _headers, _body, parameters, region, account = request
+        if service == "logs" and arn == "*":
+            return f"arn:aws:logs:{region}:{account}:log-group:"
         if service != "ec2":
             return arn
-        _headers, _body, parameters, region, account = request
         if arn == "*" and (named := parameters.get("ResourceId.1") or parameters.get("PrefixListId")):
             id_ = named[0] if isinstance(named, list) else named
             arn = f"arn:aws:ec2:{region}:{account}:{kinds.get(id_.partition('-')[0], '*')}/{id_}"
         return re.sub(r":\d{12}:(?=(snapshot|image)/)", "::", arn)
 
-    iam_actions.extract_resource_arn = extract_as_ec2_does
+    iam_actions.extract_resource_arn = extract_as_aws_does
 
 
 def know_tags_of_moto() -> None:

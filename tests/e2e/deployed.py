@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -142,6 +142,14 @@ class Deployed:
         finally:
             self.configure(function, **before)
 
+    @contextmanager
+    def overriding(self, function: str, **variables: str) -> Iterator[None]:
+        """A function with other variables for a while."""
+        client, name = self.client("lambda"), f"{self.name}-{function}"
+        before = client.get_function_configuration(FunctionName=name)["Environment"]["Variables"]
+        with self.configured(function, Environment={"Variables": before | variables}):
+            yield
+
     def logs(self, function: str, about: str) -> list[dict[str, Any]]:
         """A function's structured log lines that hold a word."""
         pages = (
@@ -231,6 +239,58 @@ class Deployed:
         """What a manifest says of each key, once its hash is proven."""
         manifest = verified(self.client("s3"), ManifestAddress.model_validate(address))
         return {entry.key: entry for entry in entries(self.client("s3"), self.archive, manifest)}
+
+
+@dataclass(kw_only=True)
+class Ended:
+    """An execution that has ended, and its row if it made one."""
+
+    status: str
+    output: Any
+    error: str
+    cause: str
+
+
+class Machine:
+    """A deployed state machine. It is started with the first of its job types unless another one is named."""
+
+    def __init__(self, stack: Deployed, name: str, job_types: Sequence[str]) -> None:
+        self.stack = stack
+        self.job_types = job_types
+        self.states = stack.client("stepfunctions")
+        machines = self.states.list_state_machines()["stateMachines"]
+        (self.arn,) = [one["stateMachineArn"] for one in machines if one["name"] == f"{stack.name}-{name}"]
+
+    def start(self, **given: Any) -> str:
+        """Start an execution; its ARN."""
+        given = {"job_type": self.job_types[0]} | given
+        return str(self.states.start_execution(stateMachineArn=self.arn, input=json.dumps(given))["executionArn"])
+
+    def end(self, arn: str) -> Ended:
+        """What became of an execution, once it has ended."""
+
+        def probe() -> dict[str, Any] | None:
+            told: dict[str, Any] = self.states.describe_execution(executionArn=arn)
+            return None if told["status"] == "RUNNING" else told
+
+        told = eventually(probe, within=60)
+        output = json.loads(told["output"]) if told["status"] == "SUCCEEDED" else None
+        return Ended(status=told["status"], output=output, error=told.get("error") or "", cause=told.get("cause") or "")
+
+    def run(self, **given: Any) -> Any:
+        """The output of an execution that succeeds."""
+        ended = self.end(self.start(**given))
+        assert ended.status == "SUCCEEDED", ended
+        return ended.output
+
+    def row(self, arn: str) -> Job:
+        """The row that an execution made, once it has."""
+
+        def probe() -> Job | None:
+            found = (job for kind in self.job_types for job in self.stack.of_type(kind) if job.execution_arn == arn)
+            return next(found, None)
+
+        return eventually(probe)
 
 
 @dataclass

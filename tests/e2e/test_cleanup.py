@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -14,7 +13,7 @@ import pytest
 
 from lamplighter.kernel.ledger.ledger import Ledger, utc_now
 from lamplighter.kernel.ledger.row import Job, Policy, Status, Trigger
-from tests.e2e.deployed import Deployed, FunctionFailed, Turnstile, eventually, later
+from tests.e2e.deployed import Deployed, FunctionFailed, Machine, Turnstile, eventually, later
 
 B9 = (
     "status",
@@ -27,65 +26,13 @@ B9 = (
 )
 
 
-@dataclass(kw_only=True)
-class Ended:
-    """An execution that has ended, and its row if it made one."""
-
-    status: str
-    output: Any
-    error: str
-    cause: str
-
-
-class Machine:
-    """The deployed state machine."""
-
-    def __init__(self, stack: Deployed) -> None:
-        self.stack = stack
-        self.states = stack.client("stepfunctions")
-        machines = self.states.list_state_machines()["stateMachines"]
-        (self.arn,) = [machine["stateMachineArn"] for machine in machines if machine["name"] == f"{stack.name}-cleanup"]
-
-    def start(self, **given: Any) -> str:
-        """Start an execution; its ARN."""
-        given = {"job_type": "cleanup"} | given
-        return str(self.states.start_execution(stateMachineArn=self.arn, input=json.dumps(given))["executionArn"])
-
-    def end(self, arn: str) -> Ended:
-        """What became of an execution, once it has ended."""
-
-        def probe() -> dict[str, Any] | None:
-            told: dict[str, Any] = self.states.describe_execution(executionArn=arn)
-            return None if told["status"] == "RUNNING" else told
-
-        told = eventually(probe, within=60)
-        output = json.loads(told["output"]) if told["status"] == "SUCCEEDED" else None
-        return Ended(status=told["status"], output=output, error=told.get("error") or "", cause=told.get("cause") or "")
-
-    def run(self, **given: Any) -> Any:
-        """The output of an execution that succeeds."""
-        ended = self.end(self.start(**given))
-        assert ended.status == "SUCCEEDED", ended
-        return ended.output
-
-    def row(self, arn: str) -> Job:
-        """The row that an execution made, once it has."""
-
-        def probe() -> Job | None:
-            kinds = ("cleanup", "database_cleanup", "session_cleanup", "token_cleanup")
-            found = (job for kind in kinds for job in self.stack.of_type(kind) if job.execution_arn == arn)
-            return next(found, None)
-
-        return eventually(probe)
-
-
 @pytest.fixture(scope="module")
 def machine(stack: Deployed) -> Iterator[Machine]:
     """The state machine; its schedule, which is stopped meanwhile by the function for that, would take its lock."""
     told = {"schedule": "cleanup", "action": "stop"}
     assert stack.invoke("schedules", told) == {"schedule": "cleanup", "enabled": False, "changed": True}
     assert stack.invoke("schedules", told)["changed"] is False
-    yield Machine(stack)
+    yield Machine(stack, "cleanup", ("cleanup", "database_cleanup", "session_cleanup", "token_cleanup"))
     assert stack.invoke("schedules", told | {"action": "start"})["changed"] is True
 
 

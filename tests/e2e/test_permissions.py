@@ -28,6 +28,8 @@ READ_INPUT = ("s3", "get_object", {"Bucket": "{uploads}", "Key": "inputs/x"})
 INVOKE = ("lambda", "invoke", {"FunctionName": "{name}-orphan-cleanup", "Payload": "{{}}"})
 INVOKE_CHECKER = ("lambda", "invoke", {"FunctionName": "{name}-timeout-checker", "Payload": "{{}}"})
 START_INSTANCE = ("ec2", "start_instances", {"InstanceIds": ["i-0123456789abcdef0"]})
+DESCRIBE = ("ec2", "describe_instances", {})
+TAG = ("ec2", "create_tags", {"Resources": ["i-0123456789abcdef0"], "Tags": [{"Key": "k", "Value": "v"}]})
 STOP_INSTANCE = ("ec2", "stop_instances", {"InstanceIds": ["i-0123456789abcdef0"]})
 TERMINATE = ("ec2", "terminate_instances", {"InstanceIds": ["i-0123456789abcdef0"]})
 PUBLISH = ("sns", "publish", {"TopicArn": "{topic}", "Message": "x"})
@@ -47,6 +49,8 @@ FORBIDDEN = {
     "upload-intake": [READ_INPUT, WRITE_INPUT, DELETE_UPLOAD, LIST_MEDIA, READ_ARCHIVED, SCAN, INVOKE, OVERRIDE],
     "upload-processing": [WRITE_INPUT, DELETE_UPLOAD, LIST_MEDIA, DELETE_MEDIA, READ_ARCHIVED, SCAN, INVOKE, OVERRIDE],
     "upload-expiry": [WRITE_INPUT, WRITE_OUTPUT, DELETE_UPLOAD, DELETE_MEDIA, READ_ARCHIVED, SCAN, INVOKE, OVERRIDE],
+    "cloud-scan": [LIST_MEDIA, READ_ARCHIVED, DELETE_ARCHIVED, DESCRIBE, STOP_INSTANCE, SCAN, INVOKE, OVERRIDE],
+    "cloud-region": [LIST_MEDIA, READ_ARCHIVED, DELETE_ARCHIVED, TAG, STOP_INSTANCE, TERMINATE, SCAN, INVOKE, OVERRIDE],
     "cloud-actions": [LIST_MEDIA, READ_ARCHIVED, DELETE_ARCHIVED, START_INSTANCE, TERMINATE, SCAN, INVOKE, OVERRIDE],
     "cloud-undo": [LIST_MEDIA, READ_ARCHIVED, DELETE_ARCHIVED, STOP_INSTANCE, TERMINATE, SCAN, INVOKE, OVERRIDE],
     "cleanup": [LIST_MEDIA, READ_MEDIA, DELETE_MEDIA, READ_ARCHIVED, DELETE_UPLOAD, SCAN, INVOKE, OVERRIDE],

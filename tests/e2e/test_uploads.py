@@ -103,10 +103,7 @@ def test_what_is_no_log_fails_with_its_sentence(folder: Folder) -> None:
 def test_one_that_takes_too_long_fails_and_says_which_timeout_fired(stack: Deployed, folder: Folder) -> None:
     """D2, D3: at once, without retries, and nothing is left of it."""
     row = '"13/03/24, 14:05","José Pérez",-,"Curso: 7",Sistema,"Curso visto","El usuario 12",web,10.0.0.1\r\n'
-    name = f"{stack.name}-upload-processing"
-    before = stack.client("lambda").get_function_configuration(FunctionName=name)["Environment"]["Variables"]
-    hasty = {"Variables": before | {"LAMPLIGHTER_UPLOAD_JOB_TIMEOUT_SECONDS": "1"}}
-    with stack.configured("upload-processing", Environment=hasty):
+    with stack.overriding("upload-processing", LAMPLIGHTER_UPLOAD_JOB_TIMEOUT_SECONDS="1"):
         job = folder.done(folder.put("long.csv", SPANISH + row * 1_500_000))
     assert (job.status, job.attempt, job.dead_letter) == (Status.FAILED, 1, "permanent")
     assert job.errors[0].type == "TimedOut"

@@ -172,3 +172,14 @@ def test_upload_processing(invoke: Invoke, world: World) -> None:
 def test_upload_expiry(invoke: Invoke) -> None:
     report = invoke("uploads/upload_expiry")
     assert (report["phase"], report["dry_run"], report["jobs_cleaned"]) == ("uploads", True, 0)
+
+
+def test_cloud_region(invoke: Invoke) -> None:
+    told = invoke("cloud/cloud_region")
+    assert (told["dry_run"], told["region"]) == (True, "us-east-1")
+    assert {one["check"] for one in told["findings"]} >= {"open_ports", "unencrypted_volumes"}, "the demo account's"
+
+
+def test_cloud_scan(invoke: Invoke) -> None:
+    report = invoke("cloud/cloud_scan")
+    assert (report["phase"], report["dry_run"], report["status"]) == ("report", True, "completed")

@@ -1,0 +1,164 @@
+"""The scans of cloud accounts: job types, the steps of their state machine, the report (REQUIREMENTS C1, C7, C17).
+
+    waste_scan            every 6 hours    what costs money and serves nobody
+    security_enforcement  hourly           what is exposed, outdated or nobody's
+    instance_health       daily at 00:00   brings the table `instances` up to date
+
+All are executions of the state machine `cloud`. Their phase `regions` is divided into the regions of all accounts, each
+an item for the function `cloud-region`; one region's failure is told of, and the others are scanned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import timedelta
+from functools import partial
+from typing import Any, Final
+
+from lamplighter.cloud import remedies, targets
+from lamplighter.cloud.cloud_region import Scanned
+from lamplighter.cloud.health import Examined
+from lamplighter.kernel import fan_out, phases
+from lamplighter.kernel.deletion import archive_bucket
+from lamplighter.kernel.job import Context, Report, Run
+from lamplighter.kernel.phases import Division, Done, Phase, PhasedJob, PhaseParams, Turn
+from lamplighter.kernel.settings import Settings
+
+EXECUTION: Final = timedelta(hours=1)
+"""How long one execution may take: time for four regions that take as long as a function may, one after the other."""
+
+
+class Summed(Report):
+    """What the regions came to: each one's own numbers, and what went wrong."""
+
+    regions: list[dict[str, Any]] = []
+    failures: list[str] = []
+    """Why a region could not be read."""
+    remarks: list[str] = []
+
+
+class Scan(Summed, Scanned):
+    """What a scan found in all regions; `seconds` are those of all together, of which several run at a time."""
+
+
+class Examination(Summed, Examined):
+    """What the health check found in all regions."""
+
+
+class Reported(Report):
+    """Where the report is, and what it says in short."""
+
+    findings: int = 0
+    monthly_usd: float = 0
+    documents: dict[str, str] = {}
+
+
+def summed[R: Summed](kind: type[R], done: Sequence[Done]) -> R:
+    """The items' reports added up."""
+    reports = [one.outcome.report for one in done if one.outcome]
+    numbers = [name for name, field in kind.model_fields.items() if field.annotation in (int, float)]
+    failed = [one for one in done if one.error]
+    return kind(
+        status="completed_with_errors" if failed else "completed",
+        regions=[one.item | (one.outcome.report if one.outcome else {"error": one.error}) for one in done],
+        failures=[f"{one.item['account']}/{one.item['region']}: {one.error}" for one in failed],
+        remarks=list(dict.fromkeys(report["remark"] for report in reports if report.get("remark"))),
+        **{name: round(sum(report.get(name, 0) for report in reports), 2) for name in numbers},
+    )
+
+
+def report(run: Run) -> Reported:
+    """Report on all that is open, with what this scan could not read and could not judge; a preview writes nothing."""
+    from lamplighter.cloud.findings import undetermined
+    from lamplighter.cloud.open_findings import OpenFindings
+    from lamplighter.cloud.report import generate_waste_report
+    from lamplighter.cloud.reported import FailedRegion
+    from lamplighter.kernel.aws import client
+    from lamplighter.kernel.database import engine
+
+    if run.job.dry_run:
+        with OpenFindings.snapshot(engine(), run.now()) as found:
+            everything = found.totals().all
+        return Reported(findings=everything.findings, monthly_usd=round(everything.monthly_usd, 2))
+    state = run.job.checkpoint or {}  # of the whole run: what the phases before this one came to
+    regions = state.get("outcomes", {}).get("regions", {}).get("report", {})
+    lines: Iterable[Mapping[str, Any]] = regions.get("regions") or ()
+    with engine().connect() as connection:
+        unknown = list(undetermined(connection, run.job_id))
+    made = generate_waste_report(
+        engine(),
+        client("s3"),
+        bucket=archive_bucket(),
+        job_id=run.job_id,
+        job_type=run.job.job_type,
+        now=run.now(),
+        regions_failed=[
+            FailedRegion(account=line["account"], region=line["region"], reason=line["error"])
+            for line in lines
+            if "error" in line
+        ],
+        unknown=unknown,
+        remarks=regions.get("remarks") or (),
+    )
+    return Reported(
+        findings=made.totals.all.findings,
+        monthly_usd=round(made.totals.all.monthly_usd, 2),
+        documents=made.documents,
+    )
+
+
+def _regions(kind: type[Summed]) -> Phase:
+    division = Division(
+        items=targets.items, concurrency=lambda settings: settings.cloud_concurrency, gather=partial(summed, kind)
+    )
+    return Phase(function="cloud-region", check=targets.checked, division=division)
+
+
+SCAN: Final[Mapping[str, Phase]] = {
+    "regions": _regions(Scan),
+    "actions": Phase(function="cloud-actions", check=remedies.checked),
+    "report": Phase(function="cloud-scan"),
+}
+HEALTH: Final[Mapping[str, Phase]] = {"regions": _regions(Examination)}
+"""The phases of each, in order."""
+
+
+class CloudJob(PhasedJob):
+    """A scan, without the phases that would come to nothing: actions where no remedy is set, and in a preview the
+    report, which would be about what other scans found."""
+
+    def turns(self, params: PhaseParams, settings: Settings) -> list[Turn]:
+        idle = {"actions": not settings.cloud_remedies, "report": params.dry_run}
+        return [turn for turn in super().turns(params, settings) if not idle.get(turn.name)]
+
+
+def _type(job_type: str, catalogue: Mapping[str, Phase], **spans: tuple[int, int]) -> PhasedJob:
+    return CloudJob(job_type, catalogue=catalogue, spans=spans, target="states:cloud", execution=EXECUTION)
+
+
+TYPES: Final[Mapping[str, PhasedJob]] = {
+    "waste_scan": _type("waste_scan", SCAN, regions=(0, 80), actions=(80, 95), report=(95, 100)),
+    "security_enforcement": _type("security_enforcement", SCAN, regions=(0, 80), actions=(80, 95), report=(95, 100)),
+    "instance_health": _type("instance_health", HEALTH, regions=(0, 100)),
+}
+
+
+STEPS: Final[Mapping[str, Callable[[Mapping[str, Any]], dict[str, Any]]]] = {
+    "begin": partial(phases.begin, types=TYPES),
+    "divide": partial(fan_out.divide, types=TYPES),
+    "lost": fan_out.lost,
+    "gather": partial(fan_out.gather, types=TYPES),
+    "pass_over": phases.pass_over,
+    "finish": partial(phases.finish, types=TYPES),
+}
+"""Of the state machine, beside the phases."""
+
+
+def handler(event: Mapping[str, Any], context: Context) -> dict[str, Any]:
+    """A step of the state machine, or by hand `{"phase": "report", "dry_run": true}`: what a report would say now.
+
+    Raises:
+        as `phases.begin`, `phases.take`, `phases.pass_over`, `phases.finish`, `fan_out.divide` and `fan_out.gather`.
+    """
+    step = STEPS.get(event.get("step", ""))
+    return step(event) if step else phases.take(event, context, {"report": report})

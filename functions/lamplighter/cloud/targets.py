@@ -1,0 +1,92 @@
+"""Where the cloud jobs look: accounts and regions, and the way into each (REQUIREMENTS C17).
+
+The setting `cloud_targets` says it; without it, the account and the region that the stack itself is in.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+from lamplighter.kernel.cloud import Targets
+from lamplighter.kernel.errors import Permanent
+from lamplighter.kernel.settings import Settings
+
+MOST: Final = 500
+"""Regions of accounts, in all: what becomes of each has to fit a state of the state machine."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """One region of one account, and whose role is assumed there; None is the function's own."""
+
+    account: str
+    region: str
+    role_arn: str | None = None
+    external_id: str | None = None
+
+
+def items(settings: Settings) -> list[dict[str, Any]]:
+    """Every region of every account, as the items of a scan. They hold no secret: an execution's history shows them."""
+    return [{"account": account, "region": region} for account, region, _ in checked(settings)]
+
+
+def find(settings: Settings, item: dict[str, Any]) -> Target:
+    """The way into an item, by the settings of this moment.
+
+    Raises:
+        Permanent: it is no target, or none any more.
+    """
+    for account, region, targets in checked(settings):
+        if item == {"account": account, "region": region}:
+            role = targets.role if targets else None
+            return Target(
+                account=account,
+                region=region,
+                role_arn=f"arn:{_partition(region)}:iam::{account}:role/{role}" if role else None,
+                external_id=targets.external_id if targets else None,
+            )
+    raise Permanent(f"cloud_targets: {item['account']}/{item['region']} is none of them.")
+
+
+def checked(settings: Settings) -> list[tuple[str, str, Targets | None]]:
+    """Account, region and what the setting says of them.
+
+    Raises:
+        Permanent: one stands there twice, or needs a role and has none, or they are too many.
+    """
+    found = list(_all(settings))
+    if len(found) > MOST:
+        raise Permanent(f"cloud_targets: takes at most {MOST} regions of accounts, got {len(found)}.")
+    seen = set[tuple[str, str]]()
+    for account, region, targets in found:
+        if (account, region) in seen:
+            raise Permanent(f"cloud_targets: {account}/{region} stands there twice.")
+        seen.add((account, region))
+        # Without a role the function's own would read this account, and call what it finds the other's.
+        if targets and not targets.role and account != own().account:
+            raise Permanent(f"cloud_targets: {account} needs a role, for the stack is in {own().account}.")
+    return found
+
+
+def _all(settings: Settings) -> Iterator[tuple[str, str, Targets | None]]:
+    if not settings.cloud_targets:
+        yield own().account, own().region, None
+    for targets in settings.cloud_targets:
+        for account in targets.accounts:
+            for region in targets.regions:
+                yield account, region, targets
+
+
+def own() -> Target:
+    """Where the stack itself is."""
+    return Target(account=os.environ["ACCOUNT_ID"], region=os.environ["AWS_REGION"])
+
+
+def _partition(region: str) -> str:
+    """Which of AWS's separate clouds a region is in: `aws`, `aws-cn`, `aws-us-gov`."""
+    from botocore.session import Session
+
+    return str(Session().get_partition_for_region(region))
