@@ -121,3 +121,29 @@ def test_traffic_is_asked_of_metrics_that_are_there_for_each_kind() -> None:
         ("AWS/NATGateway", "ActiveConnectionCount", (("NatGatewayId", "nat-1"),)),
     ]
     assert {query.statistic for query in metrics.traffic(balancers, gateways)} == {"Sum"}
+
+
+def told(requests: str, units: str) -> Series:
+    """The traffic of a busy load balancer, whose two metrics come with these status codes."""
+    at, busy = PARTS[:4], balancer("application", "app/a/1")
+    client = boto3.client("cloudwatch")
+    served = [(part, 900.0) for part in at] if requests == "Complete" else []
+    page = [result(0, *served, status=requests), result(1, *((part, 2.0) for part in at), status=units)]
+    with Stubber(client) as stub, ThreadPoolExecutor(1) as pool:
+        stub.add_response("get_metric_data", {"MetricDataResults": page})
+        return metrics.series(client, metrics.traffic([busy], []), WINDOW, pool)["traffic"][busy.id]
+
+
+def test_what_it_served_is_its_traffic() -> None:
+    assert told("Complete", "Complete") == Series(expected=4, values=(900.0,) * 4)
+
+
+@pytest.mark.parametrize("status", ["InternalError", "PartialData", "Forbidden"])
+def test_requests_that_were_not_told_are_not_no_requests(status: str) -> None:
+    """Taken for none, they would make a busy load balancer idle, and idle is acted upon."""
+    assert told(status, "Complete") == Series(expected=4, values=())
+
+
+@pytest.mark.parametrize("status", ["InternalError", "PartialData"])
+def test_units_that_were_not_told_leave_it_unknown(status: str) -> None:
+    assert told("Complete", status) == Series(expected=4, values=())
