@@ -106,13 +106,14 @@ def test_there_are_few_steps_and_more_than_one(highest: float) -> None:
 @pytest.mark.parametrize(
     ("days", "dates"),
     [
-        (0, ["24 Aug"]),
+        (0, ["24 Aug 00:00"]),
+        (0.25, ["24 Aug 00:00", "24 Aug 06:00"]),
         (1, ["24 Aug", "25 Aug"]),
         (2, ["24 Aug", "25 Aug", "26 Aug"]),
         (90, ["24 Aug", "15 Sep", "08 Oct", "30 Oct", "22 Nov"]),
     ],
 )
-def test_the_time_axis_names_few_days_and_none_twice(days: int, dates: list[str]) -> None:
+def test_the_time_axis_names_few_days_and_none_twice(days: float, dates: list[str]) -> None:
     chart = ET.fromstring(line("Over time", [(START, 1), (START + days * DAY, 2)], money))
     labels = [each.text for each in chart.findall(f"{SVG}text") if each.text and not each.text.startswith("$")]
     assert labels == dates

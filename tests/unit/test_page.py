@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lamplighter.cloud.page import BARS, SECTIONS, SEVERITIES, dollars, render
+from lamplighter.cloud.page import BARS, SECTIONS, SEVERITIES, _told, dollars, render
 from lamplighter.cloud.reported import Changes, Point, Total, Totals, WasteReport
 
 NOW = datetime(2026, 11, 22, 6, 10, tzinfo=UTC)
@@ -64,6 +64,24 @@ def test_charts_show_the_most_expensive_and_the_rest_as_one() -> None:
     many = page(totals={"owner": [total(f"owner {n}", 10) for n in range(BARS + 5)]})
     assert "5 others: $50" in many
     assert f"owner {BARS - 1}:" in many and f"owner {BARS}:" not in many
+
+
+def test_evidence_is_spelled_as_people_write() -> None:
+    evidence = {
+        "vpc_id": "vpc-1",
+        "permissions": [{"cidr": "0.0.0.0/0", "from_port": 22}, {"cidr": "::/0", "from_port": None}],
+        "public": True,
+        "highest_percent": 2.5,
+        "unread": [],
+        "tag": {"public-allowed": None},
+        "price_source": "told elsewhere",
+        "long": "x" * 500,
+    }
+    told = re.sub("<.*?>", "", _told(evidence))
+    assert told == (
+        "vpc id vpc-1; permissions cidr 0.0.0.0/0, from port 22, cidr ::/0; public yes; highest percent 2.5; "
+        f"long {'x' * 159}…"
+    )
 
 
 def test_there_is_no_trend_before_the_second_report() -> None:

@@ -90,8 +90,8 @@ def line(title: str, points: Sequence[tuple[datetime, float]], text: Callable[[f
         for value in (step * number for number in range(round(highest / step) + 1))
     ]
     dates = [
-        tag("text", f"{at:%d %b}", x=f"{x(at):.1f}", y=LINE_HEIGHT - 8, text_anchor=anchor, class_="label")
-        for at, anchor in _dates(start, end)
+        tag("text", date, x=f"{x(at):.1f}", y=LINE_HEIGHT - 8, text_anchor=anchor, class_="label")
+        for at, anchor, date in _dates(start, end)
     ]
     return _chart(
         title,
@@ -120,14 +120,15 @@ def shortened(label: str) -> str:
     return label if len(label) <= LABEL_LENGTH else f"{label[: LABEL_LENGTH - 1]}…"
 
 
-def _dates(start: datetime, end: datetime) -> list[tuple[datetime, str]]:
-    """Whose dates the time axis names, and where the text is anchored; no day twice."""
+def _dates(start: datetime, end: datetime) -> list[tuple[datetime, str, str]]:
+    """What the time axis names: when, where its text is anchored, and the text; no day twice."""
     days = (end.date() - start.date()).days
     if days < 1:
-        return [(end, "end")]
+        hours = [(start, "start", f"{start:%d %b %H:%M}"), (end, "end", f"{end:%d %b %H:%M}")]
+        return hours if end > start else hours[1:]
     parts = min(DATES - 1, days)
     inner = [(start + (end - start) * part / parts, "middle") for part in range(1, parts)]
-    return [(start, "start"), *inner, (end, "end")]
+    return [(at, anchor, f"{at:%d %b}") for at, anchor in ((start, "start"), *inner, (end, "end"))]
 
 
 def _chart(title: str, told: str, width: int, height: int, *content: Markup) -> Markup:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
@@ -58,7 +57,7 @@ th, td { text-align: left; vertical-align: top; padding: .4rem .6rem; border-top
 thead th { border-top: 0; color: var(--soft); font-weight: 600; white-space: nowrap }
 tbody th { font-weight: 600 } h2 .soft, th .soft { font-weight: 400 } td .soft, th .soft { display: block }
 .number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums }
-.wide { overflow-wrap: anywhere; min-width: 8rem } .finding { min-width: 12rem } .resource { min-width: 14rem }
+.wide { overflow-wrap: anywhere; min-width: 8rem } .finding { min-width: 10rem } .resource { min-width: 16rem }
 .evidence { min-width: 18rem }
 .evidence b { color: var(--soft); font-weight: 400 }
 .badge { display: inline-block; padding: 0 .45rem; border-radius: 99px; font-size: .78rem; font-weight: 600;
@@ -287,14 +286,29 @@ def _times(count: int) -> str:
 
 
 def _told(evidence: Mapping[str, Any]) -> Markup:
-    """Evidence as `name value`, one after the other."""
+    """Evidence as `name value`, one after the other; what is empty says nothing."""
     said = []
     for name, value in evidence.items():
-        if name not in _ELSEWHERE:
-            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        text = "" if name in _ELSEWHERE else _plain(value)
+        if text:
             shown = text if len(text) <= _EVIDENCE else f"{text[: _EVIDENCE - 1]}…"
             said.append(join(tag("b", name.replace("_", " ")), " ", shown))
     return Markup("; ".join(said))
+
+
+def _plain(value: object) -> str:
+    """A value of JSON as people write it."""
+    match value:
+        case None:
+            return ""
+        case bool():
+            return "yes" if value else "no"
+        case list():
+            return ", ".join(filter(None, map(_plain, value)))
+        case dict():
+            told = ((name.replace("_", " "), _plain(each)) for name, each in value.items())
+            return ", ".join(f"{name} {each}" for name, each in told if each)
+    return str(value)
 
 
 def _unknown(report: WasteReport) -> Markup:
