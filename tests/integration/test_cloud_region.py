@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
@@ -131,6 +132,20 @@ def test_exceptions_that_cannot_be_understood_are_told_of_and_unmake_none(accoun
     assert report.remark and report.remark.startswith(f"In s3://{account.archive}/{KEY}: The exceptions are not")
     exempted = "SELECT exemption ->> 'reason' FROM findings WHERE check_id = 'unencrypted_volumes'"
     assert account.sql(exempted) == [("r",)]
+
+
+def test_an_exception_that_has_expired_covers_nothing_and_is_told_of(account: Account) -> None:
+    account.volume(encrypted=False)
+    exception = {
+        "check": "unencrypted_volumes",
+        "resource": "*",
+        "reason": "r",
+        "owner": "ada",
+        "expires": "2020-01-31",
+    }
+    account.s3.put_object(Bucket=account.archive, Key=KEY, Body=json.dumps({"exceptions": [exception]}))
+    report = account.scan()
+    assert (report.exempted, report.remark) == (0, "Expired exceptions (1): unencrypted_volumes * (ada, 2020-01-31).")
 
 
 @pytest.mark.parametrize("reason", ["cancelled", "out_of_time"])

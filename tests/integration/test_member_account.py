@@ -13,7 +13,7 @@ from botocore.exceptions import ClientError
 from botocore.model import OperationModel
 from samcli.yamlhelper import yaml_parse
 
-from lamplighter.cloud import access, checks, reader
+from lamplighter.cloud import access, checks, health, reader
 from lamplighter.cloud.check import wanted
 from lamplighter.kernel.cloud import Limits
 from local.cloud import MEMBER
@@ -107,7 +107,7 @@ SERVICES = {"monitoring": "cloudwatch"}
 """Where IAM calls a service by another name than its endpoint."""
 
 
-def test_it_may_read_what_the_scan_reads_and_nothing_else(
+def test_it_may_read_what_the_jobs_read_and_nothing_else(
     local_aws: LocalAws, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a demo account, which has something of everything."""
@@ -128,6 +128,7 @@ def test_it_may_read_what_the_scan_reads_and_nothing_else(
         clients(service).meta.events.register("before-call", note)
     needs = wanted(checks.BY_ID.values())
     inventory = reader.read(clients, account=MEMBER, region="us-east-1", now=NOW, limits=Limits(), needs=needs)
+    health.statuses(clients("ec2"))
 
     assert not inventory.gaps
     assert inventory.instances

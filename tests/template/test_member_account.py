@@ -42,7 +42,7 @@ def deployed(*logical_ids: str) -> set[str]:
 
 def test_it_grants_what_the_stack_grants_itself_in_its_own_account() -> None:
     read, act = ({action for action, _ in allowed(policy)} for policy in (READ, ACT))
-    assert read == deployed("CloudReadPolicy")
+    assert read == deployed("CloudReadPolicy", "CloudRegionFunction")
     assert act == deployed("CloudActionsFunction", "CloudUndoFunction") - read
 
 

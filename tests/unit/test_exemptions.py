@@ -89,6 +89,8 @@ def test_an_expired_exception_hides_none_that_is_in_force(finding: Finding) -> N
     assert covering
     assert covering.owner == "grace"
     assert [one.owner for one in exemptions.expired(NOW)] == ["ada"]
+    assert exemptions.remark(NOW) == "Expired exceptions (1): open_ports sg-1 (ada, 2026-01-31)."
+    assert Exemptions.parse(document(GOOD)).remark(NOW) is None
 
 
 @pytest.mark.parametrize(

@@ -110,7 +110,7 @@ def scan(clients: Watched, target: Target, run: Run, now: datetime) -> Scanned:
     """Put the checks of the run's job type to a region, and record what they say."""
     from lamplighter.kernel.database import engine
 
-    exemptions, remark = _exemptions()
+    exemptions, remark = _exemptions(now)
     judgement = look(clients, target, run.job.job_type, run.settings, now=now, preview=run.job.dry_run)
     fan_out.ask(run)
     exempted = [one for one in judgement.findings if exemptions and exemptions.covering(one, now)]
@@ -198,12 +198,15 @@ def _clients(target: Target, session_name: str) -> Clients:
     )
 
 
-def _exemptions() -> tuple[Exemptions | None, str | None]:
-    """The exceptions of this deployment, or why they are not known: findings then keep those that they have."""
+def _exemptions(now: datetime) -> tuple[Exemptions | None, str | None]:
+    """The exceptions of this deployment, with those that have expired, or why they are not known: findings then keep
+    those that they have."""
     from lamplighter.kernel.aws import client
 
     try:
-        return load(client("s3"), archive_bucket()), None
+        known = load(client("s3"), archive_bucket())
     except Permanent as error:
         logger.error("the exceptions are not known", extra={"error": str(error)})
         return None, str(error)[: fan_out.SENTENCE]
+    remark = known.remark(now)
+    return known, remark and remark[: fan_out.SENTENCE]

@@ -89,6 +89,11 @@ class Exemptions:
         """Those that cover nothing any more, for owners to renew or remove."""
         return tuple(one for one in self.entries if one.expired(now))
 
+    def remark(self, now: datetime) -> str | None:
+        """How many have expired, and which; None where none has."""
+        named = [f"{one.check} {one.resource} ({one.owner}, {one.expires})" for one in self.expired(now)]
+        return f"Expired exceptions ({len(named)}): {', '.join(named)}." if named else None
+
 
 def load(s3: Any, bucket: str) -> Exemptions:
     """The exceptions of this deployment; none where there is no document.
