@@ -71,6 +71,16 @@ def test_the_command_runs_from_the_repositorys_root_with_nothing_but_its_python(
     assert not [name for name in cloud.asked if not re.match("Describe|List|Get", name)]
 
 
+def test_a_scan_loads_nothing_that_takes_time_and_is_not_needed(cloud: Cloud) -> None:
+    heavy = {"aws_lambda_powertools", "boto3", "OpenSSL", "pydantic", "rich", "sqlalchemy"}
+    command = [sys.executable, "-X", "importtime", "-m", "local.scan", "--format", "json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "botocore.session" in loaded
+    assert not heavy & loaded
+
+
 def test_every_region_is_looked_at_and_counted_once(
     cloud: Cloud, stopped: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
