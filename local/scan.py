@@ -127,11 +127,13 @@ def _regions(named: Sequence[str]) -> list[str]:
     regions = list(dict.fromkeys(named)) or [own for own in [access.own_region()] if own]
     if not regions:
         raise Permanent("No region is set: give --region, or set AWS_DEFAULT_REGION.")
-    if unknown := [region for region in regions if region not in (known := access.regions())]:
-        from difflib import get_close_matches
+    known = access.regions()
+    for region in regions:
+        if region not in known:
+            from difflib import get_close_matches
 
-        like = get_close_matches(unknown[0], sorted(known), n=1)
-        raise Permanent(f"--region takes a region of AWS, got {unknown[0]}" + (f"; {like[0]}?" if like else "."))
+            like = [f"; did you mean {one}" for one in get_close_matches(region, sorted(known), n=1)]
+            raise Permanent(f"region: AWS has none called {region}{''.join(like)}{'?' if like else '.'}")
     return regions
 
 

@@ -22,7 +22,7 @@ STYLES: Final[dict[Severity, str]] = {
     "low": "",
     "informational": "dim",
 }
-"""Of severities, the worst first."""
+"""Of severities."""
 
 
 def show(scan: Scan) -> None:
@@ -88,8 +88,6 @@ def _risks(findings: list[Finding]) -> None:
     """What is worst first, likewise."""
     if not findings:
         return
-    severities = list(STYLES)
-    findings.sort(key=lambda one: severities.index(one.severity))
     _heading("Risks")
     table(
         ("worst", "findings", "check", "what"),

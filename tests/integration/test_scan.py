@@ -212,8 +212,8 @@ def test_a_profile_that_does_not_exist_is_told(
 def test_a_region_that_does_not_exist_is_told_before_anybody_is_asked(
     cloud: Cloud, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert refusal(capsys, "--region", "eu-wets-1") == "--region takes a region of AWS, got eu-wets-1; eu-west-1?"
-    assert refusal(capsys, "--region", "moon") == "--region takes a region of AWS, got moon."
+    assert refusal(capsys, "--region", "eu-wets-1") == "region: AWS has none called eu-wets-1; did you mean eu-west-1?"
+    assert refusal(capsys, "--region", "moon") == "region: AWS has none called moon."
     assert cloud.asked == []
 
 
