@@ -57,7 +57,7 @@ th, td { text-align: left; vertical-align: top; padding: .4rem .6rem; border-top
 thead th { border-top: 0; color: var(--soft); font-weight: 600; white-space: nowrap }
 tbody th { font-weight: 600 } h2 .soft, th .soft { font-weight: 400 } td .soft, th .soft { display: block }
 .number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums }
-.wide { overflow-wrap: anywhere; min-width: 8rem } .finding { min-width: 10rem } .resource { min-width: 16rem }
+.wide { overflow-wrap: anywhere; min-width: 9rem } .finding { min-width: 10rem } .resource { min-width: 16rem }
 .evidence { min-width: 18rem }
 .evidence b { color: var(--soft); font-weight: 400 }
 .badge { display: inline-block; padding: 0 .45rem; border-radius: 99px; font-size: .78rem; font-weight: 600;
@@ -207,7 +207,7 @@ def _findings(report: WasteReport, findings: Mapping[Section, Sequence[ReportedF
     exemption: tuple[Column, ...] = (
         ("Reason", "wide", lambda finding: finding.exemption and finding.exemption.reason),
         ("Answers for it", "wide", lambda finding: finding.exemption and finding.exemption.owner),
-        ("Until", "", lambda finding: finding.exemption and finding.exemption.expires),
+        ("Until", "number", lambda finding: finding.exemption and finding.exemption.expires),
     )
     return join(
         _table(
