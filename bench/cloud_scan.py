@@ -8,6 +8,7 @@ command in a process of its own, in turns with the others: ours is `python -m lo
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -25,7 +26,7 @@ from bench.cloud_stub import REGION, Account, account
 from bench.tables import show
 from local.stack import ROOT
 
-ROUNDS: Final = 5
+ROUNDS: Final = 3
 LATENCIES_MS: Final = (0, 40)
 TARGETS_S: Final = {0: 1.36, 40: 1.52}
 """2.5 times and 5 times Custodian's speed, as it was once measured."""
@@ -97,6 +98,7 @@ def main() -> None:
     if peers.PROWLER.install():
         ways["Prowler 5.46.0"] = peers.prowler
     figures: dict[str, dict[int, list[Figure]]] = {name: {ms: [] for ms in LATENCIES_MS} for name in ways}
+    alone: dict[int, list[float]] = {ms: [] for ms in LATENCIES_MS}
     with account() as stub, tempfile.TemporaryDirectory() as directory:
         most = allowed(stub)
         for name, command in ways.items():
@@ -106,8 +108,10 @@ def main() -> None:
         for _ in range(ROUNDS):
             for ms in LATENCIES_MS:
                 for name, command in ways.items():
-                    figure, _said = run(command(Path(directory)), stub, Path(directory), latency_ms=ms)
+                    figure, said = run(command(Path(directory)), stub, Path(directory), latency_ms=ms)
                     figures[name][ms].append(figure)
+                    if took := re.search(r"100%\] in (?:(\d+):)?([\d.]+)s?\b", said):
+                        alone[ms].append(60 * int(took[1] or 0) + float(took[2]))
 
     def typical(name: str, ms: int, of: Callable[[Figure], float]) -> float:
         return median(map(of, figures[name][ms]))
@@ -126,6 +130,9 @@ def main() -> None:
             for name in ways
         ],
     )
+    if all(alone.values()):
+        told = ", ".join(f"{median(seconds):.1f} s at {ms} ms a call" for ms, seconds in alone.items())
+        print(f"\nProwler's scan alone, as it says, without its start and its reports: {told}")
     print(f"\nlamplighter's calls: {', '.join(f'{name} {count}' for name, count in sorted(made.items()))}")
     for ms, target in TARGETS_S.items():
         seconds = typical("lamplighter", ms, lambda one: one.seconds)

@@ -18,6 +18,7 @@ from rich.filesize import decimal
 
 from local import demo_data
 from local.console import console, say, step, table
+from local.demo_cloud import Cloud
 from local.demo_evidence import Alerts, Evidence
 from local.demo_housekeeping import Housekeeping
 from local.demo_stage import Answered, Stage, number, reports, short
@@ -51,6 +52,7 @@ class Demo:
         self._stuck_jobs(live)
         alive = [job.job_id for job in live.others if job.status == "running"]
         Housekeeping(self.stage).run(alive[:20], [job.job_id for job in live.old])
+        Cloud(self.stage).run()
         self._schedules()
         self._settings()
         self._history()

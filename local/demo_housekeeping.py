@@ -9,15 +9,14 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Mapping
 from typing import Any, Final
 
 from rich.filesize import decimal
 
 from local import demo_tables
 from local.console import say, step, table
+from local.demo_jobs import Jobs
 from local.demo_stage import Stage, number, short
-from local.signed import Api
 from local.stack import ROOT
 
 _OTHERS: Final = {
@@ -41,7 +40,7 @@ class Housekeeping:
 
     def __init__(self, stage: Stage) -> None:
         self.stage = stage
-        self.api = Api(stage.aws.api_url())
+        self.jobs = Jobs(stage)
 
     def run(self, live_jobs: list[str], old_jobs: list[str]) -> None:
         self._cleanup(live_jobs, old_jobs)
@@ -63,7 +62,7 @@ class Housekeeping:
             downloads = demo_tables.count(database, "handled_downloads")
             current.say(f"{number(downloads)} downloads, {plans.stuck + plans.waiting} plans that wait, and others")
         asked = {"rule": "downloads", "keep_days": 7}
-        told = self._post("/api/retention/simulate", asked)
+        told = self.jobs.post("/api/retention/simulate", asked)
         table(
             ("downloads are kept for", "rows to go", "bytes", "oldest", "newest"),
             [
@@ -72,13 +71,13 @@ class Housekeeping:
             ],
             right=("rows to go", "bytes"),
         )
-        preview, _ = self._finished("/api/jobs/preview", {"job_type": "cleanup"}, "Preview")
+        preview, _ = self.jobs.finished("/api/jobs/preview", {"job_type": "cleanup"}, "Preview")
         due = demo_tables.count(database, "handled_downloads", "timestamp < now() - interval '14 days'")
         kept = downloads - due
         stage.expect(preview["result"]["old_downloads_deleted"] > 0, "The preview found no old download.")
         stage.expect(demo_tables.count(database, "handled_downloads") == downloads, "The preview removed downloads.")
         began = time.monotonic()
-        job, progress = self._finished("/api/jobs/run", {"job_type": "cleanup"}, "For real", twice=True)
+        job, progress = self.jobs.finished("/api/jobs/run", {"job_type": "cleanup"}, "For real", twice=True)
         took, result = time.monotonic() - began, job["result"]
         names = [name for name in result if name not in ("cleaned_job_details", "errors", "status")]
         table(
@@ -101,7 +100,7 @@ class Housekeeping:
             "whose job is alive still wait."
         )
         gone = old_jobs[0]
-        shown = self._get(f"/api/jobs/{gone}")
+        shown = self.jobs.get(f"/api/jobs/{gone}")
         say(f"A job that left the ledger can still be asked for: {gone}, {shown['job_type']}, {shown['status']}.")
         did = f"removed {number(result['old_downloads_deleted'])} downloads, {number(result['old_jobs_deleted'])} jobs"
         stage.did("cleanup", did, took, "the API, Step Functions")
@@ -134,7 +133,9 @@ class Housekeeping:
         for job_type, tables in _OTHERS.items():
             due = {name: demo_tables.count(database, name, where) for name, where in tables.items()}
             before = {name: demo_tables.count(database, name) for name in tables}
-            job, _ = self._finished("/api/jobs/run", {"job_type": job_type}, job_type.replace("_", " ").capitalize())
+            job, _ = self.jobs.finished(
+                "/api/jobs/run", {"job_type": job_type}, job_type.replace("_", " ").capitalize()
+            )
             stage.expect(job["result"]["status"] == "completed", f"{job_type} is {job['result']['status']}.")
             for name, where in tables.items():
                 after, still = demo_tables.count(database, name), demo_tables.count(database, name, where)
@@ -176,8 +177,8 @@ class Housekeeping:
         stage.did("upload-processing", f"{number(_UPLOAD_ROWS)} rows to a zip", took, "the uploads bucket")
 
     def _of_upload(self, key: str) -> dict[str, Any] | None:
-        for brief in self._get("/api/jobs?job_type=upload_processing&limit=5")["jobs"]:
-            job = self._get(f"/api/jobs/{brief['job_id']}")
+        for brief in self.jobs.get("/api/jobs?job_type=upload_processing&limit=5")["jobs"]:
+            job = self.jobs.get(f"/api/jobs/{brief['job_id']}")
             if key in job.get("input_keys", ()) and job.get("finished_at"):
                 return job
         return None
@@ -191,7 +192,7 @@ class Housekeeping:
         )
         before = demo_tables.count(database, "audit_log")
         began = time.monotonic()
-        self._finished("/api/jobs/run", {"job_type": "audit_archive"}, "Archive")
+        self.jobs.finished("/api/jobs/run", {"job_type": "audit_archive"}, "Archive")
         took, left = time.monotonic() - began, demo_tables.count(database, "audit_log")
         s3, bucket = stage.aws.client("s3"), stage.outputs["ArchiveBucketName"]
         found = s3.list_objects_v2(Bucket=bucket, Prefix="audit/")["Contents"]
@@ -210,59 +211,6 @@ class Housekeeping:
         stage.expect(read.returncode == 0, read.stderr or read.stdout)
         say(f"{number(before - left)} rows archived, {number(left)} left. audit_read --verify: {read.stdout.strip()}")
         stage.did("audit-archive", f"archived {number(before - left)} rows", took, "the archive bucket")
-
-    # -- over HTTP -----------------------------------------------------------------------------------------------------
-
-    def _get(self, path: str) -> dict[str, Any]:
-        answer = self.api.get(path)
-        self.stage.expect(answer.ok, f"GET {path} answered {answer.status_code}: {answer.text}")
-        found: dict[str, Any] = answer.json()
-        return found
-
-    def _post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        answer = self.api.post(path, body)
-        self.stage.expect(answer.ok, f"POST {path} answered {answer.status_code}: {answer.text}")
-        found: dict[str, Any] = answer.json()
-        return found
-
-    def _finished(
-        self, path: str, body: Mapping[str, Any], title: str, *, twice: bool = False
-    ) -> tuple[dict[str, Any], list[tuple[int, str]]]:
-        """The job that a request makes, once it has ended, and the progress that was seen on the way.
-
-        Its schedule may hold the lock just then: that run is waited for. `twice` asks for a second run at once, which
-        has to be refused.
-        """
-        stage = self.stage
-        progress: list[tuple[int, str]] = []
-        with step(title) as current:
-
-            def accepted() -> dict[str, Any] | None:
-                answer = self.api.post(path, body)
-                return None if answer.status_code == 409 else self._checked(answer)
-
-            made = stage.wait(f"The lock of {body['job_type']}", accepted)
-            if twice:
-                refusal = self.api.post(path, body)
-                stage.expect(refusal.status_code == 409, f"The second run was not refused: {refusal.text}")
-            while True:
-                job = self._get(f"/api/jobs/{made['job_id']}")
-                seen = (int(job.get("progress", 0)), str(job.get("message", "")))
-                if seen[1] and seen not in progress:
-                    progress.append(seen)
-                if job.get("finished_at"):
-                    break
-                time.sleep(0.02)
-            current.say(f"job {job['job_id']}, {job['status']}")
-        if twice:
-            say(f"A second one at once was refused, 409: {refusal.json()['detail']}")
-        stage.expect(job["status"] == "completed", f"{title}: the job is {job['status']}: {job.get('errors')}")
-        return job, progress
-
-    def _checked(self, answer: Any) -> dict[str, Any]:
-        self.stage.expect(answer.ok, f"{answer.request.method} {answer.url}: {answer.status_code} {answer.text}")
-        found: dict[str, Any] = answer.json()
-        return found
 
 
 def _day(moment: str | None) -> str:

@@ -1,0 +1,191 @@
+"""The demo's chapters about cloud accounts: what they waste, what they expose, and what would be done about it.
+
+The accounts are those of `local.cloud`; it is known what is wrong with them, and the scans have to find just that.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Final
+
+from local.cloud import STRANGER, TARGETS
+from local.console import console, say, table
+from local.demo_jobs import Jobs
+from local.demo_stage import Stage, number, short
+
+REMEDIES: Final = {
+    "unattached_volumes": {"action": "snapshot_and_delete", "after_days": 7},
+    "open_ports": {"action": "revoke", "after_days": 7},
+    "missing_tags": {"action": "add_tags", "values": {"Environment": "unknown"}},
+}
+"""What would be done; without `apply` it is only said."""
+SHOWN: Final = 8
+
+
+class Cloud:
+    """Chapters on a stage, told in the order of the methods."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
+        self.jobs = Jobs(stage)
+        self.planted = stage.aws.planted()
+        self.names = {one.resource_id: one.name for one in self.planted}
+
+    def run(self) -> None:
+        with self._targets():
+            self._waste()
+            self._risks()
+
+    @contextmanager
+    def _targets(self) -> Iterator[None]:
+        """The demo accounts are scanned, until the settings are put back."""
+        ssm, name = self.stage.aws.client("ssm"), self.stage.outputs["SettingsParameterName"]
+        said = {"cloud_targets": TARGETS, "cloud_remedies": REMEDIES}
+        ssm.put_parameter(Name=name, Value=json.dumps(said), Overwrite=True)
+        functions = ("cloud-scan", "cloud-region", "cloud-actions")
+        for function in functions:
+            self.stage.start_anew(function)
+        try:
+            yield
+        finally:
+            ssm.put_parameter(Name=name, Value="{}", Overwrite=True)
+            for function in functions:
+                self.stage.start_anew(function)
+
+    def _waste(self) -> None:
+        stage = self.stage
+        stage.chapter(
+            "Cloud: what it wastes",
+            "Three demo accounts of two regions, each scanned by a call of its own, through a role that is assumed; "
+            f"account {STRANGER} has no such role. What has been unattached since when, scans keep by themselves; here "
+            "they are taken to have looked for three weeks already.",
+        )
+        for one in self.planted:
+            if "unattached_volumes" in one.found:
+                stage.database.run(
+                    "INSERT INTO unattached_volumes VALUES (:account, :region, :volume, now() - interval '21 days')"
+                    " ON CONFLICT DO NOTHING",
+                    account=one.account, region=one.region, volume=one.resource_id,
+                )  # fmt: skip
+        took, _, report = self._scanned("waste_scan")
+        totals = report["totals"]
+        for title in ("kind", "owner"):
+            table(
+                (f"waste, by {title}", "findings", "resources", "$ a month", "weighed by confidence"),
+                [
+                    (total["name"].replace("_", " "), total["findings"], total["resources"], _usd(total["monthly_usd"]),
+                     _usd(total["weighed_usd"]))
+                    for total in totals[title]
+                    if total["monthly_usd"]
+                ],
+                right=("findings", "resources", "$ a month", "weighed by confidence"),
+            )  # fmt: skip
+        dearest = sorted(report["findings"], key=lambda one: -(one["score"] or 0))[:SHOWN]
+        table(
+            ("look at first", "resource", "account, region", "$ a month", "sure"),
+            [
+                (one["check"], self._name(one["resource_id"]), f"{one['account']}, {one['region']}",
+                 _usd(one["monthly_usd"]), f"{one['confidence']:.0%}")
+                for one in dearest
+            ],
+            right=("$ a month", "sure"),
+        )  # fmt: skip
+        table(
+            ("could not be judged", "resources", "why"),
+            [(one["check"], one["resources"], one["reason"]) for one in report["unknown"][:SHOWN]],
+            right=("resources",),
+        )
+        total = totals["all"]["monthly_usd"]
+        say(f"${_usd(total)} a month in all, each resource counted once. The page with charts, for a browser:")
+        console.print(report["documents"]["html"], markup=False, soft_wrap=True)
+        stage.did("waste-scan", f"found ${_usd(total)} a month", took, "the page in the archive bucket")
+
+    def _risks(self) -> None:
+        stage = self.stage
+        stage.chapter(
+            "Cloud: what it exposes",
+            "The same for security; then what the settings ask to be done about it, as a preview: what is to change is "
+            "first marked by a tag and announced, and looked at again when its time has come.",
+        )
+        took, result, report = self._scanned("security_enforcement")
+        worst = [one for one in report["findings"] if one["severity"] == "critical"]
+        table(
+            ("critical", "resource", "account, region", "at fault"),
+            [
+                (one["check"], self._name(one["resource_id"]), f"{one['account']}, {one['region']}", _holes(one))
+                for one in worst[:SHOWN]
+            ],
+        )
+        severities = ", ".join(f"{total['findings']} {total['name']}" for total in report["totals"]["severity"])
+        say(f"By severity: {severities}.")
+        actions = result["phases"]["actions"]
+        table(
+            ("would be done", "resource", "account, region", "outcome", "mark"),
+            [
+                (one["check"], self._name(one["resource_id"]), f"{one['account']}, {one['region']}", one["outcome"],
+                 short(one["detail"], 40))
+                for one in actions["items"][:SHOWN]
+            ],
+        )  # fmt: skip
+        outcomes = ", ".join(f"{number(count)} {outcome}" for outcome, count in actions["outcomes"].items())
+        say(f"In all: {outcomes}. Nothing was touched.")
+        found = len(report["findings"])
+        stage.did("security-enforcement", f"{found} findings, previewed what to do", took, "findings in Postgres")
+
+    def _scanned(self, job_type: str) -> tuple[float, dict[str, Any], dict[str, Any]]:
+        """Seconds, the job's result and its report, after it was held against what was planted."""
+        stage, began = self.stage, time.monotonic()
+        job, _ = self.jobs.finished("/api/jobs/run", {"job_type": job_type}, "Scan")
+        took, result = time.monotonic() - began, job["result"]
+        regions = result["phases"]["regions"]["regions"]
+        table(
+            ("account", "region", "findings", "unknown", "API calls", "seconds", "error"),
+            [
+                (line["account"], line["region"], line.get("findings", ""), line.get("unknown", ""),
+                 line.get("api_calls", ""), f"{line['seconds']:.1f}" if "seconds" in line else "",
+                 short(line.get("error", ""), 30))
+                for line in regions
+            ],
+            right=("findings", "unknown", "API calls", "seconds"),
+        )  # fmt: skip
+        self._expect_what_was_planted(job_type)
+        bucket, _, key = result["phases"]["report"]["documents"]["json"].removeprefix("s3://").partition("/")
+        report = json.loads(stage.aws.client("s3").get_object(Bucket=bucket, Key=key)["Body"].read())
+        return took, result, report
+
+    def _expect_what_was_planted(self, job_type: str) -> None:
+        from lamplighter.cloud.checks import SECURITY, WASTE
+
+        checks = {check.id for check in (WASTE if job_type == "waste_scan" else SECURITY)}
+        wanted = {
+            (one.account, one.region, check, one.resource_id)
+            for one in self.planted
+            for check in one.found
+            if check in checks
+        }
+        rows = self.stage.database.run(
+            "SELECT account_id, region, check_id, resource_id FROM findings WHERE status = 'open'"
+        )
+        found = {(account, region, check, resource) for account, region, check, resource in rows if check in checks}
+        self.stage.expect(found == wanted, f"Other findings than were planted: {sorted(found ^ wanted)[:3]}.")
+        say(f"Held against what was planted: all {number(len(wanted))} were found, and nothing else.")
+
+    def _name(self, resource_id: str) -> str:
+        return self.names.get(resource_id, resource_id)
+
+
+def _usd(amount: float | None) -> str:
+    return f"{amount or 0:,.2f}"
+
+
+def _holes(finding: Mapping[str, Any]) -> str:
+    """The permissions that let everybody in, such as `tcp 22 from 0.0.0.0/0`."""
+    permissions = finding["evidence"].get("permissions", ())
+    told = (
+        f"{one['protocol']} {one['from_port']}-{one['to_port']} from {one.get('cidr') or one.get('prefix_list')}"
+        for one in permissions
+    )
+    return ", ".join(told)
