@@ -5,8 +5,8 @@ The local AWS plants them when it starts; whoever wants to know what there is re
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final
 
 HOME: Final = "000000000000"
@@ -25,27 +25,26 @@ TARGETS: Final[tuple[Mapping[str, Any], ...]] = (
 )
 """The setting `cloud_targets` that covers them all."""
 
+TEMPLATE: Final = Path(__file__).parent.parent / "docs" / "member-account-role.yaml"
+
 PLANTED: Final = "planted.json"
 """The file in MiniStack's temporary directory that lists what was planted."""
 
 
-def let_in(iam: Any) -> None:
-    """Make `ROLE` in the account of this IAM client, for the stack's account to assume with the external id."""
-    trust = {
-        "Effect": "Allow",
-        "Principal": {"AWS": f"arn:aws:iam::{HOME}:root"},
-        "Action": "sts:AssumeRole",
-        "Condition": {"StringEquals": {"sts:ExternalId": EXTERNAL_ID}},
+def let_in(cloudformation: Any, stack_name: str) -> None:
+    """Have the account of this client let the stack's functions in to scan and to act, as its owner would."""
+    values = {
+        "LamplighterAccount": HOME,
+        "LamplighterStack": stack_name,
+        "ExternalId": EXTERNAL_ID,
+        "RoleName": ROLE,
+        "AllowActions": "true",
     }
-    may = {
-        "Effect": "Allow",
-        "Action": ["ec2:*", "elasticloadbalancing:Describe*", "cloudwatch:GetMetricData", "cloudwatch:ListMetrics",
-                   "logs:DescribeLogGroups", "rbin:*"],
-        "Resource": "*",
-    }  # fmt: skip
-    iam.create_role(RoleName=ROLE, AssumeRolePolicyDocument=_policy(trust))
-    iam.put_role_policy(RoleName=ROLE, PolicyName=ROLE, PolicyDocument=_policy(may))
-
-
-def _policy(statement: Mapping[str, Any]) -> str:
-    return json.dumps({"Version": "2012-10-17", "Statement": [statement]})
+    cloudformation.create_stack(
+        StackName=ROLE,
+        TemplateBody=TEMPLATE.read_text(),
+        Parameters=[{"ParameterKey": name, "ParameterValue": value} for name, value in values.items()],
+        Capabilities=["CAPABILITY_NAMED_IAM"],
+    )
+    waiter = cloudformation.get_waiter("stack_create_complete")
+    waiter.wait(StackName=ROLE, WaiterConfig={"Delay": 0.1, "MaxAttempts": 100})

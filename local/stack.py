@@ -174,7 +174,7 @@ class LocalAws:
                 started = server.start()
                 current.say(url if started else f"{url} (was up)")
         if started:
-            let_in(self.client("iam", account=MEMBER))
+            let_in(self.client("cloudformation", account=MEMBER), self.stack_name)
 
     def deploy(self, **parameters: str) -> None:
         """Build and deploy the stack with these template parameters (which migrates the database) if anything changed.

@@ -11,19 +11,33 @@ import boto3
 import pytest
 from botocore.exceptions import ClientError
 
-from local.cloud import EXTERNAL_ID, HOME, MEMBER, REGIONS, ROLE, STRANGER, let_in
+from local.cloud import HOME, MEMBER, REGIONS, STRANGER
 from local.estate import Planted
 from local.stack import LocalAws
+
+VERSION = "2012-10-17"
+ROLE = "test"
+EXTERNAL_ID = "open sesame"
 
 
 @pytest.fixture(scope="module")
 def cloud(local_aws: LocalAws) -> Iterator[LocalAws]:
-    """A local AWS whose member account lets the home account in."""
+    """A local AWS whose member account has a role for the home account, with an external id."""
     iam = local_aws.client("iam", account=MEMBER)
-    let_in(iam)
+    known = {"StringEquals": {"sts:ExternalId": EXTERNAL_ID}}
+    home = {"AWS": f"arn:aws:iam::{HOME}:root"}
+    trust = {"Effect": "Allow", "Principal": home, "Action": "sts:AssumeRole", "Condition": known}
+    iam.create_role(RoleName=ROLE, AssumeRolePolicyDocument=json.dumps({"Version": VERSION, "Statement": [trust]}))
+    allow(iam, {"Effect": "Allow", "Action": "ec2:*", "Resource": "*"})
     yield local_aws
     iam.delete_role_policy(RoleName=ROLE, PolicyName=ROLE)
     iam.delete_role(RoleName=ROLE)
+
+
+def allow(iam: Any, *statements: dict[str, Any]) -> None:
+    """Let the role do this, and nothing else."""
+    policy = json.dumps({"Version": VERSION, "Statement": statements})
+    iam.put_role_policy(RoleName=ROLE, PolicyName=ROLE, PolicyDocument=policy)
 
 
 @pytest.fixture(scope="module")
@@ -56,28 +70,27 @@ def test_no_role_is_assumed_that_is_not_there_or_wants_an_external_id(
 
 
 def test_permissions_are_checked_by_what_ec2_calls_the_resource(cloud: LocalAws, planted: dict[str, Planted]) -> None:
-    iam = cloud.client("iam", account=MEMBER)
-    before = iam.get_role_policy(RoleName=ROLE, PolicyName=ROLE)["PolicyDocument"]
-    owned = {"StringEquals": {"aws:ResourceTag/Owner": "nobody"}}
-    statements = [
+    allow(
+        cloud.client("iam", account=MEMBER),
         {"Effect": "Allow", "Action": "ec2:CreateTags", "Resource": "arn:aws:ec2:*::snapshot/*"},
-        {"Effect": "Allow", "Action": "ec2:DeleteVolume", "Resource": "arn:aws:ec2:*:*:volume/*", "Condition": owned},
-    ]
-    policy = {"Version": "2012-10-17", "Statement": statements}
-    iam.put_role_policy(RoleName=ROLE, PolicyName=ROLE, PolicyDocument=json.dumps(policy))
-    try:
-        ec2, tags = assumed(cloud, MEMBER, ExternalId=EXTERNAL_ID), [{"Key": "seen", "Value": "yes"}]
-        ec2.create_tags(Resources=[planted["snapshot-old"].resource_id], Tags=tags)
-        volume = planted["unattached-long"].resource_id
-        for refused in (
-            lambda: ec2.create_tags(Resources=[volume], Tags=tags),
-            lambda: ec2.delete_volume(VolumeId=volume),
-            ec2.describe_volumes,
-        ):
-            with pytest.raises(ClientError, match="UnauthorizedOperation"):
-                refused()
-    finally:
-        iam.put_role_policy(RoleName=ROLE, PolicyName=ROLE, PolicyDocument=json.dumps(before))
+        {
+            "Effect": "Allow",
+            "Action": "ec2:DeleteVolume",
+            "Resource": "arn:aws:ec2:*:*:volume/*",
+            "Condition": {"StringEquals": {"aws:ResourceTag/Owner": "nobody"}},
+        },
+    )
+    ec2, tags = assumed(cloud, MEMBER, ExternalId=EXTERNAL_ID), [{"Key": "seen", "Value": "yes"}]
+    ec2.create_tags(Resources=[planted["snapshot-old"].resource_id], Tags=tags)
+    volume = planted["unattached-long"].resource_id
+    for refused in (
+        lambda: ec2.create_tags(Resources=[volume], Tags=tags),
+        lambda: ec2.delete_volume(VolumeId=volume),
+        ec2.describe_volumes,
+    ):
+        with pytest.raises(ClientError, match="UnauthorizedOperation"):
+            refused()
+    allow(cloud.client("iam", account=MEMBER), {"Effect": "Allow", "Action": "ec2:*", "Resource": "*"})
 
 
 def test_resources_and_metrics_have_a_past(cloud: LocalAws, planted: dict[str, Planted]) -> None:
