@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
 
-from local.cloud import STRANGER, TARGETS
+from local.cloud import REGIONS, STRANGER, TARGETS
 from local.console import console, say, table
 from local.demo_jobs import Jobs
-from local.demo_stage import Stage, number, short
+from local.demo_stage import Stage, number
 
 REMEDIES: Final = {
     "unattached_volumes": {"action": "snapshot_and_delete", "after_days": 7},
@@ -22,6 +22,8 @@ REMEDIES: Final = {
     "missing_tags": {"action": "add_tags", "values": {"Environment": "unknown"}},
 }
 """What would be done; without `apply` it is only said."""
+REGION: Final = ("findings", "unknown", "api_calls", "seconds")
+"""What is shown of a region."""
 SHOWN: Final = 8
 
 
@@ -83,12 +85,12 @@ class Cloud:
                 ],
                 right=("findings", "resources", "$ a month", "weighed by confidence"),
             )  # fmt: skip
-        dearest = sorted(report["findings"], key=lambda one: -(one["score"] or 0))[:SHOWN]
+        paid = [one for one in report["findings"] if one["counted_usd"]]
+        dearest = sorted(paid, key=lambda one: -one["score"])[:SHOWN]
         table(
-            ("look at first", "resource", "account, region", "$ a month", "sure"),
+            ("look at first", "resource", "account", "region", "$ a month", "sure"),
             [
-                (one["check"], self._name(one["resource_id"]), f"{one['account']}, {one['region']}",
-                 _usd(one["monthly_usd"]), f"{one['confidence']:.0%}")
+                (one["check"], *self._where(one), _usd(one["monthly_usd"]), f"{one['confidence']:.0%}")
                 for one in dearest
             ],
             right=("$ a month", "sure"),
@@ -113,23 +115,19 @@ class Cloud:
         took, result, report = self._scanned("security_enforcement")
         worst = [one for one in report["findings"] if one["severity"] == "critical"]
         table(
-            ("critical", "resource", "account, region", "at fault"),
-            [
-                (one["check"], self._name(one["resource_id"]), f"{one['account']}, {one['region']}", _holes(one))
-                for one in worst[:SHOWN]
-            ],
+            ("critical", "resource", "account", "region", "at fault"),
+            [(one["check"], *self._where(one), _holes(one)) for one in worst[:SHOWN]],
         )
         severities = ", ".join(f"{total['findings']} {total['name']}" for total in report["totals"]["severity"])
-        say(f"By severity: {severities}.")
+        say(f"All that is open, by severity: {severities}.")
         actions = result["phases"]["actions"]
+        foreseen = [one for one in actions["items"] if one["outcome"].startswith("would_be_")]
         table(
-            ("would be done", "resource", "account, region", "outcome", "mark"),
-            [
-                (one["check"], self._name(one["resource_id"]), f"{one['account']}, {one['region']}", one["outcome"],
-                 short(one["detail"], 40))
-                for one in actions["items"][:SHOWN]
-            ],
-        )  # fmt: skip
+            ("what would be done", "resource", "account", "region", "mark"),
+            [(one["outcome"], *self._where(one), one["detail"]) for one in foreseen[:SHOWN]],
+        )
+        for refusal in actions["errors"][:1]:
+            say(f"And the governor refused: {refusal}")
         outcomes = ", ".join(f"{number(count)} {outcome}" for outcome, count in actions["outcomes"].items())
         say(f"In all: {outcomes}. Nothing was touched.")
         found = len(report["findings"])
@@ -142,15 +140,13 @@ class Cloud:
         took, result = time.monotonic() - began, job["result"]
         regions = result["phases"]["regions"]["regions"]
         table(
-            ("account", "region", "findings", "unknown", "API calls", "seconds", "error"),
-            [
-                (line["account"], line["region"], line.get("findings", ""), line.get("unknown", ""),
-                 line.get("api_calls", ""), f"{line['seconds']:.1f}" if "seconds" in line else "",
-                 short(line.get("error", ""), 30))
-                for line in regions
-            ],
+            ("account", "region", "findings", "unknown", "API calls", "seconds"),
+            [(line["account"], line["region"], *(line.get(name, "-") for name in REGION)) for line in regions],
             right=("findings", "unknown", "API calls", "seconds"),
-        )  # fmt: skip
+        )
+        failures = result["phases"]["regions"]["failures"]
+        stage.expect(len(failures) == len(REGIONS), f"Others could not be scanned: {failures}")
+        say(f"The others go on without them: {failures[0]}")
         self._expect_what_was_planted(job_type)
         bucket, _, key = result["phases"]["report"]["documents"]["json"].removeprefix("s3://").partition("/")
         report = json.loads(stage.aws.client("s3").get_object(Bucket=bucket, Key=key)["Body"].read())
@@ -173,8 +169,9 @@ class Cloud:
         self.stage.expect(found == wanted, f"Other findings than were planted: {sorted(found ^ wanted)[:3]}.")
         say(f"Held against what was planted: all {number(len(wanted))} were found, and nothing else.")
 
-    def _name(self, resource_id: str) -> str:
-        return self.names.get(resource_id, resource_id)
+    def _where(self, found: Mapping[str, Any]) -> tuple[str, str, str]:
+        """The resource's name, its account and its region."""
+        return self.names.get(found["resource_id"], found["resource_id"]), found["account"], found["region"]
 
 
 def _usd(amount: float | None) -> str:
