@@ -16,6 +16,7 @@ from lamplighter.cloud.cloud_region import Event, Watched
 from lamplighter.cloud.exemptions import KEY
 from lamplighter.cloud.health import Examined
 from lamplighter.cloud.inventory import Instance, Inventory, Series
+from lamplighter.kernel.cloud import Limits
 from lamplighter.kernel.errors import DatabaseUnavailable, Permanent
 from lamplighter.kernel.fan_out import Stopped
 from lamplighter.kernel.ledger.row import Job, Policy, Status, new_job_id
@@ -35,6 +36,7 @@ class Account:
         s3.create_bucket(Bucket=self.archive)
         self.ec2 = boto3.client("ec2")
         self.now = datetime.now(UTC).replace(microsecond=0)
+        self.settings = Settings()
 
     def run(self, job_type: str = "security_enforcement", *, dry_run: bool = False, **stops: Stop) -> ScriptedRun:
         """A run that is told to stop when it asks for the n-th time (`at_3="cancelled"`)."""
@@ -48,7 +50,7 @@ class Account:
             dry_run=dry_run,
         )
         script = {int(name.removeprefix("at_")): stop for name, stop in stops.items()}
-        return ScriptedRun(job, settings=Settings(), now=self.now, stops=script)
+        return ScriptedRun(job, settings=self.settings, now=self.now, stops=script)
 
     def scan(self, job_type: str = "security_enforcement", **values: Any) -> Any:
         """What a run says of the region."""
@@ -100,11 +102,13 @@ def test_a_scan_records_what_it_finds_and_resolves_what_is_mended(account: Accou
 def test_a_volume_is_waste_once_it_has_been_seen_unattached_for_long_enough(account: Account) -> None:
     """C5."""
     volume = account.volume()
+    account.settings = Settings(cloud_limits=Limits(unattached_days=1))
+    account.now += timedelta(hours=1)
     account.scan("waste_scan")
-    account.now += 13 * DAY
+    account.now += timedelta(hours=23)
     account.scan("waste_scan")
     assert account.found("unattached_volumes") == {}
-    account.now += 2 * DAY
+    account.now += timedelta(hours=2)
     account.scan("waste_scan")
     assert account.found("unattached_volumes") == {volume: "open"}
 
@@ -181,10 +185,9 @@ def test_a_database_that_is_down_is_found_out_before_anything_is_read(
 
 def test_a_role_that_cannot_be_assumed_is_the_regions_failure(account: Account) -> None:
     targets = '[{"accounts": ["222222222222"], "regions": ["us-east-1"], "role": "none"}]'
-    run = account.run()
-    run.settings = Settings.model_validate({"cloud_targets": targets})
+    account.settings = Settings.model_validate({"cloud_targets": targets})
     with pytest.raises(Permanent, match="The role arn:aws:iam::222222222222:role/none cannot be assumed"):
-        cloud_region.body(run, {"account": "222222222222", "region": "us-east-1"})
+        cloud_region.body(account.run(), {"account": "222222222222", "region": "us-east-1"})
 
 
 # -- health ------------------------------------------------------------------------------------------------------------

@@ -313,6 +313,14 @@ def test_the_first_sight_of_an_unattached_volume_is_kept_until_it_is_attached_or
     assert since(engine, 18, volume("v-1"), volume("v-2"), volume("v-3")) == {"v-1": 18, "v-2": 18, "v-3": 6}
 
 
+def test_a_volume_that_nobody_looked_at_for_days_is_seen_anew(engine: Engine) -> None:
+    """It may have been in use meanwhile: unknown is not waste."""
+    since(engine, 0, volume("v-1"))
+    assert since(engine, 47, volume("v-1")) == {"v-1": 0}
+    assert since(engine, 95, volume("v-1")) == {"v-1": 0}
+    assert since(engine, 144, volume("v-1")) == {"v-1": 144}
+
+
 def test_regions_and_accounts_know_nothing_of_one_another(engine: Engine) -> None:
     assert since(engine, 0, volume("v-1")) == {"v-1": 0}
     assert since(engine, 6, volume("v-2"), region="us-east-1") == {"v-2": 6}

@@ -14,7 +14,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 from lamplighter.cloud.check import Finding, Judgement, Undetermined
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 REASON: Final = 500
 """Characters that are kept of why something could not be judged."""
+
+UNWATCHED: Final = timedelta(days=2)
+"""In so long without a look a volume may well have been attached, and detached again."""
 
 _JUDGED: Final = """
     INSERT INTO judged_checks (account_id, region, check_id, judged_at, job_id)
@@ -97,10 +100,13 @@ _ATTACHED: Final = """
 """
 
 _UNATTACHED: Final = """
-    INSERT INTO unattached_volumes (account_id, region, volume_id, first_seen_at)
-    SELECT :account, :region, volume_id, :now
+    INSERT INTO unattached_volumes AS kept (account_id, region, volume_id, first_seen_at, last_seen_at)
+    SELECT :account, :region, volume_id, :now, :now
     FROM json_array_elements_text(CAST(:volumes AS json)) AS volume_id
-    ON CONFLICT DO NOTHING
+    ON CONFLICT (account_id, region, volume_id) DO UPDATE SET
+        first_seen_at = CASE WHEN kept.last_seen_at < :watched_since THEN excluded.first_seen_at
+            ELSE kept.first_seen_at END,
+        last_seen_at = greatest(kept.last_seen_at, excluded.last_seen_at)
 """
 
 _SINCE: Final = """
@@ -184,7 +190,8 @@ def unattached_since(
 ) -> dict[str, datetime]:
     """Since when each unattached volume has been seen so, in the caller's transaction (REQUIREMENTS C5).
 
-    The first sight is kept; it is forgotten when the volume is attached again, or gone.
+    The first sight is kept; it is forgotten when the volume is attached again, or gone, or when nobody has looked for
+    longer than `UNWATCHED`.
 
     Args:
         volumes: all of the region, as they were read at `now`.
@@ -193,7 +200,7 @@ def unattached_since(
     unattached = sorted(volume.id for volume in volumes if not volume.instances)
     _execute(connection, _ONE_AT_A_TIME, **here)
     _execute(connection, _ATTACHED, volumes=unattached, now=now, **here)
-    _execute(connection, _UNATTACHED, volumes=unattached, now=now, **here)
+    _execute(connection, _UNATTACHED, volumes=unattached, now=now, watched_since=now - UNWATCHED, **here)
     return {row.volume_id: row.first_seen_at for row in _execute(connection, _SINCE, **here)}
 
 

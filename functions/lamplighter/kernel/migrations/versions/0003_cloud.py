@@ -65,6 +65,7 @@ def upgrade() -> None:
         sa.Column("region", sa.Text, primary_key=True),
         sa.Column("volume_id", sa.Text, primary_key=True),
         sa.Column("first_seen_at", MOMENT, nullable=False),
+        sa.Column("last_seen_at", MOMENT, nullable=False, server_default=sa.func.now()),
     )
     op.create_table(
         "cloud_reports",
