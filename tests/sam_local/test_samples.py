@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,26 @@ def photos(world: World) -> int:
     for number in range(3):
         s3.put_object(Bucket=bucket, Key=f"photos/{number}.jpg", Body=b"photo")
     return 3
+
+
+@pytest.fixture(scope="session")
+def scan(world: World) -> str:
+    """A scan of the demo account, which has said what it would do about open ports."""
+    states, ssm = world.aws.client("stepfunctions"), world.aws.client("ssm")
+    remedies = {"cloud_remedies": {"open_ports": {"action": "revoke"}}}
+    parameter = world.aws.outputs()["SettingsParameterName"]
+    ssm.put_parameter(Name=parameter, Value=json.dumps(remedies), Overwrite=True)
+    (arn,) = [
+        one["stateMachineArn"]
+        for one in states.list_state_machines()["stateMachines"]
+        if one["name"].endswith("-cloud")
+    ]
+    execution = states.start_execution(stateMachineArn=arn, input='{"job_type": "security_enforcement"}')[
+        "executionArn"
+    ]
+    while (told := states.describe_execution(executionArn=execution))["status"] == "RUNNING":
+        time.sleep(0.2)
+    return str(json.loads(told["output"])["job_id"])
 
 
 def test_every_sample_is_run_here() -> None:
@@ -183,3 +204,13 @@ def test_cloud_region(invoke: Invoke) -> None:
 def test_cloud_scan(invoke: Invoke) -> None:
     report = invoke("cloud/cloud_scan")
     assert (report["phase"], report["dry_run"], report["status"]) == ("report", True, "completed")
+
+
+def test_cloud_actions(invoke: Invoke, scan: str) -> None:
+    report = invoke("cloud/cloud_actions")
+    assert (report["phase"], report["dry_run"], report["status"]) == ("actions", True, "completed")
+
+
+def test_cloud_undo(invoke: Invoke, scan: str) -> None:
+    report = invoke("cloud/cloud_undo", job_id=scan)
+    assert (report["status"], report["dry_run"]) == ("completed", True)
