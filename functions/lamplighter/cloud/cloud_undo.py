@@ -15,7 +15,7 @@ from aws_lambda_powertools import Logger
 from pydantic import Field, model_validator
 
 from lamplighter.cloud import access
-from lamplighter.cloud.marks import key_of
+from lamplighter.cloud.marks import KEEP, key_of
 from lamplighter.cloud.remedies import ACTIONS, tags
 from lamplighter.cloud.remedies.action import Gone, Place, Step, failures
 from lamplighter.cloud.remedies.outcomes import Report, facts, report, way_in, where, with_facts
@@ -188,10 +188,10 @@ class _Undoing:
             return replace(entry, outcome="failed", error=str(error))
 
     def _unmarked(self, place: Place, check: str, resource_id: str, mark: str) -> str:
-        """Take a mark away unless somebody has rewritten it: it is due, and would be acted upon at once."""
-        key = key_of(check)
-        written = tags.read(place, resource_id).get(key)
-        if written != mark:
+        """Take a mark away, for it is due; not one that somebody has rewritten, nor of what is to be kept."""
+        key, there = key_of(check), tags.read(place, resource_id)
+        written = there.get(key)
+        if written != mark or KEEP in there:
             return "already_restored" if written is None else "changed_since"
         if not self._dry_run:
             tags.remove(place, resource_id, {key: mark})
