@@ -68,7 +68,7 @@ FORBIDDEN = {
 @pytest.mark.parametrize("function", FORBIDDEN)
 def test_a_function_cannot_do_what_is_not_its_job(stack: Deployed, function: str) -> None:
     """Real calls, with the credentials of the function's own role."""
-    session = _as_function(stack, function)
+    session = as_function(stack, function)
     allowed = []
     for service, operation, request in FORBIDDEN[function]:
         client = session.client(service, endpoint_url=stack.aws.endpoint_url)
@@ -96,7 +96,7 @@ def _role(stack: Deployed, function: str) -> str:
     return str(configuration["Role"])
 
 
-def _as_function(stack: Deployed, function: str) -> Session:
+def as_function(stack: Deployed, function: str) -> Session:
     answer = stack.client("sts").assume_role(RoleArn=_role(stack, function), RoleSessionName="e2e")["Credentials"]
     keys = (answer["AccessKeyId"], answer["SecretAccessKey"], answer["SessionToken"])
     return Session(*keys, region_name=REGION)

@@ -17,7 +17,7 @@ from sqlalchemy import Engine, create_engine, text
 from lamplighter.kernel import aws, database
 from lamplighter.kernel.ledger.ledger import Ledger
 from local.stack import ROOT, LocalAws
-from tests.integration.actions_world import Account
+from tests.integration.actions_world import REGION, Account
 from tests.integration.media_world import World
 from tests.integration.reports_world import Reports
 from tests.integration.uploads_world import Uploads
@@ -182,6 +182,8 @@ def account(s3: Any, jobs_table: str, engine: Engine, monkeypatch: pytest.Monkey
     """A cloud account of this test's own with nothing in it, and what a run needs that acts there."""
     own = Account(s3, engine, boto3.client("sts").get_caller_identity()["Account"])
     monkeypatch.setenv("STACK_NAME", "lamplighter")
+    monkeypatch.setenv("ACCOUNT_ID", own.account)
+    monkeypatch.setenv("AWS_REGION", REGION)
     monkeypatch.setenv("ARCHIVE_BUCKET", own.archive)
     monkeypatch.setenv("ALERTS_TOPIC_ARN", own.topic)
     return own

@@ -342,7 +342,10 @@ def test_a_region_that_cannot_be_read_is_told_of_and_the_others_go_on(account: A
         f"INSERT INTO findings (account_id, {columns}, last_seen_at, job_id)"
         f" SELECT '999999999999', {columns}, last_seen_at, job_id FROM findings"
     )
-    targets = [{"accounts": ["999999999999"], "regions": [REGION], "role": "nobody"}]
+    targets = [
+        {"accounts": [account.account], "regions": [REGION]},
+        {"accounts": ["999999999999"], "regions": [REGION], "role": "nobody"},
+    ]
     report = account.act("open_ports", "revoke", cloud_targets=targets)
     assert report.outcomes == {"marked": 1}
     assert account.tags(group)

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from aws_lambda_powertools import Logger
 from pydantic import BaseModel
 
-from lamplighter.cloud import access, reader
+from lamplighter.cloud import reader, targets
 from lamplighter.cloud.check import Basis, Judgement, judge, wanted
 from lamplighter.cloud.checks import BY_ID, SECURITY, WASTE
 from lamplighter.cloud.exemptions import Exemptions, load
@@ -34,7 +34,8 @@ from lamplighter.cloud.marks import KEEP, Case, Decision, decide, excluded, key_
 from lamplighter.cloud.prices import Prices
 from lamplighter.cloud.remedies import ACTIONS, checked, tags
 from lamplighter.cloud.remedies.action import Gone, Kept, Offence, Place, Step, failures
-from lamplighter.cloud.remedies.outcomes import Report, Where, facts, item, report, way_in, where, with_facts
+from lamplighter.cloud.remedies.outcomes import Report, Where, facts, item, report, where, with_facts
+from lamplighter.cloud.remedies.places import Places
 from lamplighter.kernel import phases
 from lamplighter.kernel.cloud import Remedy
 from lamplighter.kernel.deletion import (
@@ -146,7 +147,7 @@ class Actions:
         self._s3 = s3
         self._stack = os.environ["STACK_NAME"]
         self._archive = Archive(s3, archive_bucket(), job_type="cloud_actions", scope="all", job_id=run.job_id)
-        self._places: dict[tuple[str, str], Place] = {}
+        self._place = Places(run)
         self._judged: dict[tuple[str, str], Judged] = {}
         """Regions that were read once more before something in them was acted upon."""
 
@@ -187,9 +188,11 @@ class Actions:
             return _Planned.model_validate(self._run.checkpoint)
         from lamplighter.kernel.database import engine
 
+        now, scanned = self._run.now(), targets.items(self._run.settings)
         with engine().connect() as connection:
-            left = _regions(connection, self._remedies, self._run.now() - REMEMBERED)
-        return _Planned(started_at=self._run.now(), left=left)
+            found = _regions(connection, self._remedies, now - REMEMBERED)
+        left = [at for at in found if {"account": at[0], "region": at[1]} in scanned]
+        return _Planned(started_at=now, left=left)
 
     def _plan_regions(self, planned: _Planned) -> Stop:
         """Writes down what is to be done, a region at a time."""
@@ -315,14 +318,6 @@ class Actions:
         return plan
 
     # -- regions -----------------------------------------------------------------------------------------------------
-
-    def _place(self, account: str, region: str) -> Place:
-        if (account, region) not in self._places:
-            clients = access.clients(region, **way_in(self._run.settings.cloud_targets, account, self._run.job_id))
-            self._places[account, region] = Place(
-                account=account, region=region, clients=clients, job_id=self._run.job_id, now=self._run.now()
-            )
-        return self._places[account, region]
 
     def _judge(self, account: str, region: str) -> Judged:
         """A region as it is now.

@@ -14,11 +14,11 @@ from typing import Any, Final, Self
 from aws_lambda_powertools import Logger
 from pydantic import Field, model_validator
 
-from lamplighter.cloud import access
 from lamplighter.cloud.marks import KEEP, key_of
 from lamplighter.cloud.remedies import ACTIONS, tags
 from lamplighter.cloud.remedies.action import Gone, Place, Step, failures
-from lamplighter.cloud.remedies.outcomes import Report, facts, report, way_in, where, with_facts
+from lamplighter.cloud.remedies.outcomes import Report, facts, report, where, with_facts
+from lamplighter.cloud.remedies.places import Places
 from lamplighter.kernel.deletion import (
     Archive,
     Entry,
@@ -160,9 +160,8 @@ class _Undoing:
     """One run."""
 
     def __init__(self, run: Run, *, dry_run: bool) -> None:
-        self._run = run
         self._dry_run = dry_run
-        self._places: dict[tuple[str, str], Place] = {}
+        self._place = Places(run)
 
     def undone(self, entry: Entry) -> Entry:
         """The entry with what becomes of it now."""
@@ -199,11 +198,3 @@ class _Undoing:
 
     def _told(self, outcome: str) -> str:
         return "would_be_restored" if self._dry_run and outcome == "restored" else outcome
-
-    def _place(self, account: str, region: str) -> Place:
-        if (account, region) not in self._places:
-            clients = access.clients(region, **way_in(self._run.settings.cloud_targets, account, self._run.job_id))
-            self._places[account, region] = Place(
-                account=account, region=region, clients=clients, job_id=self._run.job_id, now=self._run.now()
-            )
-        return self._places[account, region]

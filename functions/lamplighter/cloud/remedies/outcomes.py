@@ -20,7 +20,6 @@ from typing import Any, Final, NamedTuple
 
 from pydantic import BaseModel
 
-from lamplighter.kernel.cloud import Targets
 from lamplighter.kernel.deletion import Entry, ManifestAddress, Tally
 from lamplighter.kernel.job import Report as JobReport
 
@@ -130,12 +129,3 @@ def report(
         dry_run=dry_run,
         manifest=manifest,
     )
-
-
-def way_in(targets: Iterable[Targets], account: str, job_id: str) -> dict[str, Any]:
-    """How `cloud.access.clients` gets into an account: its role, or, of one that none is named for, our own."""
-    for target in targets:
-        if account in target.accounts and target.role:
-            role = f"arn:aws:iam::{account}:role/{target.role}"
-            return {"role_arn": role, "external_id": target.external_id, "session_name": job_id}
-    return {"session_name": job_id}
