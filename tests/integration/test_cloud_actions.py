@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import boto3
 import pytest
 
+from lamplighter.cloud import findings
 from lamplighter.cloud.cloud_actions import BATCH, FEW
 from lamplighter.cloud.marks import KEEP
 from lamplighter.cloud.remedies.outcomes import Report
 from lamplighter.kernel.cloud import Remedy
-from lamplighter.kernel.errors import Permanent
+from lamplighter.kernel.errors import DatabaseUnavailable, Permanent
 from lamplighter.kernel.job import Unfinished
 from tests.integration.actions_world import DAY, REGION, Account, ssh, writes
 
@@ -316,6 +318,32 @@ def test_one_failure_stops_nothing_else(account: Account) -> None:
     report = account.act("idle_cpu", "stop")
     assert report.status == "completed_with_errors"
     assert report.outcomes == {"stopped": 2, "failed": 1}
+
+
+def test_a_database_that_goes_away_fails_the_run_and_no_region(
+    account: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """B10: the ledger tries again; a failure of each resource would be the last word on it."""
+    group = account.open_group()
+
+    def gone(*_: Any, **__: Any) -> None:
+        raise DatabaseUnavailable("The database went away.")
+
+    account.act("open_ports", "revoke")
+    looked = findings.open_since
+    for answers in ([gone], [looked, gone]):
+        monkeypatch.setattr(findings, "open_since", lambda *a, left=list(answers), **k: left.pop(0)(*a, **k))
+        with pytest.raises(DatabaseUnavailable):
+            account.act("open_ports", "revoke")
+    assert len(account.ingress(group)) == 1
+
+
+def test_a_run_that_finds_nothing_to_do_leaves_nothing_behind(account: Account) -> None:
+    group = account.open_group()
+    account.ec2.revoke_security_group_ingress(GroupId=group, IpPermissions=[ssh("0.0.0.0/0")])
+    with writes() as made:
+        report = account.act("open_ports", "revoke")
+    assert (report.status, report.outcomes, report.manifest, made) == ("completed", {}, None, [])
 
 
 def test_too_many_at_once_are_refused(account: Account) -> None:

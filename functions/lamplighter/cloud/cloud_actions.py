@@ -20,13 +20,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import Any, Final, Literal
 
 from aws_lambda_powertools import Logger
 from pydantic import BaseModel
 
-from lamplighter.cloud import reader, targets
-from lamplighter.cloud.check import Basis, Judgement, judge, wanted
+from lamplighter.cloud import findings, reader, targets
+from lamplighter.cloud.check import Basis, Finding, judge, wanted
 from lamplighter.cloud.checks import BY_ID, SECURITY, WASTE
 from lamplighter.cloud.exemptions import Exemptions, load
 from lamplighter.cloud.inventory import Inventory, Tags
@@ -46,16 +46,14 @@ from lamplighter.kernel.deletion import (
     ManifestAddress,
     Plan,
     Stop,
+    Tally,
     archive_bucket,
     carry_out,
     entries,
 )
-from lamplighter.kernel.errors import Permanent, Retryable
+from lamplighter.kernel.errors import DatabaseUnavailable, Permanent, Retryable
 from lamplighter.kernel.job import Context, Run, Unfinished
 from lamplighter.kernel.notify import alert
-
-if TYPE_CHECKING:
-    from sqlalchemy import Connection
 
 logger = Logger(child=True)
 
@@ -128,7 +126,12 @@ class Judged:
     """One region as it is now."""
 
     place: Place
-    judgement: Judgement
+    findings: Mapping[tuple[str, str], Finding]
+    """By check and resource, as all that follows."""
+    unknown: Mapping[tuple[str, str], str]
+    """Why nothing is known, of a resource or (`*`) of all."""
+    judged: frozenset[str]
+    """The checks that could look."""
     tags: Mapping[str, Tags]
     """Of each of its resources."""
     counts: Mapping[str, int]
@@ -158,8 +161,8 @@ class Actions:
         if known is None:
             planned = self._begun()
             stopped = self._plan_regions(planned)
-            if stopped:
-                so_far = Report(errors=planned.errors, dry_run=self._run.job.dry_run)
+            if stopped or not planned.parts:
+                so_far = report(Tally(), (), errors=planned.errors, dry_run=self._run.job.dry_run, manifest=None)
                 checkpoint = planned.model_dump(mode="json")
                 return Unfinished(checkpoint=checkpoint, report=so_far) if stopped == "out_of_time" else so_far
             plan = self._written(planned)
@@ -190,7 +193,7 @@ class Actions:
 
         now, scanned = self._run.now(), targets.items(self._run.settings)
         with engine().connect() as connection:
-            found = _regions(connection, self._remedies, now - REMEMBERED)
+            found = findings.places(connection, checks=self._remedies, resolved_after=now - REMEMBERED)
         left = [at for at in found if {"account": at[0], "region": at[1]} in scanned]
         return _Planned(started_at=now, left=left)
 
@@ -203,6 +206,8 @@ class Actions:
             self._run.progress(0, f"reading {region} of {account}")
             try:
                 found = list(self._planned(self._judge(account, region), planned))
+            except DatabaseUnavailable:
+                raise
             except (Permanent, Retryable) as error:
                 logger.warning("a region is passed over", extra={"account": account, "region": region})
                 planned.errors.append(f"{account} {region}: {error}")
@@ -217,7 +222,7 @@ class Actions:
         """What is to be done in one region; what is due, longest first, as far as a run may go."""
         for check, remedy in self._remedies.items():
             planned.looked_at[check] += judged.counts[check]
-            planned.offending[check] += sum(one.check == check for one in judged.judgement.findings)
+            planned.offending[check] += sum(found == check for found, _ in judged.findings)
             decided = [(id_, self._decide(judged, check, id_)) for id_ in self._candidates(judged, check)]
             decided.sort(key=lambda one: (one[1].mark.after.isoformat() if one[1].mark else "", one[0]))
             for resource_id, decision in decided:
@@ -235,23 +240,21 @@ class Actions:
 
     def _candidates(self, judged: Judged, check: str) -> list[str]:
         """Resources that offend, that nobody can judge, or that are marked."""
-        found = {one.resource_id for one in judged.judgement.findings if one.check == check}
-        unknown = {one.resource_id for one in judged.judgement.unknown if one.check == check} - {"*"}
-        marked = {id_ for id_, tags_ in judged.tags.items() if key_of(check) in tags_}
-        return sorted(found | unknown | marked)
+        found = {resource_id for one, resource_id in (*judged.findings, *judged.unknown) if one == check}
+        marked = {resource_id for resource_id, tags_ in judged.tags.items() if key_of(check) in tags_}
+        return sorted((found | marked) - {"*"})
 
     def _decide(self, judged: Judged, check: str, resource_id: str) -> Decision:
-        now, judgement = judged.place.now, judged.judgement
-        finding = next((f for f in judgement.findings if (f.check, f.resource_id) == (check, resource_id)), None)
-        unknown = [u for u in judgement.unknown if u.check == check and u.resource_id in {resource_id, "*"}]
+        now, finding = judged.place.now, judged.findings.get((check, resource_id))
+        reasons = [judged.unknown[key] for key in ((check, resource_id), (check, "*")) if key in judged.unknown]
         verdict: Literal["offends", "unknown", "in_order"] = "offends" if finding else "in_order"
-        if unknown or check not in judgement.judged:
+        if reasons or check not in judged.judged:
             verdict = "unknown"
         exemption = self._exemptions.covering(finding, now) if finding else None
         case = Case(
             verdict=verdict,
             tags=judged.tags.get(resource_id, {}),
-            reason=" ".join(one.reason for one in unknown),
+            reason=" ".join(reasons),
             open_since=judged.open_since.get((check, resource_id)),
             exempted=f"An exception covers it: {exemption.reason}" if exemption else None,
         )
@@ -286,11 +289,10 @@ class Actions:
         return replace(entry, facts=facts(entry) | {"outcome": step.outcome, "state": step.state})
 
     def _look(self, judged: Judged, check: str, resource_id: str) -> Step:
-        finding = next(f for f in judged.judgement.findings if (f.check, f.resource_id) == (check, resource_id))
         offence = Offence(
             resource_id=resource_id,
             tags=judged.tags[resource_id],
-            evidence=finding.evidence,
+            evidence=judged.findings[check, resource_id].evidence,
             remedy=self._remedies[check],
             limits=self._run.settings.cloud_limits,
         )
@@ -334,16 +336,15 @@ class Actions:
             place.clients, account=account, region=region, now=place.now, limits=limits, needs=wanted(checks)
         )
         with engine().connect() as connection:
-            basis = Basis(
-                now=place.now,
-                limits=limits,
-                prices=Prices.from_file(region),
-                unattached_since=_unattached_since(connection, account, region),
-            )
-            open_since = _open_since(connection, account, region)
+            since = findings.first_sights(connection, account=account, region=region)
+            open_since = findings.open_since(connection, account=account, region=region)
+        basis = Basis(now=place.now, limits=limits, prices=Prices.from_file(region), unattached_since=since)
+        judgement = judge(inventory, basis, checks)
         return Judged(
             place=place,
-            judgement=judge(inventory, basis, checks),
+            findings={(one.check, one.resource_id): one for one in judgement.findings},
+            unknown={(one.check, one.resource_id): one.reason for one in judgement.unknown},
+            judged=judgement.judged,
             tags=dict(_tags(inventory)),
             counts={check.id: _counted(inventory, check.needs) for check in checks},
             open_since=open_since,
@@ -369,6 +370,8 @@ class Actions:
             return with_facts(entry, "kept", reason=str(kept))
         except Gone:
             return replace(entry, outcome="already_gone")
+        except DatabaseUnavailable:
+            raise
         except failures(Permanent, Retryable) as error:
             logger.warning("a resource could not be dealt with", extra={"entry": entry.key}, exc_info=True)
             return replace(entry, outcome="failed", error=str(error))
@@ -472,45 +475,6 @@ def refusal(check: str, remedy: Remedy, offending: int, looked_at: int) -> str |
         f"{check}: {offending} of {looked_at} resources ({offending / max(looked_at, 1):.0%}) offend; "
         f"{remedy.max_share:.0%} may (cloud_remedies.{check}.max_share): nothing is done about them."
     )
-
-
-def _regions(connection: Connection, remedies: Mapping[str, Remedy], since: datetime) -> list[tuple[str, str]]:
-    """Where there are findings of these checks, open or resolved lately."""
-    from sqlalchemy import text
-
-    rows = connection.execute(
-        text(
-            "SELECT DISTINCT account_id, region FROM findings WHERE check_id = ANY(string_to_array(:checks, ','))"
-            " AND (status = 'open' OR resolved_at > :since) ORDER BY account_id, region"
-        ),
-        {"checks": ",".join(remedies), "since": since},
-    )
-    return [(row.account_id, row.region) for row in rows]
-
-
-def _open_since(connection: Connection, account: str, region: str) -> dict[tuple[str, str], datetime]:
-    from sqlalchemy import text
-
-    rows = connection.execute(
-        text(
-            "SELECT check_id, resource_id, coalesce(reopened_at, first_seen_at) AS since FROM findings"
-            " WHERE account_id = :account AND region = :region AND status = 'open'"
-        ),
-        {"account": account, "region": region},
-    )
-    return {(row.check_id, row.resource_id): row.since for row in rows}
-
-
-def _unattached_since(connection: Connection, account: str, region: str) -> dict[str, datetime]:
-    from sqlalchemy import text
-
-    rows = connection.execute(
-        text(
-            "SELECT volume_id, first_seen_at FROM unattached_volumes WHERE account_id = :account AND region = :region"
-        ),
-        {"account": account, "region": region},
-    )
-    return {row.volume_id: row.first_seen_at for row in rows}
 
 
 def _tags(inventory: Inventory) -> Iterator[tuple[str, Tags]]:

@@ -113,6 +113,18 @@ _SINCE: Final = """
     SELECT volume_id, first_seen_at FROM unattached_volumes WHERE account_id = :account AND region = :region
 """
 
+_PLACES: Final = """
+    SELECT DISTINCT account_id, region FROM findings
+    WHERE check_id IN (SELECT json_array_elements_text(CAST(:checks AS json)))
+        AND (status = 'open' OR resolved_at > :resolved_after)
+    ORDER BY account_id, region
+"""
+
+_OPEN: Final = """
+    SELECT check_id, resource_id, coalesce(reopened_at, first_seen_at) AS since FROM findings
+    WHERE account_id = :account AND region = :region AND status = 'open'
+"""
+
 _ONE_AT_A_TIME: Final = (
     "SELECT pg_advisory_xact_lock(hashtextextended('unattached_volumes/' || :account || '/' || :region, 0))"
 )
@@ -201,7 +213,25 @@ def unattached_since(
     _execute(connection, _ONE_AT_A_TIME, **here)
     _execute(connection, _ATTACHED, volumes=unattached, now=now, **here)
     _execute(connection, _UNATTACHED, volumes=unattached, now=now, watched_since=now - UNWATCHED, **here)
-    return {row.volume_id: row.first_seen_at for row in _execute(connection, _SINCE, **here)}
+    return first_sights(connection, account=account, region=region)
+
+
+def first_sights(connection: Connection, *, account: str, region: str) -> dict[str, datetime]:
+    """Since when volumes have been seen unattached, as the last scan left it."""
+    rows = _execute(connection, _SINCE, account=account, region=region)
+    return {row.volume_id: row.first_seen_at for row in rows}
+
+
+def places(connection: Connection, *, checks: Iterable[str], resolved_after: datetime) -> list[tuple[str, str]]:
+    """The accounts and regions with findings of these checks that are open, or were resolved after a moment."""
+    rows = _execute(connection, _PLACES, checks=sorted(checks), resolved_after=resolved_after)
+    return [(row.account_id, row.region) for row in rows]
+
+
+def open_since(connection: Connection, *, account: str, region: str) -> dict[tuple[str, str], datetime]:
+    """The open findings of a region by check and resource, and since when each has been open without a break."""
+    rows = _execute(connection, _OPEN, account=account, region=region)
+    return {(row.check_id, row.resource_id): row.since for row in rows}
 
 
 def _by_reason(unknown: Iterable[Undetermined]) -> list[dict[str, Any]]:
