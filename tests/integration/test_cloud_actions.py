@@ -381,6 +381,14 @@ def test_a_region_that_cannot_be_read_is_told_of_and_the_others_go_on(account: A
     assert "999999999999" in report.errors[0]
 
 
+def test_findings_of_an_account_that_is_a_target_no_more_are_not_acted_upon_in_our_own(account: Account) -> None:
+    """Its role is not named any more: the function's own would mark, and mend, what is ours."""
+    group = account.open_group()
+    account.sql("UPDATE findings SET account_id = '999999999999'")
+    report = account.act("open_ports", "revoke")
+    assert (report.outcomes, account.tags(group)) == ({}, {})
+
+
 @pytest.mark.parametrize(
     ("check", "remedy", "sentence"),
     [

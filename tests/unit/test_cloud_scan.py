@@ -28,9 +28,8 @@ def settings(*given: Targets) -> Settings:
 
 
 def test_without_targets_the_stacks_own_region_is_scanned() -> None:
-    item = {"account": OWN, "region": "eu-west-1"}
-    assert targets.items(Settings()) == [item]
-    assert targets.find(Settings(), item) == Target(account=OWN, region="eu-west-1")
+    assert targets.items(Settings()) == [{"account": OWN, "region": "eu-west-1"}]
+    assert targets.find(Settings(), OWN, "eu-west-1") == Target(account=OWN, region="eu-west-1")
 
 
 def test_every_region_of_every_account_is_an_item_and_has_its_own_way_in() -> None:
@@ -45,8 +44,8 @@ def test_every_region_of_every_account_is_an_item_and_has_its_own_way_in() -> No
         {"account": OWN, "region": "us-east-1"},
         {"account": OTHER, "region": "cn-north-1"},
     ], "no secret: an execution's history shows them"
-    assert targets.find(given, found[1]) == Target(account=OWN, region="us-east-1")
-    assert targets.find(given, found[2]) == Target(
+    assert targets.find(given, OWN, "us-east-1") == Target(account=OWN, region="us-east-1")
+    assert targets.find(given, OTHER, "cn-north-1") == Target(
         account=OTHER,
         region="cn-north-1",
         role_arn=f"arn:aws-cn:iam::{OTHER}:role/lamplighter-scan",
@@ -80,7 +79,7 @@ def test_targets_that_cannot_be_meant_are_refused_in_a_sentence(given: Any, sent
 
 def test_what_is_a_target_no_more_is_not_scanned() -> None:
     with pytest.raises(Permanent, match=f"cloud_targets: {OTHER}/eu-west-1 is none of them"):
-        targets.find(Settings(), {"account": OTHER, "region": "eu-west-1"})
+        targets.find(Settings(), OTHER, "eu-west-1")
 
 
 def turns(job_type: str, given: Settings, **params: Any) -> list[str]:

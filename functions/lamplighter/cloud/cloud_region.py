@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from aws_lambda_powertools import Logger
 from pydantic import BaseModel, ConfigDict
 
-from lamplighter.cloud import access, findings, health, prices, reader, targets
+from lamplighter.cloud import findings, health, prices, reader, targets
 from lamplighter.cloud.check import Basis, Check, Judgement, judge, wanted
 from lamplighter.cloud.checks import SECURITY, WASTE
 from lamplighter.cloud.exemptions import Exemptions, load
@@ -94,10 +94,10 @@ def body(run: Run, item: dict[str, Any]) -> Report:
     """
     from lamplighter.kernel.database import engine
 
-    began, target = run.now(), targets.find(run.settings, item)
+    began, target = run.now(), targets.find(run.settings, item["account"], item["region"])
     with engine().connect():
         pass  # a database that is down is found out before all is read, not after
-    clients = Watched(_clients(target, f"lamplighter-{run.job_id}"), run)
+    clients = Watched(target.enter(run.job_id), run)
     if run.job.job_type == "instance_health":
         report: Report = health.examine(clients, target, run, began)
     else:
@@ -156,8 +156,8 @@ def previewed(event: Event) -> dict[str, Any]:
     """What a scan would find in a region, every finding spelled out."""
     settings, now = settings_module.load(), utc_now()
     own = targets.own()
-    target = targets.find(settings, {"account": event.account or own.account, "region": event.region or own.region})
-    clients = _clients(target, "lamplighter-preview")
+    target = targets.find(settings, event.account or own.account, event.region or own.region)
+    clients = target.enter("preview")
     judgement = look(clients, target, event.job_type, settings, now=now, preview=True)
     told = asdict(judgement)
     return {
@@ -190,12 +190,6 @@ class Watched:
 
     def _ask(self, **_: Any) -> None:
         fan_out.ask(self._run)
-
-
-def _clients(target: Target, session_name: str) -> Clients:
-    return access.clients(
-        target.region, role_arn=target.role_arn, external_id=target.external_id, session_name=session_name
-    )
 
 
 def _exemptions(now: datetime) -> tuple[Exemptions | None, str | None]:

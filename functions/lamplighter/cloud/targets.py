@@ -8,11 +8,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
+from lamplighter.cloud import access
 from lamplighter.kernel.cloud import Targets
 from lamplighter.kernel.errors import Permanent
 from lamplighter.kernel.settings import Settings
+
+if TYPE_CHECKING:
+    from lamplighter.cloud.access import Clients
 
 MOST: Final = 500
 """Regions of accounts, in all: what becomes of each has to fit a state of the state machine."""
@@ -27,20 +31,26 @@ class Target:
     role_arn: str | None = None
     external_id: str | None = None
 
+    def enter(self, session_name: str) -> Clients:
+        """The clients there. Raises as `access.clients`."""
+        return access.clients(
+            self.region, role_arn=self.role_arn, external_id=self.external_id, session_name=session_name
+        )
+
 
 def items(settings: Settings) -> list[dict[str, Any]]:
     """Every region of every account, as the items of a scan. They hold no secret: an execution's history shows them."""
     return [{"account": account, "region": region} for account, region, _ in checked(settings)]
 
 
-def find(settings: Settings, item: dict[str, Any]) -> Target:
-    """The way into an item, by the settings of this moment.
+def find(settings: Settings, account: str, region: str) -> Target:
+    """The way into a region of an account, by the settings of this moment.
 
     Raises:
         Permanent: it is no target, or none any more.
     """
-    for account, region, targets in checked(settings):
-        if item == {"account": account, "region": region}:
+    for known_account, known_region, targets in checked(settings):
+        if (account, region) == (known_account, known_region):
             role = targets.role if targets else None
             return Target(
                 account=account,
@@ -48,7 +58,7 @@ def find(settings: Settings, item: dict[str, Any]) -> Target:
                 role_arn=f"arn:{_partition(region)}:iam::{account}:role/{role}" if role else None,
                 external_id=targets.external_id if targets else None,
             )
-    raise Permanent(f"cloud_targets: {item['account']}/{item['region']} is none of them.")
+    raise Permanent(f"cloud_targets: {account}/{region} is none of them.")
 
 
 def checked(settings: Settings) -> list[tuple[str, str, Targets | None]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lamplighter.cloud import access, targets
+from lamplighter.cloud import targets
 from lamplighter.cloud.remedies.action import Place
 from lamplighter.kernel.job import Run
 
@@ -23,13 +23,7 @@ class Places:
         """
         if (account, region) not in self._places:
             run = self._run
-            target = targets.find(run.settings, {"account": account, "region": region})
-            clients = access.clients(
-                region,
-                role_arn=target.role_arn,
-                external_id=target.external_id,
-                session_name=f"lamplighter-{run.job_id}",
-            )
+            clients = targets.find(run.settings, account, region).enter(run.job_id)
             self._places[account, region] = Place(
                 account=account, region=region, clients=clients, job_id=run.job_id, now=run.now()
             )
