@@ -262,6 +262,19 @@ def test_an_old_snapshot_of_a_volume_does_not_do(account: Account) -> None:
     assert len(account.volumes()) == 1
 
 
+def test_a_volume_that_was_written_to_since_its_snapshot_gets_another_one(account: Account) -> None:
+    """It was attached for a while between two scans, which none of them saw."""
+    volume = account.unattached_volume()
+    account.act("unattached_volumes", "snapshot_and_delete")
+    account.act("unattached_volumes", "snapshot_and_delete")
+    (first,) = account.snapshots()
+    written = {"MetricName": "VolumeWriteOps", "Value": 7, "Timestamp": account.snapshots()[first]["StartTime"]}
+    dimensions = [{"Name": "VolumeId", "Value": volume}]
+    boto3.client("cloudwatch").put_metric_data(Namespace="AWS/EBS", MetricData=[written | {"Dimensions": dimensions}])
+    assert account.act("unattached_volumes", "snapshot_and_delete").outcomes == {"snapshot_started": 1}
+    assert volume in account.volumes()
+
+
 def test_nothing_is_acted_upon_without_a_stored_finding(account: Account) -> None:
     group = account.group(ssh("0.0.0.0/0"))
     account.found("open_ports", account.group(), status="resolved")

@@ -7,7 +7,7 @@ a volume from the snapshot: the same but for its id.
 from __future__ import annotations
 
 import hashlib
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 from lamplighter.cloud.marks import PREFIX
@@ -21,8 +21,7 @@ RESTORED: Final = f"{PREFIX}restored-from"
 """The tag of a volume that undo made, with the id of the one that was deleted."""
 
 FRESH: Final = timedelta(days=2)
-"""A volume may be attached, written to and detached again between two scans: an older snapshot does not do. The next
-one has only to copy what was written since."""
+"""An older snapshot does not do; the next one has only to copy what was written since."""
 TAGS: Final = 40
 """Of a volume's tags, so many go on the snapshot, which takes 50 (EC2, "Tag restrictions"); the manifest has all."""
 
@@ -39,8 +38,9 @@ def look(place: Place, offence: Offence) -> Step:
     state = {"volume": _described(volume), "snapshot_id": None}
     snapshots = [one for one in _snapshots(place, offence.resource_id) if place.now - one["StartTime"] < FRESH]
     for outcome, wanted in (("deleted", "completed"), ("snapshot_pending", "pending")):
-        if ready := [one["SnapshotId"] for one in snapshots if one["State"] == wanted]:
-            return Step(outcome=outcome, state=state | {"snapshot_id": ready[0]})
+        for snapshot in snapshots:
+            if snapshot["State"] == wanted and not _written_since(place, offence.resource_id, snapshot["StartTime"]):
+                return Step(outcome=outcome, state=state | {"snapshot_id": snapshot["SnapshotId"]})
     return Step(outcome="snapshot_started", state=state)
 
 
@@ -121,6 +121,20 @@ def _snapshots(place: Place, resource_id: str) -> list[dict[str, Any]]:
     named = [{"Name": f"tag:{ORIGIN}", "Values": [resource_id]}, {"Name": "volume-id", "Values": [resource_id]}]
     pages = place.ec2.get_paginator("describe_snapshots").paginate(OwnerIds=["self"], Filters=named)
     return [snapshot for page in pages for snapshot in page["Snapshots"]]
+
+
+def _written_since(place: Place, resource_id: str, moment: datetime) -> bool:
+    """Whether a volume has been written to: it may have been attached, and detached again, between two scans.
+
+    It is told only while it is attached (EBS, "Amazon CloudWatch metrics for Amazon EBS"), and some minutes later.
+    """
+    dimensions = [{"Name": "VolumeId", "Value": resource_id}]
+    writes = {"Namespace": "AWS/EBS", "MetricName": "VolumeWriteOps", "Dimensions": dimensions}
+    query = {"Id": "writes", "MetricStat": {"Metric": writes, "Period": 300, "Stat": "Sum"}}
+    answer = place.clients("cloudwatch").get_metric_data(
+        MetricDataQueries=[query], StartTime=moment - timedelta(minutes=5), EndTime=place.now
+    )
+    return any(any(result["Values"]) for result in answer["MetricDataResults"])
 
 
 def _one_snapshot(place: Place, snapshot_id: str) -> dict[str, Any] | None:
