@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from lamplighter.cloud.marks import KEEP, STACK_TAG
 from tests.template.project import Function, Project
 from tests.template.test_jobs import JOBS
 
@@ -105,3 +106,23 @@ def test_what_is_kept_outlives_the_stack() -> None:
             assert (raw["DeletionPolicy"], raw["UpdateReplacePolicy"]) == ("RetainExceptOnCreate", "Retain"), (
                 f"{name} holds data."
             )
+
+
+def test_the_actions_on_findings_are_denied_on_what_is_to_be_kept_and_on_the_stack_itself() -> None:
+    """FAILURES 14: the cleanup stack deleted itself. CreateSnapshot changes nothing of what it is of."""
+    (function,) = [function for function in PROJECT.functions if function.job == "cloud-actions"]
+    statements = [one for policy in function.properties["Policies"] for one in policy.get("Statement", ())]
+    changing = {
+        action
+        for statement in statements
+        for action in as_list(statement["Action"])
+        if statement["Effect"] == "Allow" and action.startswith(("ec2:", "elasticloadbalancing:"))
+        if not action.partition(":")[2].startswith(("Describe", "List", "CreateSnapshot"))
+    }
+    denied = {json.dumps(one["Condition"]): one for one in statements if one["Effect"] == "Deny"}
+    assert denied.keys() == {
+        json.dumps({"Null": {f"aws:ResourceTag/{KEEP}": "false"}}),
+        json.dumps({"StringEquals": {f"aws:ResourceTag/{STACK_TAG}": {"Ref": "AWS::StackName"}}}),
+    }
+    for statement in denied.values():
+        assert (set(statement["Action"]), statement["Resource"]) == (changing, "*")
