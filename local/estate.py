@@ -30,6 +30,7 @@ OWNERS: Final = ("platform", "search", "payments", "analytics")
 STOPPED: Final = "%Y-%m-%d %H:%M:%S GMT"
 WORLD: Final = {"CidrIp": "0.0.0.0/0"}
 WORLD_IPV6: Final = {"CidrIpv6": "::/0"}
+HALVES: Final = ({"CidrIp": "0.0.0.0/1"}, {"CidrIp": "128.0.0.0/1"})
 OFFICE: Final = {"CidrIp": "203.0.113.0/24"}
 WITHIN: Final = {"CidrIp": "10.0.0.0/8"}
 
@@ -41,6 +42,7 @@ INGRESS: Final[Mapping[str, tuple[bool, str, int | None, int | None, tuple[Mappi
     "everything-world": (True, "-1", None, None, (WORLD,)),
     "all-ports-world": (True, "tcp", 0, 65535, (WORLD, WORLD_IPV6)),
     "memcached-udp-world": (True, "udp", 11211, 11211, (WORLD,)),
+    "ssh-world-in-halves": (True, "tcp", 22, 22, HALVES),
     "postgres-world-and-office": (True, "tcp", 5432, 5432, (OFFICE, WORLD)),
     "web-world": (False, "tcp", 443, 443, (WORLD, WORLD_IPV6)),
     "ephemeral-world": (False, "tcp", 50071, 60000, (WORLD,)),
