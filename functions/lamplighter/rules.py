@@ -58,6 +58,15 @@ RULES: Final[Mapping[str, Rule]] = {
             where="refresh_expires_at IS NULL OR refresh_expires_at < :cutoff",
             action=Delete(),
         ),
+        Rule(  # C14: what is open stays; for a month the scans' actions still look after marks
+            name="resolved_findings",
+            table="findings",
+            clock="resolved_at",
+            where="status = 'resolved'",
+            keep=timedelta(days=365),
+            floor=timedelta(days=31),
+            action=Delete(),
+        ),
         Rule(  # B3
             name="job_history",
             table="job_history",

@@ -148,6 +148,34 @@ def test_only_tokens_that_are_of_no_more_use_go(engine: Engine) -> None:
     assert left(engine, "tokens", "id") == {name for name in ends if name.startswith("stays")}
 
 
+def test_findings_go_a_year_after_they_were_resolved_and_open_ones_never(engine: Engine) -> None:
+    """C14."""
+    resolved = {"stays": NOW - 365 * DAY + MINUTE, "goes": NOW - 365 * DAY - MINUTE, "stays open": None}
+    rows = {
+        name: {
+            "account_id": "111122223333",
+            "region": "eu-west-1",
+            "check_id": "idle_cpu",
+            "resource_id": name,
+            "resource_type": "AwsEc2Instance",
+            "kind": "idle_instance",
+            "title": "An instance is idle",
+            "severity": "low",
+            "confidence": 1,
+            "status": "resolved" if at else "open",
+            "first_seen_at": NOW - 999 * DAY,
+            "last_seen_at": NOW - 998 * DAY,
+            "resolved_at": at,
+            "job_id": "job",
+        }
+        for name, at in resolved.items()
+    }
+    insert(engine, "findings", rows)
+
+    assert run(engine, "resolved_findings") == 1
+    assert left(engine, "findings", "resource_id") == {"stays", "stays open"}
+
+
 def test_the_history_goes_thirty_days_after_it_was_copied(engine: Engine) -> None:
     """B3: not after the job finished, which may be longer ago."""
     rows = {
