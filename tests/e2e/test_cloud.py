@@ -73,8 +73,7 @@ def test_a_scan_goes_through_accounts_and_regions_and_tells_of_those_that_it_can
     assert (output["status"], output["finished"]) == ("completed_with_errors", True)
     regions = output["phases"]["regions"]
     lines = {(line["account"], line["region"]): line for line in regions["regions"]}
-    assert lines.keys() == READ | {(STRANGER, region) for region in REGIONS}
-    assert {key for key, line in lines.items() if "error" not in line} == READ
+    assert lines.keys() == READ
     assert len(output["errors"]) == len(REGIONS)
     for error, region in zip(output["errors"], REGIONS, strict=True):
         assert error.startswith(f"regions: {STRANGER}/{region}: Permanent: The role arn:aws:iam::{STRANGER}:role/")
@@ -82,7 +81,7 @@ def test_a_scan_goes_through_accounts_and_regions_and_tells_of_those_that_it_can
     assert found.keys() == planted(stack, *(check.id for check in SECURITY))
     assert (regions["findings"], regions["opened"], regions["resolved"]) == (len(found), len(found), 0)
     assert {row.status for row in found.values()} == {"open"}
-    assert all(line["api_calls"] >= 8 for key, line in lines.items() if key in READ)
+    assert all(line["api_calls"] >= 8 for line in lines.values())
 
     row = stack.ledger.get(output["job_id"])
     assert (row.status, row.progress, row.trigger) == (Status.COMPLETED, 100, Trigger.CLI)
@@ -103,20 +102,22 @@ def test_the_waste_scan_finds_what_was_planted_and_keeps_first_sights(stack: Dep
     """C2-C7; C5: a volume is waste only once it has been seen unattached for as long as the limit says."""
     checks = [check.id for check in WASTE if check.id != "unattached_volumes"]
     client = ec2(stack)
-    volume = client.create_volume(AvailabilityZone=f"{REGIONS[0]}a", Size=8, Encrypted=True)["VolumeId"]
-    machine.run(job_type="waste_scan")
+    volume = client.create_volume(AvailabilityZone=f"{REGIONS[0]}a", Size=8, VolumeType="gp3", Encrypted=True)
+    try:
+        machine.run(job_type="waste_scan")
+    finally:
+        client.delete_volume(VolumeId=volume["VolumeId"])
     assert kept(stack, *checks).keys() == planted(stack, *checks)
     assert kept(stack, "unattached_volumes") == {}
     rows = stack.sql("SELECT account_id, region, volume_id FROM unattached_volumes")
     seen = {(account, region, "unattached_volumes", id_) for account, region, id_ in rows}
     waste = planted(stack, "unattached_volumes")
-    assert waste | {(HOME, REGIONS[0], "unattached_volumes", volume)} <= seen
+    assert waste | {(HOME, REGIONS[0], "unattached_volumes", volume["VolumeId"])} <= seen
 
     stack.sql("UPDATE unattached_volumes SET first_seen_at = first_seen_at - interval '15 days'")
-    client.delete_volume(VolumeId=volume)
     machine.run(job_type="waste_scan")
     assert kept(stack, "unattached_volumes").keys() == waste
-    assert stack.sql("SELECT 1 FROM unattached_volumes WHERE volume_id = :id", id=volume) == []
+    assert stack.sql("SELECT 1 FROM unattached_volumes WHERE volume_id = :id", id=volume["VolumeId"]) == []
 
 
 def test_a_finding_is_resolved_when_its_resource_is_mended_and_reopened_when_it_is_not(

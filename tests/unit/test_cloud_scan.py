@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from lamplighter.cloud import cloud_scan, targets
 from lamplighter.cloud.cloud_region import Scanned
 from lamplighter.cloud.targets import Target
+from lamplighter.kernel import fan_out
 from lamplighter.kernel.cloud import Targets
 from lamplighter.kernel.errors import Permanent
 from lamplighter.kernel.phases import Done, Outcome, PhaseParams
@@ -124,6 +126,22 @@ def test_the_regions_are_added_up_and_each_keeps_its_own_numbers() -> None:
     assert told.counts() == (7, 0)
     assert told.failures == [f"{OTHER}/eu-west-1: Permanent: The role cannot be assumed"]
     assert told.remarks == [remark]
-    assert told.regions[1]["findings"] == 4
-    assert told.regions[2] == lost.item | {"error": lost.error}
+    assert told.regions == [
+        {"account": OWN, "region": "eu-west-1", "findings": 3, "monthly_usd": 10.104, "api_calls": 12, "seconds": 1.5},
+        {"account": OWN, "region": "us-east-1", "findings": 4, "monthly_usd": 0.2, "resolved": 1},
+    ]
     assert cloud_scan.summed(cloud_scan.Scan, [done("eu-west-1")]).status == "completed"
+
+
+@pytest.mark.parametrize("error", [None, "x" * fan_out.SENTENCE])
+def test_five_hundred_regions_fit_a_state_whatever_becomes_of_them(error: str | None) -> None:
+    """Step Functions takes 256 KiB ("Quotas"); and nothing of the report is shortened."""
+    numbers = {name: 12_345 for name in Scanned.model_fields if name not in ("status", "remark")}
+    items = [done("ap-southeast-2", **numbers) for _ in range(targets.MOST)]
+    if error:
+        items = [Done(item=item.item, error=error) for item in items]
+    travelling = len(json.dumps([one.model_dump(mode="json", exclude_defaults=True) for one in items]))
+    reported = len(cloud_scan.summed(cloud_scan.Scan, items).model_dump_json())
+    parts = len(json.dumps([{"value": one.item, "progress": 50} for one in items]))
+    assert reported < fan_out.REPORT_LIMIT
+    assert travelling + parts < 250_000

@@ -288,7 +288,7 @@ def test_no_item_is_begun_that_could_outlast_the_execution_and_the_next_one_does
 
     world.body = body
     output = world.run()
-    assert (output["finished"], output["phases"]["rooms"]["rooms"]) == (False, ["1", "2", "3", "4"])
+    assert (output["finished"], output["phases"]["rooms"]["rows"]) == (False, 10)
     assert (world.row().status, world.row().continuation) == (Status.PENDING, 1)
     world.begun.clear()
     output = world.go_on()

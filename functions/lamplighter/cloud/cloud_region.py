@@ -113,11 +113,11 @@ def scan(clients: Watched, target: Target, run: Run, now: datetime) -> Scanned:
     exemptions, remark = _exemptions(now)
     judgement = look(clients, target, run.job.job_type, run.settings, now=now, preview=run.job.dry_run)
     fan_out.ask(run)
-    exempted = [one for one in judgement.findings if exemptions and exemptions.covering(one, now)]
+    alerting = [one for one in judgement.findings if not (exemptions and exemptions.covering(one, now))]
     report = Scanned(
         findings=len(judgement.findings),
-        monthly_usd=round(monthly_total([one for one in judgement.findings if one not in exempted]), 2),
-        exempted=len(exempted),
+        monthly_usd=round(monthly_total(alerting), 2),
+        exempted=len(judgement.findings) - len(alerting),
         unknown=len(judgement.unknown),
         remark=remark,
     )

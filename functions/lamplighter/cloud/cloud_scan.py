@@ -10,7 +10,7 @@ an item for the function `cloud-region`; one region's failure is told of, and th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
 from typing import Any, Final
@@ -32,8 +32,9 @@ class Summed(Report):
     """What the regions came to: each one's own numbers, and what went wrong."""
 
     regions: list[dict[str, Any]] = []
+    """Those that were read."""
     failures: list[str] = []
-    """Why a region could not be read."""
+    """Why others could not be: `account/region: error`."""
     remarks: list[str] = []
 
 
@@ -57,11 +58,11 @@ def summed[R: Summed](kind: type[R], done: Sequence[Done]) -> R:
     """The items' reports added up."""
     reports = [one.outcome.report for one in done if one.outcome]
     numbers = [name for name, field in kind.model_fields.items() if field.annotation in (int, float)]
-    failed = [one for one in done if one.error]
+    failures = [f"{one.item['account']}/{one.item['region']}: {one.error}" for one in done if one.error]
     return kind(
-        status="completed_with_errors" if failed else "completed",
-        regions=[one.item | (one.outcome.report if one.outcome else {"error": one.error}) for one in done],
-        failures=[f"{one.item['account']}/{one.item['region']}: {one.error}" for one in failed],
+        status="completed_with_errors" if failures else "completed",
+        regions=[one.item | _without_remark(one.outcome.report) for one in done if one.outcome],
+        failures=failures,
         remarks=list(dict.fromkeys(report["remark"] for report in reports if report.get("remark"))),
         **{name: round(sum(report.get(name, 0) for report in reports), 2) for name in numbers},
     )
@@ -82,7 +83,7 @@ def report(run: Run) -> Reported:
         return Reported(findings=everything.findings, monthly_usd=round(everything.monthly_usd, 2))
     state = run.job.checkpoint or {}  # of the whole run: what the phases before this one came to
     regions = state.get("outcomes", {}).get("regions", {}).get("report", {})
-    lines: Iterable[Mapping[str, Any]] = regions.get("regions") or ()
+    failures: Any = regions.get("failures")
     with engine().connect() as connection:
         unknown = list(undetermined(connection, run.job_id))
     made = generate_waste_report(
@@ -92,11 +93,7 @@ def report(run: Run) -> Reported:
         job_id=run.job_id,
         job_type=run.job.job_type,
         now=run.now(),
-        regions_failed=[
-            FailedRegion(account=line["account"], region=line["region"], reason=line["error"])
-            for line in lines
-            if "error" in line
-        ],
+        regions_failed=[FailedRegion(**_failed(one)) for one in failures] if isinstance(failures, list) else (),
         unknown=unknown,
         remarks=regions.get("remarks") or (),
     )
@@ -105,6 +102,18 @@ def report(run: Run) -> Reported:
         monthly_usd=round(made.totals.all.monthly_usd, 2),
         documents=made.documents,
     )
+
+
+def _without_remark(told: Mapping[str, Any]) -> dict[str, Any]:
+    """A region's numbers; its remark stands among those of all."""
+    return {name: value for name, value in told.items() if name != "remark"}
+
+
+def _failed(failure: str) -> dict[str, str]:
+    """What `summed` made a sentence of."""
+    account, _, rest = failure.partition("/")
+    region, _, reason = rest.partition(": ")
+    return {"account": account, "region": region, "reason": reason}
 
 
 def _regions(kind: type[Summed]) -> Phase:

@@ -29,6 +29,7 @@ from lamplighter.kernel import settings as settings_module
 from lamplighter.kernel.errors import AllItemsFailed, LostLease, Permanent, Retryable
 from lamplighter.kernel.job import STOP_MARGIN, Context, Report, Run, Unfinished, logged_as
 from lamplighter.kernel.ledger.ledger import Ledger
+from lamplighter.kernel.ledger.row import Job
 from lamplighter.kernel.ledger.transitions import MESSAGE_LIMIT
 from lamplighter.kernel.phases import (
     Caught,
@@ -51,9 +52,9 @@ logger = Logger()
 SENTENCE: Final = 200
 """Characters of an item's error that travel."""
 
-REPORT_LIMIT: Final = 100_000
-"""Characters of the phase's report that travel: some hundred bytes for each of five hundred items. Step Functions takes
-256 KiB in all ("Quotas")."""
+REPORT_LIMIT: Final = 150_000
+"""Characters of the phase's report that travel: three hundred for each of five hundred items. Step Functions takes
+256 KiB in all ("Quotas"), so while the items' own answers travel, the report's lists do not."""
 
 Body = Callable[[Run, dict[str, Any]], Report]
 
@@ -142,7 +143,7 @@ def work(event: Mapping[str, Any], context: Context, body: Body) -> dict[str, An
             return _told(Done(item=item, left=True))
         job = ledger.heartbeat(job, progress=share.item.progress, message=", ".join(map(str, item.values())))
         stop_at = began + max(function_time - STOP_MARGIN, function_time / 2)
-        run = _ItemRun(share, job=job, settings=settings, stop_at=stop_at, ledger=ledger)
+        run = _ItemRun(share.state, job, ledger, settings=settings, stop_at=stop_at)
         try:
             report = body(run, item)
         except Stopped as stopped:
@@ -187,8 +188,11 @@ def gather(event: Mapping[str, Any], types: Mapping[str, PhasedJob]) -> dict[str
         left = [one.item for one in state.results if one.left]
         state.parts, state.results = [], []
         report = division.gather(done)
-        here = {"done": [_told(one) for one in done], "left": left}
-        note(state, Unfinished(checkpoint=here, report=report) if left else report, cancelled=False, limit=REPORT_LIMIT)
+        if left and not job.cancel_requested:
+            here = {"done": [_told(one) for one in done], "left": left}
+            note(state, Unfinished(checkpoint=here, report=report), cancelled=False, limit=0)
+        else:
+            note(state, report, cancelled=bool(left), limit=REPORT_LIMIT)
         if done and not left and all(one.error for one in done):
             error = AllItemsFailed("; ".join(state.sentences)[:MESSAGE_LIMIT])
             anew = ledger.heartbeat(job, progress=job.progress, message=job.message, checkpoint={})
@@ -221,16 +225,16 @@ def _told(done: Done) -> dict[str, Any]:
 class _ItemRun(Run):
     """A run as one of its items sees it: it reads the row, which is that of all items together, and never writes it."""
 
-    def __init__(self, share: Share, **options: Any) -> None:
-        super().__init__(options.pop("job"), clock=options["ledger"].clock, logger=logger, **options)
-        self._state = share.state
+    def __init__(self, state: State, job: Job, ledger: Ledger, **options: Any) -> None:
+        super().__init__(job, ledger=ledger, clock=ledger.clock, logger=logger, **options)
+        self._state = state
+        self._row = ledger
 
     def beat(self) -> None:
         """Learn whether the run was cancelled, or its attempt declared dead."""
-        assert self._ledger is not None
         with self._writing:
             try:
-                self.job = held(self._ledger, self._state)
+                self.job = held(self._row, self._state)
             except LostLease as lease:
                 self._lost = lease
             self._beaten_at = self._clock()
