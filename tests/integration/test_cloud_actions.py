@@ -300,6 +300,25 @@ def test_what_changes_between_the_plan_and_the_act_is_kept(account: Account) -> 
     assert [len(account.ingress(group)) for group in groups] == [2, 1]
 
 
+@pytest.mark.parametrize(
+    "now_set",
+    [{}, {"open_ports": Remedy(action="tag", apply=True)}, {"open_ports": Remedy(action="revoke", after_days=0)}],
+    ids=["gone", "another", "preview"],
+)
+def test_a_remedy_that_is_taken_back_while_a_run_is_under_way_is_not_applied(
+    account: Account, now_set: dict[str, Remedy]
+) -> None:
+    group = account.open_group()
+    account.act("open_ports", "revoke")
+    job = account.job()
+    before = {"open_ports": Remedy(action="revoke", after_days=0, apply=True)}
+    assert isinstance(account.attempt(job, before, stops={2: "out_of_time"}), Unfinished)
+    report = account.attempt(job, {"missing_tags": Remedy(action="tag")} | now_set)
+    assert isinstance(report, Report)
+    assert set(report.outcomes) <= {"kept", "would_be_revoked"}
+    assert len(account.ingress(group)) == 1
+
+
 def test_an_exception_protects_and_a_bad_document_protects_everything(account: Account) -> None:
     excepted, other = account.open_group(), account.open_group()
     account.act("open_ports", "revoke")

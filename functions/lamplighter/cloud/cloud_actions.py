@@ -354,17 +354,12 @@ class Actions:
 
     def _dealt_with(self, entry: Entry, refused: Mapping[str, str], begun: bool) -> Entry:
         """The entry with what became of it. `begun`: an attempt that died may have done it already."""
+        if untouched := self._untouched(entry, refused):
+            return untouched
         account, region, check, resource_id = where(entry)
-        said = facts(entry)
-        settled = _SETTLED.get(said["step"])
-        if settled or (check in refused and said["step"] != "unmark"):
-            failure = said["reason"] if settled == "failed" else None
-            return replace(entry, outcome=settled or "refused", error=failure)
-        if self._run.job.dry_run or not self._remedies[check].apply:
-            return replace(entry, outcome=f"would_be_{said['outcome']}")
         try:
             place = self._place(account, region)
-            deal = self._acted if said["step"] == "act" else self._marked
+            deal = self._acted if facts(entry)["step"] == "act" else self._marked
             return deal(place, entry, check, resource_id, begun)
         except Kept as kept:
             return with_facts(entry, "kept", reason=str(kept))
@@ -375,6 +370,20 @@ class Actions:
         except failures(Permanent, Retryable) as error:
             logger.warning("a resource could not be dealt with", extra={"entry": entry.key}, exc_info=True)
             return replace(entry, outcome="failed", error=str(error))
+
+    def _untouched(self, entry: Entry, refused: Mapping[str, str]) -> Entry | None:
+        """The entry with its outcome, where nothing is done about it, or only would be."""
+        said, check = facts(entry), where(entry).check
+        remedy, settled = self._remedies.get(check), _SETTLED.get(said["step"])
+        if settled:
+            return replace(entry, outcome=settled, error=said["reason"] if settled == "failed" else None)
+        if check in refused and said["step"] != "unmark":
+            return replace(entry, outcome="refused")
+        if not remedy or remedy.action != said["action"]:
+            return with_facts(entry, "kept", reason="The settings have changed since the plan was made.")
+        if self._run.job.dry_run or not remedy.apply:
+            return replace(entry, outcome=f"would_be_{said['outcome']}")
+        return None
 
     def _marked(self, place: Place, entry: Entry, check: str, resource_id: str, _begun: bool) -> Entry:
         """Write the mark that the plan says, or take it away, if the resource's tags are as the plan saw them."""

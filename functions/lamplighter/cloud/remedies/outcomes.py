@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from itertools import islice
 from typing import Any, Final, NamedTuple
 
 from pydantic import BaseModel
@@ -119,12 +120,12 @@ def report(
         told: these entries.
         errors: beside those of single resources.
     """
-    news = [item(entry) for entry in told if entry.outcome not in UNTOUCHED]
+    news = (item(entry) for entry in told if entry.outcome not in UNTOUCHED)
     failures = [*errors, *tally.failures]
     return Report(
         status="completed_with_errors" if failures or tally.count["not_restorable"] else "completed",
         outcomes=dict(tally.count),
-        items=news[:NAMED],
+        items=list(islice(news, NAMED)),
         errors=failures,
         dry_run=dry_run,
         manifest=manifest,
