@@ -29,6 +29,13 @@ _PLACES: Final = {
 }
 """`module:name` of a JobType, or of a mapping that has it under its name."""
 
+UNDONE_BY: Final = {
+    "orphan_cleanup": "undo",
+    "waste_scan": "cloud_undo",
+    "security_enforcement": "cloud_undo",
+}
+"""The job type that takes back what a run did, by the run's own."""
+
 NAMES: Final = tuple(_PLACES)
 """All job types, those that workers outside Lambda bring along not among them."""
 

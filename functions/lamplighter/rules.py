@@ -67,6 +67,15 @@ RULES: Final[Mapping[str, Rule]] = {
             floor=timedelta(days=31),
             action=Delete(),
         ),
+        Rule(  # C7: the bucket keeps the documents as long
+            name="cloud_reports",
+            table="cloud_reports",
+            clock="created_at",
+            key="job_id",
+            keep=timedelta(days=365),
+            floor=timedelta(days=90),
+            action=Delete(),
+        ),
         Rule(  # B3
             name="job_history",
             table="job_history",

@@ -13,6 +13,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from local.cloud import EXTERNAL_ID, HOME, MEMBER, REGIONS, ROLE
+from local.signed import Api
 from tests.e2e.deployed import Deployed, Machine, Mailbox, eventually
 from tests.e2e.test_permissions import as_function
 
@@ -117,7 +118,9 @@ def test_what_is_previewed_is_marked_then_mended_and_can_be_undone(
         job = {"job_id": mended["job_id"]}
         assert stack.invoke("cloud-undo", job)["outcomes"] == {"would_be_restored": len(found) - 1}
         assert ingress(stack, PLACES[1], groups[PLACES[1]]) == office
-        undone = stack.invoke("cloud-undo", job | {"dry_run": False})
+        ordered = Api(stack.api_url).post("/api/undo", job | {"dry_run": False})
+        assert ordered.status_code == 202, ordered.text
+        undone = stack.becomes(ordered.json()["job_id"], "completed").result or {}
         assert (undone["status"], undone["outcomes"]) == ("completed", {"restored": len(found) - 1})
         assert ingress(stack, PLACES[1], groups[PLACES[1]]) == both
         assert PORTS not in tags(stack, PLACES[1], groups[PLACES[1]])

@@ -176,6 +176,25 @@ def test_findings_go_a_year_after_they_were_resolved_and_open_ones_never(engine:
     assert left(engine, "findings", "resource_id") == {"stays", "stays open"}
 
 
+def test_reports_go_after_a_year(engine: Engine) -> None:
+    """C7: the bucket keeps their documents as long."""
+    rows = {
+        name: {
+            "job_id": name,
+            "job_type": "waste_scan",
+            "created_at": NOW - age,
+            "monthly_usd": 1,
+            "totals": "{}",
+            "documents": "{}",
+        }
+        for name, age in {"stays": 365 * DAY - MINUTE, "goes": 365 * DAY + MINUTE}.items()
+    }
+    insert(engine, "cloud_reports", rows)
+
+    assert run(engine, "cloud_reports") == 1
+    assert left(engine, "cloud_reports", "job_id") == {"stays"}
+
+
 def test_the_history_goes_thirty_days_after_it_was_copied(engine: Engine) -> None:
     """B3: not after the job finished, which may be longer ago."""
     rows = {

@@ -14,11 +14,14 @@ from lamplighter.admin.audit_read import KEPT_DAYS
 from lamplighter.kernel.ledger import transitions
 from lamplighter.kernel.ledger.row import Job, Policy, Status, decode, encode
 from lamplighter.kernel.ledger.store import Change, difference, expectation
+from lamplighter.rules import RULES
 from tests.template.project import ROOT, STACK, Function, Project
 
 PROJECT = Project()
 ALARMS = PROJECT.of_type("AWS::CloudWatch::Alarm")
 NOW = datetime(2026, 11, 22, 3, tzinfo=UTC)
+REPORTS = "reports/"
+"""The folder of the archive bucket with what the cloud scans report."""
 
 
 def test_every_log_group_ends() -> None:
@@ -176,7 +179,13 @@ def test_the_audit_archives_objects_expire_and_its_chain_does_not() -> None:
     """REQUIREMENTS E1: kept for a configurable time. The links prove what is left, and what there has been."""
     lifecycle = PROJECT.resources["ArchiveBucket"]["Properties"]["LifecycleConfiguration"]["Rules"]
     expiring = {rule["Prefix"]: rule for rule in lifecycle if "ExpirationInDays" in rule}
-    assert expiring.keys() == {OBJECTS}
+    assert expiring.keys() == {OBJECTS, REPORTS}
     assert expiring[OBJECTS]["ExpirationInDays"] == {"Ref": "AuditArchiveDays"}
     assert not LINKS.startswith(OBJECTS)
     assert PROJECT.template["Parameters"]["AuditArchiveDays"]["Default"] == KEPT_DAYS
+
+
+def test_reports_are_kept_as_long_as_the_rows_that_name_them() -> None:
+    lifecycle = PROJECT.resources["ArchiveBucket"]["Properties"]["LifecycleConfiguration"]["Rules"]
+    [expiry] = [rule["ExpirationInDays"] for rule in lifecycle if rule.get("Prefix") == REPORTS]
+    assert timedelta(days=expiry) == RULES["cloud_reports"].keep

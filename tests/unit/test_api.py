@@ -71,6 +71,22 @@ def test_an_undo_is_a_job(ledger: Ledger) -> None:
     assert problem(post("/api/undo", {"job_id": NOBODY}))[0] == 404
 
 
+def test_a_scan_is_undone_by_the_undo_of_its_actions(ledger: Ledger) -> None:
+    """C13."""
+    scan = ledger.complete(ledger.start(ledger.new_job("waste_scan", POLICY)), {})
+    answer = post("/api/undo", {"job_id": scan.job_id, "dry_run": False})
+    assert (answer.status, answer.body["job_type"], answer.body["dry_run"]) == (202, "cloud_undo", False)
+
+
+def test_what_nothing_undoes_is_refused(ledger: Ledger) -> None:
+    cleanup = ledger.complete(ledger.start(ledger.new_job("cleanup", POLICY)), {})
+    status, kind, detail = problem(post("/api/undo", {"job_id": cleanup.job_id}))
+    assert (status, kind) == (409, "not-undoable")
+    assert detail == (
+        f"Job {cleanup.job_id} is a cleanup; what can be undone is orphan_cleanup, waste_scan, security_enforcement."
+    )
+
+
 @pytest.mark.parametrize(
     ("body", "field", "said"),
     [

@@ -25,6 +25,7 @@ def test_the_defaults_are_the_requirements() -> None:
         "sessions": timedelta(0),  # E1
         "tokens": timedelta(0),
         "resolved_findings": 365 * DAY,
+        "cloud_reports": 365 * DAY,
         "job_history": 30 * DAY,  # B3
     }
 

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any, Final, Self
+from typing import Any, Final
 
 from aws_lambda_powertools import Logger
-from pydantic import Field, model_validator
 
 from lamplighter.cloud.marks import KEEP, key_of
 from lamplighter.cloud.remedies import ACTIONS, tags
@@ -32,31 +31,13 @@ from lamplighter.kernel.deletion import (
     verified,
 )
 from lamplighter.kernel.errors import Permanent, Retryable
-from lamplighter.kernel.job import Params as JobParams
 from lamplighter.kernel.job import Run, Unfinished, job
+from lamplighter.kernel.undo import UndoParams
 
 logger = Logger(child=True)
 
 _RUNS: Final = ("waste_scan", "security_enforcement")
 """Types of jobs that act."""
-
-
-class Params(JobParams):
-    """What a run takes: the scan's job, or the address of its actions' manifest."""
-
-    job_id: str | None = None
-    """The scan whose actions are to be undone."""
-    manifest: str | None = None
-    """The key of their manifest in the archive bucket, as the report gives it: for runs the ledger has forgotten."""
-    sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
-    """The manifest's hash, from the same report."""
-    dry_run: bool = True
-
-    @model_validator(mode="after")
-    def _one_way(self) -> Self:
-        if bool(self.job_id) == bool(self.manifest) or bool(self.manifest) != bool(self.sha256):
-            raise ValueError("give either job_id, or manifest and sha256")
-        return self
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,8 +50,8 @@ class _Done:
     """Of a run that died: entries that it may have acted upon without writing it down."""
 
 
-@job("cloud_undo", params=Params, timeout=timedelta(minutes=15), singleton=True)
-def handler(run: Run, params: Params) -> Report | Unfinished:
+@job("cloud_undo", params=UndoParams, timeout=timedelta(minutes=15), singleton=True)
+def handler(run: Run, params: UndoParams) -> Report | Unfinished:
     """Take back what the actions of a run did.
 
     Raises:
@@ -116,7 +97,7 @@ def handler(run: Run, params: Params) -> Report | Unfinished:
     return Unfinished(checkpoint={"parts": len(done.parts)}, report=answer) if unfinished else answer
 
 
-def _by_manifest(s3: Any, params: Params) -> _Done:
+def _by_manifest(s3: Any, params: UndoParams) -> _Done:
     address = ManifestAddress(bucket=archive_bucket(), key=params.manifest or "", sha256=params.sha256 or "")
     manifest = verified(s3, address)
     return _Done(planned_at=manifest.planned_at, parts=manifest.parts, begun=[])
@@ -140,10 +121,7 @@ def _by_job(s3: Any, job_id: str) -> _Done:
     if not known:
         raise Permanent(f"job_id: {job_id} acted upon nothing.")
     plan, _ = known
-    parts: list[Part] = []
-    while len(parts) < plan.parts and (outcome := archive.outcome(len(parts))):
-        parts.append(outcome[0])
-    begun = archive.plan_part(len(parts)) if len(parts) < plan.parts else []
+    parts, begun = archive.done_so_far(plan)
     return _Done(planned_at=plan.planned_at, parts=parts, begun=[entry for entry in begun if _undoable(entry)])
 
 

@@ -250,6 +250,14 @@ class Archive:
         entries = _unpack(body)
         return Part(key=self._outcome_key(number), sha256=_sha256(body), entries=len(entries)), entries
 
+    def done_so_far(self, plan: Plan) -> tuple[list[Part], list[Entry]]:
+        """Of a run that died before its manifest: the parts whose outcome is known, and the entries of the part after
+        them, which it may have acted upon without writing it down."""
+        parts: list[Part] = []
+        while len(parts) < plan.parts and (outcome := self.outcome(len(parts))):
+            parts.append(outcome[0])
+        return parts, self.plan_part(len(parts)) if len(parts) < plan.parts else []
+
     def write_manifest(self, manifest: Manifest) -> ManifestAddress:
         """The last word on this run; when an attempt before has had it, that one stands."""
         key = f"{self._manifests}{manifest.planned_at:%Y-%m-%dT%H:%M:%S}Z-{manifest.job_id}.json"

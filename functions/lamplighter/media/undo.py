@@ -9,9 +9,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final, Self
-
-from pydantic import Field, model_validator
+from typing import TYPE_CHECKING, Any, Final
 
 from lamplighter.kernel.deletion import (
     Archive,
@@ -26,9 +24,9 @@ from lamplighter.kernel.deletion import (
     verified,
 )
 from lamplighter.kernel.errors import Permanent
-from lamplighter.kernel.job import Params as JobParams
 from lamplighter.kernel.job import Report as JobReport
 from lamplighter.kernel.job import Run, Unfinished, job
+from lamplighter.kernel.undo import UndoParams
 from lamplighter.media.removal import own_marker
 
 if TYPE_CHECKING:
@@ -36,24 +34,6 @@ if TYPE_CHECKING:
 
 THREADS: Final = 16
 """Objects looked at, at once; as many as the client has connections."""
-
-
-class Params(JobParams):
-    """What a run takes: the cleanup's job, or the address of its manifest."""
-
-    job_id: str | None = None
-    """The orphan cleanup to undo."""
-    manifest: str | None = None
-    """The key of its manifest in the archive bucket, as its report gives it: for runs the ledger has forgotten."""
-    sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
-    """The manifest's hash, from the same report."""
-    dry_run: bool = True
-
-    @model_validator(mode="after")
-    def _one_way(self) -> Self:
-        if bool(self.job_id) == bool(self.manifest) or bool(self.manifest) != bool(self.sha256):
-            raise ValueError("give either job_id, or manifest and sha256")
-        return self
 
 
 class Report(JobReport):
@@ -90,8 +70,8 @@ class _Deleted:
     """Of a run that died: entries that it may have deleted without writing it down."""
 
 
-@job("undo", params=Params, timeout=timedelta(minutes=15), singleton=True)
-def handler(run: Run, params: Params) -> Report | Unfinished:
+@job("undo", params=UndoParams, timeout=timedelta(minutes=15), singleton=True)
+def handler(run: Run, params: UndoParams) -> Report | Unfinished:
     """Restore what a cleanup deleted.
 
     Raises:
@@ -139,7 +119,7 @@ def handler(run: Run, params: Params) -> Report | Unfinished:
     return _report(done.tally, duration, dry_run=params.dry_run, manifest=manifest)
 
 
-def _by_manifest(s3: Any, params: Params) -> _Deleted:
+def _by_manifest(s3: Any, params: UndoParams) -> _Deleted:
     address = ManifestAddress(bucket=archive_bucket(), key=params.manifest or "", sha256=params.sha256 or "")
     return _of(verified(s3, address))
 
@@ -163,15 +143,13 @@ def _by_job(s3: Any, job_id: str) -> _Deleted:
     plan, _ = known
     if not plan.accepted:
         raise Permanent(f"job_id: {job_id} was refused by the governor: it deleted nothing.")
-    parts: list[Part] = []
-    while len(parts) < plan.parts and (outcome := archive.outcome(len(parts))):
-        parts.append(outcome[0])
+    parts, begun = archive.done_so_far(plan)
     return _Deleted(
         bucket=plan.scope.partition("/")[0],
         scope=plan.scope,
         planned_at=plan.planned_at,
         parts=parts,
-        begun=archive.plan_part(len(parts)) if len(parts) < plan.parts else [],
+        begun=begun,
     )
 
 

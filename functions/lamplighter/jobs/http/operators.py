@@ -65,7 +65,7 @@ class Order(Body):
 
 
 class Undo(Body):
-    """A cleanup to undo."""
+    """A run to undo."""
 
     job_id: JobId
     dry_run: bool = True
@@ -292,16 +292,19 @@ def redrive(job_id: JobIdInPath) -> Response[Whole]:
 
 @router.post(
     "/api/undo",
-    summary="Undo an orphan cleanup",
-    description="A preview unless `dry_run` is false.",
+    summary="Undo an orphan cleanup, or what a cloud scan did about findings",
+    description="A preview unless `dry_run` is false. 409 when nothing undoes jobs of the type.",
     operation_id="undo",
     tags=JOBS,
     responses=documented(MADE, 404, 409, body=True),
 )
 def undo(told: Undo, idempotency_key: IdempotencyKey = None) -> Response[Whole]:
-    """REQUIREMENTS A7."""
-    Ledger.from_environment().get(told.job_id)
-    return _ordered("undo", told.model_dump(), idempotency_key)
+    """REQUIREMENTS A7, C13."""
+    done = Ledger.from_environment().get(told.job_id)
+    if done.job_type not in catalogue.UNDONE_BY:
+        undone = ", ".join(catalogue.UNDONE_BY)
+        raise conflict("not-undoable", f"Job {told.job_id} is a {done.job_type}; what can be undone is {undone}.")
+    return _ordered(catalogue.UNDONE_BY[done.job_type], told.model_dump(), idempotency_key)
 
 
 @router.post(
