@@ -10,6 +10,7 @@ Free tiers are not deducted.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 from statistics import median
 from typing import Any, Final
@@ -17,7 +18,8 @@ from typing import Any, Final
 from bench.deployed import Deployed, deployed
 from bench.emulator import emulated
 from bench.tables import show
-from lamplighter.library.cleanup import TYPES
+from lamplighter.cloud import cloud_scan
+from lamplighter.library import cleanup
 from local.stack import ROOT
 
 PRICES: Final = {
@@ -29,7 +31,7 @@ PRICES: Final = {
     "EventBridge Scheduler, invocations": (1.00 / 1e6, "Amazon EventBridge Pricing"),
     "DynamoDB, read request units": (0.125 / 1e6, "Amazon DynamoDB Pricing for On-Demand Capacity"),
     "DynamoDB, write request units": (0.625 / 1e6, "Amazon DynamoDB Pricing for On-Demand Capacity"),
-    "S3, listing requests": (0.005 / 1e3, "Amazon S3 Pricing"),
+    "S3, listing and writing requests": (0.005 / 1e3, "Amazon S3 Pricing"),
     "CloudWatch, custom metrics": (0.30, "Amazon CloudWatch Pricing"),
     "CloudWatch, alarms": (0.10, "Amazon CloudWatch Pricing"),
     "CloudWatch, GB of logs": (0.50, "Amazon CloudWatch Pricing"),
@@ -75,7 +77,7 @@ SCHEDULED: Final = {
 }
 
 DAY: Final = 24 * 60
-RUNS: Final = {
+CLEANUPS: Final = {
     "cleanup": 30,
     "upload_cleanup": 60,
     "session_cleanup": DAY / 4,
@@ -83,11 +85,14 @@ RUNS: Final = {
     "database_cleanup": DAY,
     "audit_archive": 30.4 * DAY,
 }
-"""Runs of the cleanup's state machine: minutes between two of a type."""
-STEP: Final = "cleanup"
-"""The function whose sample, a preview of one phase, stands for every step of a run."""
-STEP_CALLS: Final = 6
-"""Settings, the row twice, and what a phase asks."""
+SCANS: Final = {"waste_scan": DAY / 4, "security_enforcement": 60, "instance_health": DAY}
+"""Runs of the state machines: minutes between two of a type. The scans' are of one region, with no remedies set."""
+STEPS: Final = {"cleanup": 6, "cloud-scan": 6, "cloud-region": 24}
+"""Functions whose sample, a preview, stands for a step of a run, and the AWS calls in a row of each: settings, the row
+twice, and what a phase asks; of a region half of what it asks, side by side."""
+RUNS: Final = CLEANUPS | SCANS
+DOCUMENTS: Final = 5
+"""Objects that a report is made of, and its batches for Security Hub."""
 RUN_METRICS: Final = 2
 """Runs, Duration; the others are written where there is something to tell."""
 
@@ -132,26 +137,38 @@ def quantities(measured: dict[str, Measured], template: str) -> dict[str, float]
     ticks = {name: MONTH / scheduled.every_minutes for name, scheduled in SCHEDULED.items()}
     runs = {name: ticks[name] * scheduled.invocations for name, scheduled in SCHEDULED.items()}
     seconds = {name: measured[name].seconds(scheduled.calls) for name, scheduled in SCHEDULED.items()}
-    cleanup = measured["orphan-cleanup"]
-    seconds["orphan-cleanup"] += OBJECTS * SCAN * max(1, FULL_CPU_MB / cleanup.memory_mb) + OBJECTS / 1000 * CALL
+    stretched = max(1, FULL_CPU_MB / measured["orphan-cleanup"].memory_mb)
+    seconds["orphan-cleanup"] += OBJECTS * SCAN * stretched + OBJECTS / 1000 * CALL
     minute = SCHEDULED["timeout-checker"].invocations * seconds["timeout-checker"] + 30  # the wait between
     records = 3 * ticks["orphan-cleanup"]  # of a run's row in the stream: started, a heartbeat, ended
     phased = {name: MONTH / minutes for name, minutes in RUNS.items()}
-    phases = {name: len(TYPES[name].spans) for name in RUNS}
-    steps = sum(phased[name] * (2 + phases[name]) for name in RUNS)  # to begin, the phases, to finish
-    records += sum(phased[name] * (2 + 2 * phases[name]) for name in RUNS)
-    step = measured[STEP]
+    steps, transitions = Counter[str](), 0.0
+    for name in CLEANUPS:
+        phases = len(cleanup.TYPES[name].spans)
+        steps["cleanup"] += phased[name] * (2 + phases)  # to begin, the phases, to finish
+        transitions += phased[name] * (5 + 2 * phases)
+        records += phased[name] * (2 + 2 * phases)
+    for name in SCANS:
+        reports = "report" in cloud_scan.TYPES[name].spans
+        steps["cloud-region"] += phased[name]
+        steps["cloud-scan"] += phased[name] * (4 + reports)  # to begin, to divide, to gather, the report, to finish
+        transitions += phased[name] * (11 + 2 * reports)
+        records += phased[name] * (5 + 2 * reports)
+    reported = sum(phased[name] for name in SCANS if "report" in cloud_scan.TYPES[name].spans)
     return {
-        "Lambda, requests": sum(runs.values()) + steps + 2 * records,
+        "Lambda, requests": sum(runs.values()) + steps.total() + 2 * records,
         "Lambda, GB-seconds (arm64)": sum(runs[name] * seconds[name] * measured[name].memory_mb / 1024 for name in runs)
-        + steps * step.seconds(STEP_CALLS) * step.memory_mb / 1024,
+        + sum(
+            steps[name] * measured[name].seconds(calls) * measured[name].memory_mb / 1024
+            for name, calls in STEPS.items()
+        ),
         "Step Functions, Express requests": ticks["timeout-checker"],
         "Step Functions, Express GB-seconds": ticks["timeout-checker"] * minute * EXPRESS_GB,
-        "Step Functions, Standard transitions": sum(phased[name] * (5 + 2 * phases[name]) for name in RUNS),
+        "Step Functions, Standard transitions": transitions,
         "EventBridge Scheduler, invocations": sum(ticks.values()) + sum(phased.values()),
-        "DynamoDB, read request units": runs["timeout-checker"] * 8 * 0.5 + ticks["schedule-watch"] + steps * 4,
+        "DynamoDB, read request units": runs["timeout-checker"] * 8 * 0.5 + ticks["schedule-watch"] + steps.total() * 4,
         "DynamoDB, write request units": ticks["schedule-watch"] + records * 10,  # a row of 2 KB and its index entries
-        "S3, listing requests": ticks["orphan-cleanup"] * OBJECTS / 1000,
+        "S3, listing and writing requests": ticks["orphan-cleanup"] * OBJECTS / 1000 + reported * DOCUMENTS,
         "CloudWatch, custom metrics": sum(
             measured[name].metrics * scheduled.metrics_hours for name, scheduled in SCHEDULED.items()
         )
@@ -159,7 +176,7 @@ def quantities(measured: dict[str, Measured], template: str) -> dict[str, float]
         "CloudWatch, alarms": len(re.findall(r"Type: AWS::CloudWatch::Alarm\b", template)),
         "CloudWatch, GB of logs": (
             sum(runs[name] * (measured[name].log_bytes + PLATFORM_LOG_BYTES) for name in runs)
-            + steps * (step.log_bytes + PLATFORM_LOG_BYTES)
+            + sum(steps[name] * (measured[name].log_bytes + PLATFORM_LOG_BYTES) for name in STEPS)
         )
         / 1e9,
         "X-Ray, traces": sum(ticks.values()) + sum(phased.values()) if "Tracing: Active" in template else 0,
@@ -172,7 +189,7 @@ def main() -> None:
     template = (ROOT / "template.yaml").read_text()
     with deployed() as stack:
         measured = {name: measure(stack, name, warm=scheduled.warm) for name, scheduled in SCHEDULED.items()}
-        measured[STEP] = measure(stack, STEP, warm=False)
+        measured |= {name: measure(stack, name, warm=False) for name in STEPS}
     show(
         "One invocation: measured processor time, and the time on AWS that follows from it",
         ["function", "how", "CPU ms", "memory MB", "calls in a row", "ms on AWS", "bytes logged", "metrics"],
@@ -188,7 +205,7 @@ def main() -> None:
                 measured[name].metrics,
             ]
             for name, scheduled in (
-                SCHEDULED | {STEP: Scheduled(every_minutes=RUNS["cleanup"], calls=STEP_CALLS)}
+                SCHEDULED | {name: Scheduled(every_minutes=60, calls=calls) for name, calls in STEPS.items()}
             ).items()
         ],
     )

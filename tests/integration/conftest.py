@@ -173,8 +173,8 @@ def cloud(cloud_server: Cloud, monkeypatch: pytest.MonkeyPatch) -> Iterator[Clou
     # What is tested is that calls are repeated, not that this takes its time.
     monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda self, context: 0)
     monkeypatch.setattr("botocore.retries.bucket.TokenBucket.acquire", lambda self, amount=1, block=True: True)
+    cloud_server.reset()  # moto keeps one cloud a process, in which other tests may have been
     yield cloud_server
-    cloud_server.reset()
 
 
 @pytest.fixture
