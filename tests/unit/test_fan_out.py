@@ -232,6 +232,13 @@ def test_when_every_item_fails_the_attempt_has_failed_and_is_tried_again_whole(w
     assert world.go_on()["phases"]["rooms"]["rows"] == 5
 
 
+def test_an_error_that_is_too_long_to_travel_ends_with_a_whole_word() -> None:
+    assert fan_out.short("The region is gone.") == "The region is gone."
+    told = fan_out.short("word " * 100)
+    assert told.endswith("word ...")
+    assert len(told) <= fan_out.SENTENCE
+
+
 def test_five_hundred_items_that_all_fail_with_long_errors_fit_a_state(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -57,8 +57,8 @@ th, td { text-align: left; vertical-align: top; padding: .4rem .6rem; border-top
 thead th { border-top: 0; color: var(--soft); font-weight: 600; white-space: nowrap }
 tbody th { font-weight: 600 } h2 .soft, th .soft { font-weight: 400 } td .soft, th .soft { display: block }
 .number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums }
-.wide { overflow-wrap: anywhere; min-width: 9rem } .finding { min-width: 10rem } .resource { min-width: 16rem }
-.evidence { min-width: 18rem }
+.wide { overflow-wrap: anywhere; min-width: 6rem } .finding { min-width: 9rem } .resource { min-width: 14rem }
+.evidence { min-width: 16rem }
 .evidence b { color: var(--soft); font-weight: 400 }
 .badge { display: inline-block; padding: 0 .45rem; border-radius: 99px; font-size: .78rem; font-weight: 600;
   color: var(--on); background: var(--informational) }
@@ -110,7 +110,7 @@ def _warnings(report: WasteReport) -> Markup:
     if not (report.regions_failed or report.remarks):
         return Markup("")
     failed = (
-        f"{one.account} {one.region} could not be scanned: {one.reason} What is said of it is what an earlier scan saw."
+        f"{one.account} {one.region} could not be scanned; what is said of it is what an earlier scan saw. {one.reason}"
         for one in report.regions_failed
     )
     told = (tag("li", sentence) for sentence in (*report.remarks, *failed))

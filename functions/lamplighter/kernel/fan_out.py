@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from datetime import timedelta
+from textwrap import shorten
 from typing import Any, Final
 
 from aws_lambda_powertools import Logger
@@ -215,7 +216,12 @@ def _division(state: State, types: Mapping[str, PhasedJob]) -> Division:
 
 
 def _failed(item: dict[str, Any], sentence: str) -> Done:
-    return Done(item=item, error=sentence.strip().partition("\n")[0][:SENTENCE])
+    return Done(item=item, error=short(sentence.strip().partition("\n")[0]))
+
+
+def short(sentence: str) -> str:
+    """As much of a sentence, in whole words, as may travel."""
+    return shorten(sentence, SENTENCE, placeholder=" ...")
 
 
 def _told(done: Done) -> dict[str, Any]:
