@@ -147,6 +147,33 @@ def test_a_finding_is_resolved_when_its_resource_is_mended_and_reopened_when_it_
         client.delete_security_group(GroupId=group)
 
 
+def test_an_exception_sets_a_finding_apart_in_the_store_the_report_and_the_api(
+    stack: Deployed, machine: Machine
+) -> None:
+    """C7, C13."""
+    account, region, check, resource = min(planted(stack, "open_ports"))
+    exception = {"check": check, "resource": resource, "reason": "A bastion", "owner": "ada", "expires": "2999-12-31"}
+    s3, document = stack.client("s3"), {"Bucket": stack.archive, "Key": "cloud/exceptions.json"}
+    s3.put_object(**document, Body=json.dumps({"exceptions": [exception]}))
+    try:
+        output = machine.run()
+    finally:
+        s3.delete_object(**document)
+    [apart] = [key for key, row in kept(stack, check).items() if row.exemption]
+    assert apart == (account, region, check, resource)
+    report = output["phases"]["report"]
+    assert report["findings"] == len(planted(stack, *(one.id for one in SECURITY))) - 1
+    page = s3.get_object(Bucket=stack.archive, Key=report["documents"]["html"].removeprefix(f"s3://{stack.archive}/"))
+    assert "A bastion" in page["Body"].read().decode()
+
+    api = Api(stack.api_url)
+    [listed] = api.get("/api/cloud/findings", exempted="true").json()["findings"]
+    assert (listed["resource_id"], listed["exemption"]["reason"]) == (resource, "A bastion")
+    assert api.get(f"/api/cloud/findings/{listed['id']}").json() == listed
+    [told] = api.get("/api/cloud/reports").json()["reports"]
+    assert (told["job_id"], told["documents"]) == (output["job_id"], report["documents"])
+
+
 def test_a_preview_says_what_it_would_find_and_leaves_nothing_behind(stack: Deployed, machine: Machine) -> None:
     """K11."""
     output = machine.run(dry_run=True)
