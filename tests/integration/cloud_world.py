@@ -64,12 +64,13 @@ class Cloud:
     def stop(self) -> None:
         self._server.shutdown()
 
-    def stopped(self, instance_id: str, *, ago: timedelta) -> None:
-        """Let an instance have been stopped so long ago."""
-        at = datetime.now(UTC) - ago
+    def stopped(self, instance_id: str, *, ago: timedelta) -> datetime:
+        """Let an instance have been stopped so long ago; when that was, to the second."""
+        at = datetime.now(UTC).replace(microsecond=0) - ago
         found = get_backend("ec2")[ACCOUNT][REGION].get_instance(instance_id)
         found.stop()
         found._reason = f"User initiated ({at:%Y-%m-%d %H:%M:%S} GMT)"
+        return at
 
     def give_away(self, image_id: str) -> None:
         """Let an image be another account's, shared with this one."""
