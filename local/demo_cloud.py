@@ -70,7 +70,7 @@ class Cloud:
             if "unattached_volumes" in one.found:
                 stage.database.run(
                     "INSERT INTO unattached_volumes VALUES (:account, :region, :volume, now() - interval '21 days')"
-                    " ON CONFLICT DO NOTHING",
+                    " ON CONFLICT (account_id, region, volume_id) DO UPDATE SET first_seen_at = excluded.first_seen_at",
                     account=one.account, region=one.region, volume=one.resource_id,
                 )  # fmt: skip
         took, _, report = self._scanned("waste_scan")
