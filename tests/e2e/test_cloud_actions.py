@@ -128,6 +128,32 @@ def test_what_is_previewed_is_marked_then_mended_and_can_be_undone(
         assert again["outcomes"] == {"already_restored": len(found) - 1}
 
 
+def test_missing_tags_are_added_and_taken_away_again(stack: Deployed, machine: Machine) -> None:
+    """C12, C13, in the own account and by a member's role."""
+    values = {"Owner": "nobody", "Environment": "unknown", "CostCenter": "none"}
+    remedy = {"action": "add_tags", "after_days": 0, "max_share": 1, "apply": True, "values": values}
+    owned = [{"ResourceType": "volume", "Tags": [{"Key": "Owner", "Value": "ada"}]}]
+    made = {}
+    for place in PLACES:
+        settings = {"AvailabilityZone": f"{place[1]}a", "Size": 1, "Encrypted": True, "TagSpecifications": owned}
+        made[place] = ec2(stack, place).create_volume(**settings)["VolumeId"]
+    try:
+        with remedied(stack, missing_tags=remedy):
+            marked = outcomes(stack, machine.run())
+            assert {marked[volume] for volume in made.values()} == {"marked"}
+            tagged = machine.run()
+            assert {outcomes(stack, tagged)[volume] for volume in made.values()} == {"tags_added"}
+            for place, volume in made.items():
+                there = tags(stack, place, volume)
+                assert {name: there[name] for name in values} == values | {"Owner": "ada"}
+            undone = stack.invoke("cloud-undo", {"job_id": tagged["job_id"], "dry_run": False})
+            assert undone["outcomes"].keys() == {"restored"}
+            assert all(tags(stack, *one) == {"Owner": "ada"} for one in made.items())
+    finally:
+        for place, volume in made.items():
+            ec2(stack, place).delete_volume(VolumeId=volume)
+
+
 def test_the_phase_can_be_previewed_by_hand(
     stack: Deployed, machine: Machine, groups: dict[tuple[str, str], str]
 ) -> None:
