@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -67,7 +67,7 @@ class Execution:
                             return
                         name = then
                     case "Map":
-                        name, data = self._map(name, state, data)
+                        name, data = yield from self._map(state, data)
                     case "Choice":
                         name = _choose(state, data)
                     case "Fail":
@@ -89,10 +89,14 @@ class Execution:
         given = within._filled(state["ItemSelector"], data)
         return replace(self, definition=state["ItemProcessor"], input=json.loads(json.dumps(given)), entered=[])
 
-    def _map(self, name: str, state: Mapping[str, Any], data: Any) -> tuple[str, Any]:
+    def _map(self, state: Mapping[str, Any], data: Any) -> Generator[str, None, tuple[str, Any]]:
         self.concurrency.append(_at(state["MaxConcurrencyPath"], data))
+        results = []
         try:
-            results = [self._part(state, data, item).run() for item in _at(state["ItemsPath"], data)]
+            for item in _at(state["ItemsPath"], data):
+                part = self._part(state, data, item)
+                yield from part.steps()
+                results.append(part.output)
         except ExecutionFailed as failure:
             return self._caught(state, data, failure.error, failure.cause)
         return state["Next"], data | {state["ResultPath"].removeprefix("$."): results}
@@ -108,8 +112,8 @@ class Execution:
         while True:
             given = self._filled(state["Parameters"], data)
             try:
-                answer = self.invoke(given["FunctionName"], json.loads(json.dumps(given["Payload"])))
-                result = {"Payload": json.loads(json.dumps(answer))}
+                answer = self.invoke(given["FunctionName"], _travelled(given["Payload"]))
+                result = {"Payload": _travelled(answer)}
                 return state.get("Next"), _at(state["OutputPath"], result)
             except (Exception, Killed) as error:  # noqa: BLE001 - as Lambda does
                 name = "Runtime.ExitError" if isinstance(error, Killed) else type(error).__name__
@@ -144,6 +148,13 @@ def load(text: str, **substitutions: str) -> dict[str, Any]:
     for name, value in substitutions.items():
         text = text.replace(f"${{{name}}}", value)
     return dict(yaml.safe_load(text))
+
+
+def _travelled(value: Any) -> Any:
+    """As it comes out of a state, which takes 256 KiB ("Quotas")."""
+    told = json.dumps(value)
+    assert len(told) < 256 * 1024
+    return json.loads(told)
 
 
 def _at(path: str, data: Any) -> Any:

@@ -9,57 +9,22 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any
+from typing import Any, Self
 from unittest.mock import patch
 
 import pytest
-from sqlalchemy import Engine, event, text
+from sqlalchemy import Engine, text
 
 from lamplighter.kernel import job as job_module
-from lamplighter.kernel.job import Run
-from lamplighter.kernel.ledger.row import Job, Status
-from lamplighter.library import cleanup, old_jobs, plans, stale_jobs
+from lamplighter.kernel.ledger.row import Status
+from lamplighter.library import old_jobs, plans, stale_jobs
 from tests.integration.cleanup_world import SYNC, TABLES, World
-from tests.memory_store import MemoryStore
-from tests.state_machine import Execution, ExecutionFailed, Killed
+from tests.integration.phases_world import FragileStore, Points, die_with, fragile, interleaved
+from tests.state_machine import ExecutionFailed
 
 OLD, YOUNG = timedelta(days=15), timedelta(days=13)
 PATIENT = replace(SYNC, pickup=timedelta(hours=9))
 PHASES = ("stale_jobs", "old_jobs", "downloads", "plans", "sessions")
-
-
-class Points:
-    """Numbers the moments at which a function can be killed, and kills it at the chosen one."""
-
-    def __init__(self) -> None:
-        self.passed = 0
-        self.deadly: int | None = None
-        self.armed = False
-
-    def __call__(self) -> None:
-        if self.armed:
-            self.passed += 1
-            if self.passed == self.deadly:
-                self.armed = False
-                raise Killed
-
-
-class FragileStore(MemoryStore):
-    """A store whose caller may be killed after each request."""
-
-    def __init__(self, point: Points) -> None:
-        super().__init__()
-        for name in ("create", "get", "apply", "apply_many", "remove_many", "statuses", "expired", "finished"):
-            setattr(self, name, self._fragile(getattr(self, name), point))
-
-    @staticmethod
-    def _fragile(whole: Callable[..., Any], point: Points) -> Callable[..., Any]:
-        def request(*args: Any, **options: Any) -> Any:
-            answer = whole(*args, **options)
-            point()
-            return answer
-
-        return request
 
 
 class Chaos(World):
@@ -109,31 +74,14 @@ class Chaos(World):
         self.stuck, self.waiting = set(ids[:5]), set(ids[5:])
 
     @contextmanager
-    def installed(self) -> Iterator[Chaos]:
-        """Every batch, request and statement of a function is a point; the clock goes on a second with each batch."""
-        stop = Run.stop
-
-        def stops(run: Run) -> Any:
-            self.point()
-            self.now += timedelta(seconds=1)
-            return stop(run)
-
-        def statement(*_: Any) -> None:
-            self.point()
-
-        with super().installed(), patch.object(Run, "stop", stops):
-            event.listen(self.engine, "after_cursor_execute", statement)
-            try:
-                yield self
-            finally:
-                event.remove(self.engine, "after_cursor_execute", statement)
+    def installed(self) -> Iterator[Self]:
+        """Every batch, request and statement of a function is a point."""
+        with super().installed(), fragile(self, self.point):
+            yield self
 
     def _invoke(self, function: str, payload: Any) -> Any:
-        self.point.armed = self.point.deadly is None or self.point.passed < self.point.deadly
-        try:
+        with self.point.within():
             return super()._invoke(function, payload)
-        finally:
-            self.point.armed = False
 
     # -- invariants --------------------------------------------------------------------------------------------------
 
@@ -174,10 +122,6 @@ class Chaos(World):
         assert told.pop("cleaned_jobs") <= EVERYTHING["cleaned_jobs"]
         assert told == {name: EVERYTHING[name] for name in told}
 
-    def runs(self) -> list[Job]:
-        """The rows of the cleanups."""
-        return [job for job in self.jobs() if job.job_type in cleanup.TYPES]
-
     def totals(self) -> dict[str, int]:
         """What the rows say was done, all runs together."""
         names = ("cleaned_jobs", "old_jobs_deleted", "old_downloads_deleted", "stuck_plans_updated")
@@ -216,7 +160,7 @@ def points_of(engine: Engine) -> int:
         world.verify()
         world.verify_done()
         assert world.totals() == EVERYTHING
-        return world.point.passed
+        return len(world.point.passed)
 
 
 def test_killed_at_every_point_it_loses_nothing_and_the_next_attempt_ends_it(engine: Engine) -> None:
@@ -230,10 +174,8 @@ def test_killed_at_every_point_it_loses_nothing_and_the_next_attempt_ends_it(eng
             with suppress(ExecutionFailed):
                 die_with(execution) if deadly % 2 else execution.run()
             # Near the end it may get away: how many statements a rule takes depends on where its rows lie.
-            assert world.point.passed == deadly or deadly > 0.9 * points
+            assert len(world.point.passed) == deadly or deadly > 0.9 * points
             world.point.deadly = 0
-            if execution.status == "RUNNING":
-                execution.status = "ABORTED"
             world.now += timedelta(minutes=5)
             world.settle()
             world.verify()
@@ -245,21 +187,6 @@ def test_killed_at_every_point_it_loses_nothing_and_the_next_attempt_ends_it(eng
             assert all(done <= EVERYTHING[name] for name, done in world.totals().items()), "counted twice"
 
 
-def die_with(execution: Execution) -> None:
-    """Run it; when a function of it is killed, it is gone at once."""
-    whole = execution.invoke
-
-    def invoke(function: str, payload: Any) -> Any:
-        try:
-            return whole(function, payload)
-        except Killed:
-            raise KeyboardInterrupt from None
-
-    execution.invoke = invoke
-    with suppress(KeyboardInterrupt):
-        execution.run()
-
-
 @pytest.mark.parametrize("seeds", [range(50), range(50, 100)], ids=str)
 def test_two_at_once_one_tick_twice_and_cancelled_at_random(engine: Engine, seeds: range) -> None:
     """K3, K6, K7: two executions step by step in any order, of one tick, of two, or by hand; one may be cancelled."""
@@ -268,7 +195,11 @@ def test_two_at_once_one_tick_twice_and_cancelled_at_random(engine: Engine, seed
         with Chaos(engine, rng).installed() as world:
             same = rng.random() < 0.5
             first, second = [world.tick(), world.tick()] if same else [world.execution(), world.tick(at=world.now)]
-            interleave(world, [first, second], rng, cancel=rng.random() < 0.5)
+            cancel = rng.random() < 0.5
+            for _ in interleaved([first, second], rng):
+                if cancel and world.store.locks and rng.random() < 0.2:
+                    world.ledger.cancel(world.store.locks["cleanup"])
+                    cancel = False
             world.settle()
             world.verify()
             ran = [job for job in world.runs() if job.status in (Status.COMPLETED, Status.CANCELLED)]
@@ -276,20 +207,6 @@ def test_two_at_once_one_tick_twice_and_cancelled_at_random(engine: Engine, seed
             world.run()
             world.verify()
             world.verify_told()
-
-
-def interleave(world: Chaos, executions: list[Execution], rng: random.Random, *, cancel: bool) -> None:
-    """A step of one, a step of another."""
-    going = [execution.steps() for execution in executions]
-    while going:
-        steps = rng.choice(going)
-        try:
-            next(steps)
-        except (StopIteration, ExecutionFailed):
-            going.remove(steps)
-        if cancel and world.store.locks and rng.random() < 0.2:
-            world.ledger.cancel(world.store.locks["cleanup"])
-            cancel = False
 
 
 def test_out_of_time_again_and_again_it_goes_on_and_counts_right(engine: Engine) -> None:
