@@ -64,6 +64,36 @@ class Reports:
                 row,
             )
 
+    def doubt(
+        self,
+        check: str,
+        *resources: str,
+        reason: str = "No agent.",
+        account: str = "111111111111",
+        region: str = "eu-west-1",
+    ) -> None:
+        """What a check could not judge."""
+        self.sql(
+            "INSERT INTO unjudged"
+            " VALUES (:account, :region, :check, :reason, CAST(:resources AS jsonb), :now, '01SCAN')",
+            account=account,
+            region=region,
+            check=check,
+            reason=reason,
+            resources=json.dumps(resources),
+            now=NOW,
+        )
+
+    def judged(self, check: str, at: datetime, *, account: str = "111111111111", region: str = "eu-west-1") -> None:
+        """When a check was judged last."""
+        self.sql(
+            "INSERT INTO judged_checks VALUES (:account, :region, :check, :at, '01SCAN')",
+            account=account,
+            region=region,
+            check=check,
+            at=at,
+        )
+
     def sql(self, statement: str, **values: Any) -> None:
         """A statement in a transaction of its own."""
         with self.engine.begin() as connection:

@@ -74,7 +74,7 @@ def test_findings_are_filtered(reports: Reports, query: dict[str, str]) -> None:
     [(name, value)] = query.items()
     wanted: dict[str, Any] = {columns.get(name, name): value}
     if name == "exempted":
-        wanted = {"exemption": {"reason": "a spare", "owner": "ann", "expires": "2027-01-31"}}
+        wanted = {"exemption": {"reason": "a spare", "owner": "ann", "expires": "2999-12-31"}}
     check = wanted.pop("check_id", "unattached_volumes")
     reports.find("vol-other")
     reports.find("vol-wanted", check=check, **wanted)
@@ -93,7 +93,7 @@ def test_pages_give_each_finding_once_however_many_are_alike(reports: Reports) -
 
 
 def test_a_finding_is_shown_with_all_there_is_of_it(reports: Reports) -> None:
-    exemption = {"check": "open_ports", "reason": "the bastion", "owner": "ann", "expires": "2027-01-31"}
+    exemption = {"check": "open_ports", "reason": "the bastion", "owner": "ann", "expires": "2999-12-31"}
     reports.find("sg-1", check="open_ports", evidence={"port": 22}, exemption=exemption, since=NOW - DAY)
     [listed] = get("/api/cloud/findings").body["findings"]
     shown = get(f"/api/cloud/findings/{listed['id']}").body
@@ -101,6 +101,16 @@ def test_a_finding_is_shown_with_all_there_is_of_it(reports: Reports) -> None:
     assert shown["evidence"] == {"port": 22}
     assert shown["exemption"] == exemption
     assert (shown["check"], shown["since"], shown["job_id"]) == ("open_ports", "2026-11-21T06:10:00Z", "01SCAN")
+
+
+def test_an_exception_that_has_expired_since_the_scan_exempts_nothing(reports: Reports) -> None:
+    """C13; as in the report."""
+    exemption = {"check": "open_ports", "reason": "the bastion", "owner": "ann", "expires": "2020-01-31"}
+    reports.find("sg-1", check="open_ports", exemption=exemption)
+    assert (resources(exempted="true"), resources(exempted="false")) == ([], ["sg-1"])
+    [listed] = get("/api/cloud/findings").body["findings"]
+    assert listed["exemption"] is None
+    assert get(f"/api/cloud/findings/{listed['id']}").body == listed
 
 
 def test_a_finding_that_is_not_there_is_not_found(reports: Reports) -> None:

@@ -168,20 +168,28 @@ def test_where_the_exemptions_are_not_known_each_finding_keeps_its_own(engine: E
     assert (kept["i-1"].exemption["reason"], kept["i-2"].exemption) == ("a spare", None)
 
 
-def unjudged(engine: Engine, job_id: str) -> list[tuple[str, str]]:
+def unjudged(engine: Engine) -> list[tuple[str, str, str]]:
     with engine.connect() as connection:
-        return sorted((one.check, one.resource_id) for one in findings.undetermined(connection, job_id))
+        rows = connection.execute(text("SELECT check_id, job_id, resources FROM unjudged")).all()
+    return sorted((row.check_id, resource, row.job_id) for row in rows for resource in row.resources)
 
 
 def test_what_could_not_be_judged_is_kept_until_the_next_scan_of_the_region(engine: Engine) -> None:
     blind = unknown("*", "open_ports")
     record(engine, judgement(unknown=(unknown("i-1"), unknown("i-2"), blind)), job_id="first")
-    assert unjudged(engine, "first") == [("idle_cpu", "i-1"), ("idle_cpu", "i-2"), ("open_ports", "*")]
+    first = [("idle_cpu", "i-1", "first"), ("idle_cpu", "i-2", "first"), ("open_ports", "*", "first")]
+    assert unjudged(engine) == first
     late = judgement(unknown=(unknown("i-9"),))
     record(engine, late, NOW - timedelta(hours=1), job_id="late")
-    assert (unjudged(engine, "late"), len(unjudged(engine, "first"))) == ([], 3)
+    assert unjudged(engine) == first
     record(engine, judgement(judged=CHECKS, unknown=(unknown("i-2"),)), later(1), job_id="second")
-    assert (unjudged(engine, "first"), unjudged(engine, "second")) == ([], [("idle_cpu", "i-2")])
+    assert unjudged(engine) == [("idle_cpu", "i-2", "second")]
+
+
+def test_a_late_scan_that_could_not_look_says_nothing_of_what_was_judged_since(engine: Engine) -> None:
+    record(engine, judgement(finding("i-1")), later(1))
+    record(engine, judgement(judged=(), unknown=(unknown("*"), unknown("*", "open_ports"))), NOW, job_id="late")
+    assert unjudged(engine) == [("open_ports", "*", "late")]
 
 
 def test_what_postgres_cannot_hold_and_what_a_check_finds_twice_spoil_nothing(engine: Engine) -> None:

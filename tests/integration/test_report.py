@@ -8,7 +8,6 @@ import tracemalloc
 from html.parser import HTMLParser
 from typing import Any
 
-from lamplighter.cloud.check import Undetermined
 from lamplighter.cloud.report import COLUMNS, RESOLVED_FOR
 from lamplighter.cloud.reported import FailedRegion, Point
 from lamplighter.cloud.totals import counted, monthly_total
@@ -96,6 +95,8 @@ def test_an_exception_that_has_expired_since_the_scan_exempts_nothing(reports: R
     assert reports.generate("01A").exempted.findings == 1
     tomorrow = reports.generate("01B", now=NOW + DAY)
     assert (tomorrow.exempted.findings, tomorrow.totals.all.findings) == (0, 1)
+    reports.sql("UPDATE findings SET status = 'resolved', resolved_at = :at", at=NOW + 25 * HOUR)
+    assert reports.generate("01C", now=NOW + 2 * DAY).changes.resolved == 1, "it was in the total before"
 
 
 def test_the_totals_are_those_of_the_rule(reports: Reports) -> None:
@@ -188,26 +189,73 @@ def test_a_report_is_kept_as_a_row_that_says_where_its_documents_are(reports: Re
 # -- what a reader has to know -----------------------------------------------------------------------------------------
 
 
-def test_what_could_not_be_judged_is_said(reports: Reports) -> None:
-    unknown = [
-        Undetermined(
-            account="111111111111", region="eu-west-1", check="idle_memory", resource_id=f"i-{n}", reason="No agent."
-        )
-        for n in range(7)
-    ]
-    unknown.append(
-        Undetermined(account="1", region="r", check="old_snapshots", resource_id="*", reason="images: refused")
-    )
+def test_what_could_not_be_judged_is_said_whichever_scan_tried(reports: Reports) -> None:
+    """The hourly report on security shows the waste, too: that some of it is unknown is not the waste scan's secret."""
+    reports.doubt("idle_memory", *(f"i-{n}" for n in range(7)))
+    reports.doubt("idle_memory", "i-9", region="us-east-1")
+    reports.doubt("old_snapshots", "*", reason="images: refused")
+    reports.doubt("a_check_that_was_taken_out", "*")
     failed = FailedRegion(account="222222222222", region="eu-south-1", reason="AccessDenied: the role is gone.")
-    report = reports.generate(unknown=unknown, regions_failed=[failed], remarks=["The exceptions could not be read."])
+    report = reports.generate(
+        job_type="security_enforcement", regions_failed=[failed], remarks=["The exceptions could not be read."]
+    )
     assert [(one.check, one.resources, len(one.examples)) for one in report.unknown] == [
-        ("idle_memory", 7, 5),
+        ("idle_memory", 8, 5),
         ("old_snapshots", 1, 1),
     ]
+    assert report.unknown[1].examples == ["111111111111/eu-west-1/*"]
     page = reports.read(report.documents["html"])
     for said in ("No agent.", "images: refused", "eu-south-1", "the role is gone", "The exceptions could not be read."):
         assert said in page
     assert reports.document(report).regions_failed == [failed]
+
+
+HERE, THERE = ("111111111111", "eu-west-1"), ("222222222222", "us-east-1")
+
+
+def test_what_is_scanned_no_more_is_in_no_total_and_that_is_said(reports: Reports) -> None:
+    """An account that has left must not cost anything for ever; nor may it vanish without a word."""
+    gone = {"account_id": "222222222222", "region": "us-east-1"}
+    reports.find("vol-1", monthly_usd=10.0)
+    reports.find("vol-2", monthly_usd=500.0, evidence={"price_source": "a price file"}, **gone)
+    reports.find("vol-3", monthly_usd=500.0, check="unencrypted_volumes", **gone)
+    reports.find("vol-4", status="resolved", resolved_at=NOW - HOUR, **gone)
+    reports.doubt("idle_cpu", "i-1", account="222222222222", region="us-east-1")
+    for place in (HERE, THERE):
+        for check in ("idle_cpu", "open_ports"):
+            reports.judged(check, NOW - HOUR, account=place[0], region=place[1])
+    report = reports.generate(places=[HERE])
+    assert (report.totals.all.findings, report.totals.all.monthly_usd) == (1, 10)
+    assert (report.changes.opened, report.changes.resolved) == (1, 0)
+    assert (report.unknown, report.price_sources) == ([], [])
+    assert report.remarks == [
+        "2 open findings are left out: cloud_targets no longer names where they are (222222222222/us-east-1)."
+    ]
+    assert [one.resource_id for one in reports.document(report).findings] == ["vol-1"]
+    assert [line["resource_id"] for line in reports.lines(report)] == ["vol-1"]
+    assert not [key for key in reports.stored() if "/asff/" in key]
+    back = reports.generate("01BACK", places=[HERE, THERE])
+    assert (back.totals.all.findings, back.remarks) == (3, [])
+
+
+def test_where_nobody_has_looked_for_days_or_ever_is_said(reports: Reports) -> None:
+    """A schedule that is off, a region that fails each time: what is said of it is old, or nothing."""
+    elsewhere = [("111111111111", f"eu-north-{n}") for n in range(5)]
+    reports.judged("idle_cpu", NOW - 10 * DAY)
+    reports.judged("idle_memory", NOW - 3 * DAY)
+    reports.judged("open_ports", NOW - 2 * DAY)
+    for account, region in elsewhere:
+        reports.judged("idle_cpu", NOW, account=account, region=region)
+    told = reports.generate(places=[HERE, *elsewhere])
+    assert told.remarks == [
+        "Nobody has looked for waste in 111111111111/eu-west-1 since 19 November 2026.",
+        "Nobody has looked for risks yet in 111111111111/eu-north-0, 111111111111/eu-north-1,"
+        " 111111111111/eu-north-2 and 2 others.",
+    ]
+    failed = [FailedRegion(account=account, region=region, reason="No.") for account, region in (HERE, *elsewhere)]
+    again = reports.generate("01B", places=[HERE, *elsewhere], regions_failed=failed)
+    assert len(again.remarks) == 1, "what this scan failed to read is said once"
+    assert again.remarks[0].startswith("Nobody has looked for risks yet")
 
 
 def test_the_source_of_prices_is_said(reports: Reports) -> None:
@@ -244,9 +292,9 @@ def test_what_is_hostile_is_only_text_on_the_page(reports: Reports) -> None:
     reports.find(HOSTILE, region=HOSTILE, account_id=HOSTILE, **values)
     reports.find(HOSTILE, check="unencrypted_volumes", **values)
     reports.find("vol-1", exemption=exemption, **values)
-    unknown = Undetermined(account=HOSTILE, region=HOSTILE, check=HOSTILE, resource_id=HOSTILE, reason=HOSTILE)
+    reports.doubt("idle_cpu", HOSTILE, reason=HOSTILE, account=HOSTILE, region=HOSTILE)
     failed = FailedRegion(account=HOSTILE, region=HOSTILE, reason=HOSTILE)
-    report = reports.generate(unknown=[unknown], regions_failed=[failed], remarks=[HOSTILE])
+    report = reports.generate(regions_failed=[failed], remarks=[HOSTILE])
     page = assert_well_formed(reports.read(report.documents["html"]))
     assert not {"script", "img", "iframe", "link"} & page.names
     assert page.text.count(HOSTILE) > 15

@@ -69,23 +69,21 @@ def summed[R: Summed](kind: type[R], done: Sequence[Done]) -> R:
 
 
 def report(run: Run) -> Reported:
-    """Report on all that is open, with what this scan could not read and could not judge; a preview writes nothing."""
-    from lamplighter.cloud.findings import undetermined
+    """Report on all that is open where scans look, with what this one could not read; a preview writes nothing."""
     from lamplighter.cloud.open_findings import OpenFindings
     from lamplighter.cloud.report import generate_waste_report
     from lamplighter.cloud.reported import FailedRegion
     from lamplighter.kernel.aws import client
     from lamplighter.kernel.database import engine
 
+    places = [(account, region) for account, region, _ in targets.checked(run.settings)]
     if run.job.dry_run:
-        with OpenFindings.snapshot(engine(), run.now()) as found:
+        with OpenFindings.snapshot(engine(), run.now(), places) as found:
             everything = found.totals().all
         return Reported(findings=everything.findings, monthly_usd=round(everything.monthly_usd, 2))
     state = run.job.checkpoint or {}  # of the whole run: what the phases before this one came to
     regions = state.get("outcomes", {}).get("regions", {}).get("report", {})
     failures: Any = regions.get("failures")
-    with engine().connect() as connection:
-        unknown = list(undetermined(connection, run.job_id))
     made = generate_waste_report(
         engine(),
         client("s3"),
@@ -93,8 +91,8 @@ def report(run: Run) -> Reported:
         job_id=run.job_id,
         job_type=run.job.job_type,
         now=run.now(),
+        places=places,
         regions_failed=[FailedRegion(**_failed(one)) for one in failures] if isinstance(failures, list) else (),
-        unknown=unknown,
         remarks=regions.get("remarks") or (),
     )
     return Reported(

@@ -5,14 +5,14 @@ Beside them what could not be judged, and since when each volume has been seen u
 What a scan says of a check in one region of one account counts unless a later scan's word is there already
 (`judged_checks`): so a scan that comes late changes nothing, and two of the same region wait for each other. Only a
 check that was judged resolves anything, and only what it was silent about: what it could not judge stays as it is. A
-region that is scanned no more keeps its findings, and `last_seen_at` says how old they are.
+region that is scanned no more keeps its findings, which reports leave out.
 """
 
 from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
@@ -88,10 +88,14 @@ _UNJUDGED: Final = """
     INSERT INTO unjudged (account_id, region, check_id, reason, resources, read_at, job_id)
     SELECT :account, :region, said.*, :now, :job_id
     FROM jsonb_to_recordset(CAST(:unjudged AS jsonb)) AS said (check_id text, reason text, resources jsonb)
+    WHERE NOT EXISTS (
+        SELECT FROM judged_checks AS judged
+        WHERE (judged.account_id, judged.region, judged.check_id) = (:account, :region, said.check_id)
+            AND judged.judged_at > :now
+    )
     ON CONFLICT DO NOTHING
 """
-
-_UNJUDGED_OF: Final = "SELECT account_id, region, check_id, reason, resources FROM unjudged WHERE job_id = :job_id"
+"""What a later scan could judge, one that comes late is silent about."""
 
 _ATTACHED: Final = """
     DELETE FROM unattached_volumes
@@ -182,19 +186,6 @@ def record(
         exempted=sum(row["exemption"] is not None for row in rows),
         superseded=judgement.judged - current,
     )
-
-
-def undetermined(connection: Connection, job_id: str) -> Iterator[Undetermined]:
-    """What a scan could not judge, if no other has looked there since."""
-    for row in _execute(connection, _UNJUDGED_OF, job_id=job_id):
-        for resource in row.resources:
-            yield Undetermined(
-                account=row.account_id,
-                region=row.region,
-                check=row.check_id,
-                resource_id=resource,
-                reason=row.reason,
-            )
 
 
 def unattached_since(

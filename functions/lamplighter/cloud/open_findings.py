@@ -1,23 +1,26 @@
 """Reads what a report is made of from the findings in Postgres.
 
-Everything is read in one snapshot. Totals are added up by the database; findings come through a server-side cursor:
-the memory it takes does not grow with them.
+Everything is read in one snapshot; what is open in a place that is scanned no more is left out. Totals are added up by
+the database; findings come through a server-side cursor: the memory it takes does not grow with them.
 """
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
-from lamplighter.cloud.checks import SECURITY
-from lamplighter.cloud.reported import Changes, Point, PriceSource, ReportedFinding, Total, Totals
+from lamplighter.cloud.checks import BY_ID, SECURITY
+from lamplighter.cloud.reported import Changes, Point, PriceSource, ReportedFinding, Total, Totals, Unknowns
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
+
+    from lamplighter.cloud.blind_spots import Concern, Place
 
 FETCH: Final = 1_000
 """Findings that are read at once."""
@@ -26,22 +29,29 @@ TREND_STEP: Final = timedelta(hours=6)
 """Of the reports in so long, the last one is a point of the trend."""
 NOBODY: Final = "nobody"
 """Whose resources without an owner are."""
+EXAMPLES: Final = 5
+"""Resources that are named for each reason why something could not be judged."""
 SECURITY_CHECKS: Final = [check.id for check in SECURITY]
 NOTHING: Final = Total(name="all", findings=0, resources=0, monthly_usd=0, weighed_usd=0)
 _NONE_RESOLVED: Final = datetime.max.replace(tzinfo=UTC)
 
 type Section = Literal["waste", "security", "exempted"]
 
+_SCANNED: Final = """
+    (CAST(:places AS json) IS NULL OR (account_id, region) IN (
+        SELECT place ->> 0, place ->> 1 FROM json_array_elements(CAST(:places AS json)) AS place
+    ))
+"""
 # Dollars are counted as `totals.counted` says; ties are broken so that each run agrees. An exception that has expired
 # since the scan covers nothing.
-_JUDGED: Final = """
+_JUDGED: Final = f"""
     WITH known AS (
         SELECT id, status, account_id AS account, region, check_id AS "check", kind, title, severity, resource_type,
             resource_id, owner, monthly_usd, confidence, score, since, first_seen_at AS first_seen,
             last_seen_at AS last_seen, resolved_at, reopened_at, times_reopened, evidence,
             CASE WHEN (exemption ->> 'expires')::date >= CAST(:today AS date) THEN exemption END AS exemption
         FROM findings
-        WHERE status = 'open' OR resolved_at > :resolved_after
+        WHERE (status = 'open' OR resolved_at > :resolved_after) AND {_SCANNED}
     ), judged AS (
         SELECT *, CASE row_number() OVER (
             PARTITION BY status, account, region, resource_id, exemption IS NULL
@@ -49,7 +59,7 @@ _JUDGED: Final = """
         ) WHEN 1 THEN coalesce(monthly_usd, 0) ELSE 0 END * (status = 'open')::int AS counted_usd
         FROM known
     )
-"""
+"""  # noqa: S608 - constants
 _TOTALS: Final = """
     SELECT dimension, name, count(*) AS findings, count(DISTINCT (account, region, resource_id)) AS resources,
         sum(counted_usd) AS monthly_usd, sum(counted_usd * confidence) AS weighed_usd
@@ -69,6 +79,34 @@ _TOTALS: Final = """
 _WHAT_TO_LOOK_AT_FIRST: Final = """
     score DESC NULLS LAST, array_position(ARRAY['critical', 'high', 'medium', 'low', 'informational'], severity),
     first_seen, id
+"""
+_CHANGED: Final = """
+    SELECT count(*) FILTER (WHERE status = 'open' AND first_seen > :since) AS opened,
+        count(*) FILTER (WHERE status = 'open' AND first_seen <= :since AND reopened_at > :since) AS reopened,
+        count(*) FILTER (WHERE status = 'resolved') AS resolved
+    FROM judged WHERE exemption IS NULL
+"""
+_PRICE_SOURCES: Final = """
+    SELECT evidence ->> 'price_source' AS source, count(*) AS findings FROM judged
+    WHERE evidence ->> 'price_source' <> '' GROUP BY source ORDER BY findings DESC, source
+"""
+_UNJUDGED: Final = f"""
+    SELECT check_id AS "check", reason, jsonb_array_length(resources) AS resources,
+        ARRAY(
+            SELECT account_id || '/' || region || '/' || resource
+            FROM jsonb_array_elements_text(jsonb_path_query_array(resources, '$[0 to {EXAMPLES - 1}]')) AS resource
+        ) AS examples
+    FROM unjudged WHERE check_id = ANY(CAST(:checks AS text[])) AND {_SCANNED}
+    ORDER BY account_id, region, check_id, reason
+"""  # noqa: S608 - constants
+_ELSEWHERE: Final = f"""
+    SELECT account_id, region, count(*) AS findings FROM findings WHERE status = 'open' AND NOT {_SCANNED}
+    GROUP BY account_id, region
+"""  # noqa: S608 - constants
+_LOOKED: Final = """
+    SELECT account_id, region, max(judged_at) AS at,
+        CASE WHEN check_id = ANY(CAST(:security AS text[])) THEN 'security' ELSE 'waste' END AS concern
+    FROM judged_checks GROUP BY account_id, region, concern
 """
 _ALL: Final = "SELECT to_json(judged)::text FROM judged"
 """As text: pydantic parses it far faster than pg8000 parses twenty columns."""
@@ -91,18 +129,19 @@ class Earlier:
 class OpenFindings:
     """The findings as one snapshot has them, for a report that is made at a moment."""
 
-    def __init__(self, connection: Connection, at: datetime) -> None:
+    def __init__(self, connection: Connection, at: datetime, places: Collection[Place] | None) -> None:
         self._connection = connection
         self._at = at
+        self._places = json.dumps(list(places)) if places is not None else None
 
     @classmethod
     @contextmanager
-    def snapshot(cls, engine: Engine, at: datetime) -> Iterator[Self]:
-        """Opens one."""
+    def snapshot(cls, engine: Engine, at: datetime, places: Collection[Place] | None = None) -> Iterator[Self]:
+        """Opens one; `places` are those that are scanned, where not all count that there ever were."""
         with engine.connect().execution_options(
             isolation_level="REPEATABLE READ", postgresql_readonly=True
         ) as connection:
-            yield cls(connection, at)
+            yield cls(connection, at, places)
 
     def totals(self) -> Totals:
         """What is open and not exempted, added up."""
@@ -124,11 +163,28 @@ class OpenFindings:
 
     def price_sources(self) -> list[PriceSource]:
         """Where the prices come from, the most used first."""
-        found = self._rows(
-            "SELECT evidence ->> 'price_source' AS source, count(*) AS findings FROM findings"
-            " WHERE status = 'open' AND evidence ->> 'price_source' <> '' GROUP BY 1 ORDER BY 2 DESC, 1"
-        )
-        return [PriceSource.model_validate(row) for row in found]
+        return [PriceSource.model_validate(row) for row in self._judged(_PRICE_SOURCES)]
+
+    def unknown(self) -> list[Unknowns]:
+        """What could not be judged when it was last tried, whichever scan that was; the most frequent first."""
+        found: dict[tuple[str, str], Unknowns] = {}
+        for row in self._rows(_UNJUDGED, checks=list(BY_ID), places=self._places):
+            before = found.get((row["check"], row["reason"]))
+            examples = [*(before.examples if before else ()), *row["examples"]][:EXAMPLES]
+            resources = row["resources"] + (before.resources if before else 0)
+            told = Unknowns(check=row["check"], reason=row["reason"], resources=resources, examples=examples)
+            found[told.check, told.reason] = told
+        return sorted(found.values(), key=lambda one: (-one.resources, one.check, one.reason))
+
+    def elsewhere(self) -> dict[Place, int]:
+        """How many findings are open where nothing is scanned any more."""
+        found = self._rows(_ELSEWHERE, places=self._places)
+        return {(row["account_id"], row["region"]): row["findings"] for row in found}
+
+    def looked(self) -> dict[tuple[Concern, Place], datetime]:
+        """When it was last that anybody could look for what is of a concern in a place."""
+        found = self._rows(_LOOKED, security=SECURITY_CHECKS)
+        return {(row["concern"], (row["account_id"], row["region"])): row["at"] for row in found}
 
     def earlier(self, job_type: str) -> Earlier | None:
         """The last report of this job type before this one."""
@@ -142,13 +198,8 @@ class OpenFindings:
 
     def changes(self, earlier: Earlier | None) -> Changes:
         """What happened to findings since the earlier report; without one, all are new."""
-        [row] = self._rows(
-            "SELECT count(*) FILTER (WHERE status = 'open' AND first_seen_at > :since) AS opened,"
-            " count(*) FILTER (WHERE status = 'open' AND first_seen_at <= :since AND reopened_at > :since) AS reopened,"
-            " count(*) FILTER (WHERE status = 'resolved' AND resolved_at > :since) AS resolved"
-            " FROM findings WHERE exemption IS NULL",
-            since=earlier.at if earlier else datetime.min.replace(tzinfo=UTC),
-        )
+        since = earlier.at if earlier else datetime.min.replace(tzinfo=UTC)
+        [row] = self._judged(_CHANGED, since=since, resolved_after=since)
         return Changes(
             since=earlier.at if earlier else None, monthly_usd_before=earlier.monthly_usd if earlier else None, **row
         )
@@ -182,7 +233,7 @@ class OpenFindings:
 
     def _added_up(self, *, exempted: bool) -> Mapping[str, list[Total]]:
         found = defaultdict[str, list[Total]](list)
-        for row in self._rows(f"{_JUDGED} {_TOTALS}", **self._basis({"nobody": NOBODY, "exempted": exempted})):
+        for row in self._judged(_TOTALS, nobody=NOBODY, exempted=exempted):
             found[row["dimension"]].append(
                 Total(
                     name=row["name"],
@@ -206,7 +257,11 @@ class OpenFindings:
     def _basis(self, values: Mapping[str, Any]) -> Mapping[str, Any]:
         """What the view of the findings takes, and `values`."""
         today = self._at.astimezone(UTC).date()
-        return {"today": today, "resolved_after": _NONE_RESOLVED, "security": SECURITY_CHECKS, **values}
+        basis = {"today": today, "resolved_after": _NONE_RESOLVED, "security": SECURITY_CHECKS, "places": self._places}
+        return {**basis, **values}
+
+    def _judged(self, statement: str, **values: Any) -> list[dict[str, Any]]:
+        return self._rows(f"{_JUDGED} {statement}", **self._basis(values))
 
     def _rows(self, statement: str, **values: Any) -> list[dict[str, Any]]:
         from sqlalchemy import text

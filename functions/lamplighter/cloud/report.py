@@ -14,24 +14,23 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from datetime import datetime, timedelta
 from tempfile import NamedTemporaryFile
 from typing import IO, TYPE_CHECKING, Any, Final
 
-from lamplighter.cloud import asff, page
-from lamplighter.cloud.check import Undetermined
+from lamplighter.cloud import asff, blind_spots, page
 from lamplighter.cloud.open_findings import OpenFindings
-from lamplighter.cloud.reported import FailedRegion, Point, ReportedFinding, Unknowns, WasteReport
+from lamplighter.cloud.reported import FailedRegion, Point, ReportedFinding, WasteReport
 from lamplighter.kernel.spreadsheet import harmless
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
+    from lamplighter.cloud.blind_spots import Concern, Place
+
 PREFIX: Final = "reports/cloud/"
-EXAMPLES: Final = 5
-"""Resources that are named for each reason why something could not be judged."""
 RESOLVED_FOR: Final = timedelta(days=7)
 """How long the documents for Security Hub tell of what was resolved: who imports only some of them misses nothing."""
 
@@ -51,8 +50,8 @@ def generate_waste_report(
     job_id: str,
     job_type: str,
     now: datetime,
+    places: Collection[Place] | None = None,
     regions_failed: Sequence[FailedRegion] = (),
-    unknown: Iterable[Undetermined] = (),
     remarks: Sequence[str] = (),
 ) -> WasteReport:
     """Report on all findings that are open, whichever scan found them (REQUIREMENTS C7).
@@ -60,13 +59,14 @@ def generate_waste_report(
     Args:
         bucket: takes the documents.
         now: when the report is made; a repetition for the same job keeps the first one's.
+        places: the accounts and regions that are scanned: what is open elsewhere is left out, and the report says so,
+            as it does where nobody has looked of late. None for all that there ever were.
         regions_failed: what the scan could not read at all.
-        unknown: what it could not judge.
         remarks: sentences on the scan as a whole, which readers have to know.
     """
     at = _moment_of(engine, job_id) or now
     base = f"{PREFIX}{at:%Y-%m-%d}/{job_id}/"
-    with OpenFindings.snapshot(engine, at) as found, ExitStack() as files:
+    with OpenFindings.snapshot(engine, at, places) as found, ExitStack() as files:
         totals = found.totals()
         report = WasteReport(
             job_id=job_id,
@@ -76,9 +76,9 @@ def generate_waste_report(
             exempted=found.exempted(),
             changes=found.changes(found.earlier(job_type)),
             trend=[*found.trend(job_type), Point(at=at, monthly_usd=totals.all.monthly_usd)],
-            unknown=_by_reason(unknown),
+            unknown=found.unknown(),
             regions_failed=list(regions_failed),
-            remarks=list(remarks),
+            remarks=[*remarks, *_blind_spots(found, at, job_type, places or (), regions_failed)],
             price_sources=found.price_sources(),
             documents={
                 "json": f"s3://{bucket}/{base}report.json",
@@ -131,21 +131,16 @@ def _keep(engine: Engine, report: WasteReport) -> None:
         connection.execute(statement, values)
 
 
-def _by_reason(unknown: Iterable[Undetermined]) -> list[Unknowns]:
-    """The same counted by check and reason, the most frequent first."""
-    found: dict[tuple[str, str], list[str]] = {}
-    counted: dict[tuple[str, str], int] = {}
-    for one in unknown:
-        what = one.check, one.reason
-        counted[what] = counted.get(what, 0) + 1
-        examples = found.setdefault(what, [])
-        if len(examples) < EXAMPLES:
-            examples.append(f"{one.account}/{one.region}/{one.resource_id}")
-    most = sorted(counted, key=lambda what: (-counted[what], what))
-    return [
-        Unknowns(check=check, reason=reason, resources=counted[check, reason], examples=found[check, reason])
-        for check, reason in most
-    ]
+def _blind_spots(
+    found: OpenFindings, at: datetime, job_type: str, places: Collection[Place], failed: Iterable[FailedRegion]
+) -> Iterator[str]:
+    """What the report does not show, but for what this scan failed to read, which is told by itself."""
+    yield from blind_spots.left_out(found.elsewhere())
+    own: Concern = "security" if job_type == "security_enforcement" else "waste"
+    told = {(own, (one.account, one.region)) for one in failed}
+    concerns: tuple[Concern, ...] = ("waste", "security")
+    expected = [(concern, place) for concern in concerns for place in places if (concern, place) not in told]
+    yield from blind_spots.unwatched(expected, found.looked(), at)
 
 
 def _write(report: WasteReport, findings: Iterable[ReportedFinding], as_json: IO[str], as_csv: IO[str]) -> None:

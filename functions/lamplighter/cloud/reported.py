@@ -143,7 +143,7 @@ class WasteReport(Part):
     unknown: list[Unknowns]
     regions_failed: list[FailedRegion]
     remarks: list[str]
-    """Sentences on the scan as a whole, such as that the exceptions could not be read."""
+    """Sentences on the report as a whole, such as that the exceptions could not be read."""
     price_sources: list[PriceSource]
     documents: dict[str, str]
     """Where `json`, `csv`, `html` and `asff` lie, as `s3://` addresses."""

@@ -43,10 +43,12 @@ _BY: Final[Mapping[Order, str]] = {
 }
 """Numbers, which a cursor holds exactly."""
 
-_FINDING: Final = """
+_EXEMPTION: Final = "CASE WHEN (exemption ->> 'expires')::date >= (now() AT TIME ZONE 'UTC')::date THEN exemption END"
+"""One that has expired since the scan covers nothing, as in the reports (REQUIREMENTS C13)."""
+_FINDING: Final = f"""
     id, status, account_id AS account, region, check_id AS "check", kind, title, severity, resource_type, resource_id,
     owner, monthly_usd, confidence, score, since, first_seen_at AS first_seen, last_seen_at AS last_seen, resolved_at,
-    reopened_at, times_reopened, exemption, evidence, job_id
+    reopened_at, times_reopened, {_EXEMPTION} AS exemption, evidence, job_id
 """
 _REPORT: Final = (
     "job_id, job_type, created_at, monthly_usd, (totals -> 'all' ->> 'findings')::int AS findings, documents"
@@ -171,7 +173,7 @@ def list_findings(
         "account_id": account,
         "region": region,
         "owner": owner,
-        "(exemption IS NOT NULL)": exempted,
+        f"({_EXEMPTION} IS NOT NULL)": exempted,
     }
     place = Cursor[RowId].parse(cursor) if cursor is not None else None
     found, end = _page("findings", _FINDING, wanted, by=(_BY[order], "id"), limit=limit, place=place)
