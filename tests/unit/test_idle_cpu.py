@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from lamplighter.cloud.checks.idle_cpu import check
 from lamplighter.cloud.inventory import Series
-from tests.inventories import DAY, NOW, instance, inventory, judged, series
+from tests.inventories import DAY, NOW, instance, inventory, judged, series, silent
 
 OLD = NOW - 30 * DAY
 PERCENT = st.floats(0, 100)
@@ -117,15 +117,35 @@ def test_what_has_no_known_price_is_found_without_one(said: dict[str, str]) -> N
     assert finding.evidence["price_source"] == "no price known"
 
 
-@given(st.lists(PERCENT, max_size=29), st.floats(0.01, 1), st.floats(0.1, 100))
+def test_the_part_that_is_not_over_prevents_idle_and_does_not_make_it() -> None:
+    here = (instance(launched_at=OLD),)
+    busy = Series(expected=28, values=(0.0,) * 28, under_way=97.0)
+    quiet = Series(expected=28, values=(1.0,) * 28, under_way=2.0)
+    sparse = Series(expected=28, values=(0.0,) * 25, under_way=0.0)
+
+    assert silent(judged(check, inventory(instances=here, cpu={"i-1": busy})))
+    (finding,) = judged(check, inventory(instances=here, cpu={"i-1": quiet})).findings
+    assert (finding.evidence["highest_percent"], finding.confidence) == (2.0, pytest.approx(1 - 0.5 * 2 / 5))
+    assert (finding.evidence["datapoints_seen"], finding.evidence["datapoints_expected"]) == (28, 28)
+    assert len(judged(check, inventory(instances=here, cpu={"i-1": sparse})).unknown) == 1
+
+
+@given(st.lists(PERCENT, max_size=28), st.none() | PERCENT, st.floats(0.01, 1), st.floats(0.1, 100))
 def test_idle_means_that_enough_is_known_and_all_of_it_is_low(
-    values: list[float], coverage: float, limit: float
+    values: list[float], under_way: float | None, coverage: float, limit: float
 ) -> None:
-    here = inventory(instances=(instance(launched_at=OLD),), cpu={"i-1": Series(expected=28, values=tuple(values))})
+    cpu = Series(expected=28, values=tuple(values), under_way=under_way)
 
-    said = judged(check, here, coverage=coverage, idle_cpu_percent=limit)
+    said = judged(
+        check,
+        inventory(instances=(instance(launched_at=OLD),), cpu={"i-1": cpu}),
+        coverage=coverage,
+        idle_cpu_percent=limit,
+    )
 
-    enough = len(values) >= coverage * 28
-    assert bool(said.findings) == (bool(values) and enough and max(values) < limit)
-    assert bool(said.unknown) == (not values or (not enough and max(values) < limit))
-    assert all(0 <= finding.confidence <= 1 for finding in said.findings)
+    enough, low = len(values) >= coverage * 28, all(value < limit for value in (*values, under_way or 0))
+    assert bool(said.findings) == (enough and low)
+    assert bool(said.unknown) == (low and not enough)
+    for finding in said.findings:
+        assert 0 <= finding.confidence <= 1
+        assert finding.evidence["datapoints_seen"] <= finding.evidence["datapoints_expected"]

@@ -72,11 +72,14 @@ def test_a_series_may_come_in_several_pages_in_any_order() -> None:
     }
 
 
-def test_the_part_that_is_not_over_counts_where_it_has_a_value() -> None:
+def test_the_part_that_is_not_over_is_known_beside_those_that_are() -> None:
     points = [(part, 1.0) for part in PARTS[:4]]
 
-    assert len(said([result(0, *points)])["i-0"].values) == 4
-    assert len(said([result(0, *points, (PARTS[4], 1.0))])["i-0"].values) == 5
+    assert said([result(0, *points)]) == {"i-0": Series(expected=4, values=(1.0,) * 4)}
+    assert said([result(0, *points, (PARTS[4], 7.0))]) == {
+        "i-0": Series(expected=4, values=(1.0,) * 4, under_way=7.0),
+    }
+    assert said([result(0, (PARTS[4], 7.0))])["i-0"].known == (7.0,)
 
 
 @pytest.mark.parametrize("status", ["InternalError", "Forbidden", "PartialData"])

@@ -140,7 +140,7 @@ def _store(rows: list[dict[str, Any]], **values: Any) -> int:
 
 
 def _highest(series: Series | None) -> float | None:
-    return max(series.values, default=None) if series else None
+    return max(series.known, default=None) if series else None
 
 
 def _rank(status: str) -> int:

@@ -197,8 +197,14 @@ class Series:
     expected: int
     """How many parts the window has."""
     values: tuple[float, ...]
-    """One for each part that has any datapoint: the highest of its datapoints, or their sum. The window ends with the
-    part that is not over yet, so that there may be one more than expected."""
+    """One for each of those parts that has any datapoint: the highest of its datapoints, or their sum."""
+    under_way: float | None = None
+    """The same of the part that is not over yet. It can show that something is in use; that nothing was, it cannot."""
+
+    @property
+    def known(self) -> tuple[float, ...]:
+        """All that the metric said, the part that is not over yet last."""
+        return self.values if self.under_way is None else (*self.values, self.under_way)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

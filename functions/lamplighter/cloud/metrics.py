@@ -125,9 +125,11 @@ def series(
             for part, value in values or ():
                 parts[part] = query.merge(parts[part], value)
     said: dict[str, dict[str, Series]] = {}
-    for (of, resource), parts in found.items():
-        seen = () if (of, resource) in untold else tuple(value for value in parts if value is not None)
-        said.setdefault(of, {})[resource] = Series(expected=window.expected, values=seen)
+    for (of, resource), (*over, under_way) in found.items():
+        seen = tuple(value for value in over if value is not None)
+        known = Series(expected=window.expected, values=seen, under_way=under_way)
+        unknown = Series(expected=window.expected, values=())
+        said.setdefault(of, {})[resource] = unknown if (of, resource) in untold else known
     return said
 
 

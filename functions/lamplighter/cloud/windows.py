@@ -22,8 +22,8 @@ def shortfall(series: Series, basis: Basis) -> str | None:
 
 
 def coverage(series: Series) -> float:
-    """The share of the window that is known, from 0 to 1; the part that is still running may make it more."""
-    return min(len(series.values) / series.expected, 1.0)
+    """The share of the window that is known, from 0 to 1."""
+    return len(series.values) / series.expected
 
 
 def evidence(series: Series, basis: Basis) -> dict[str, Any]:
@@ -53,13 +53,13 @@ def idle_instances(
         series = metric.get(instance.id)
         if series is None:
             yield Unknown(resource_id=instance.id, reason=absent)
-        elif any(value >= limit for value in series.values):
+        elif any(value >= limit for value in series.known):
             continue  # one busy hour is enough, however little else is known
         elif reason := _too_young(instance, basis) or shortfall(series, basis):
             yield Unknown(resource_id=instance.id, reason=reason)
         else:
             price = basis.prices.instance(instance)
-            highest = max(series.values)
+            highest = max(series.known)
             yield Found(
                 resource_id=instance.id,
                 tags=instance.tags,
@@ -91,7 +91,7 @@ def silence(resource_id: str, created_at: datetime, inventory: Inventory, basis:
     series = inventory.traffic.get(resource_id)
     if series is None:
         return Unknown(resource_id=resource_id, reason="no datapoint of its traffic")
-    if any(series.values):
+    if any(series.known):
         return None
     reason = shortfall(series, basis)
     return Unknown(resource_id=resource_id, reason=reason) if reason else series
