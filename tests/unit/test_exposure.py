@@ -117,6 +117,10 @@ def test_a_list_that_could_not_be_read_is_named() -> None:
         (permission("-1", ""), range(65536)),
         (permission("-1", "22"), range(65536)),  # EC2 takes no ports with -1, others give them all the same
         (permission("tcp", ""), range(65536)),
+        (Permission(protocol="tcp", from_port=-1, to_port=-1), range(65536)),
+        (permission("6", "22"), range(22, 23)),  # as IANA numbers them
+        (permission("17", "53"), range(53, 54)),
+        (permission("58", "22"), range(0)),
         (permission("icmp", "8-0"), range(0)),
         (permission("icmpv6", "22"), range(0)),
         (permission("50", ""), range(0)),

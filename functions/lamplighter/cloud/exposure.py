@@ -43,17 +43,20 @@ _PRIVATE: Final[Mapping[Family, tuple[Network, ...]]] = {
 """Where in `_UNICAST` nothing on the internet is (IANA, "IPv4 Special-Purpose Address Registry")."""
 
 _ALL_PORTS: Final = range(65536)
+_WITH_PORTS: Final = {"tcp", "udp", "6", "17"}
+"""TCP and UDP, by name and by number (IANA, "Protocol Numbers")."""
 
 
 def ports(permission: Permission) -> range:
     """The TCP and UDP ports that it opens: all with protocol -1; with ICMP and what else there is, none."""
     if permission.protocol == "-1":
         return _ALL_PORTS
-    if permission.protocol not in ("tcp", "udp"):
+    if permission.protocol not in _WITH_PORTS:
         return range(0)
-    if permission.from_port is None or permission.to_port is None:
+    first, last = permission.from_port, permission.to_port
+    if first is None or last is None or first < 0:
         return _ALL_PORTS
-    return range(permission.from_port, permission.to_port + 1)
+    return range(first, last + 1)
 
 
 def entrances(permission: Permission, prefix_lists: Mapping[str, tuple[str, ...]]) -> dict[str, Family]:
