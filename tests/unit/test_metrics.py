@@ -115,6 +115,8 @@ def test_traffic_is_asked_of_metrics_that_are_there_for_each_kind() -> None:
     asked = [(one.namespace, one.name, one.dimensions) for one in metrics.traffic(balancers, gateways)]
     assert asked == [
         ("AWS/ApplicationELB", "RequestCount", (("LoadBalancer", "app/a/1"),)),
+        ("AWS/ApplicationELB", "HTTP_Redirect_Count", (("LoadBalancer", "app/a/1"),)),
+        ("AWS/ApplicationELB", "HTTP_Fixed_Response_Count", (("LoadBalancer", "app/a/1"),)),
         ("AWS/ApplicationELB", "ConsumedLCUs", (("LoadBalancer", "app/a/1"),)),
         ("AWS/NetworkELB", "ProcessedBytes", (("LoadBalancer", "net/b/2"),)),
         ("AWS/NetworkELB", "ConsumedLCUs", (("LoadBalancer", "net/b/2"),)),
@@ -128,7 +130,7 @@ def test_traffic_is_asked_of_metrics_that_are_there_for_each_kind() -> None:
 
 def told(requests: str, units: str) -> Series:
     """The traffic of a busy load balancer, whose two metrics come with these status codes."""
-    at, busy = PARTS[:4], balancer("application", "app/a/1")
+    at, busy = PARTS[:4], balancer("network", "net/a/1")
     client = boto3.client("cloudwatch")
     served = [(part, 900.0) for part in at] if requests == "Complete" else []
     page = [result(0, *served, status=requests), result(1, *((part, 2.0) for part in at), status=units)]
@@ -139,6 +141,20 @@ def told(requests: str, units: str) -> Series:
 
 def test_what_it_served_is_its_traffic() -> None:
     assert told("Complete", "Complete") == Series(expected=4, values=(900.0,) * 4)
+
+
+def test_what_a_load_balancer_answers_by_itself_is_served_too() -> None:
+    """RequestCount has only those for which a target could be chosen: one that redirects would look idle by it."""
+    redirected, fixed = ((PARTS[1], 40.0),), ((PARTS[1], 2.0), (PARTS[3], 5.0))
+    units = tuple((part, 0.5) for part in PARTS[:4])
+    client = boto3.client("cloudwatch")
+    with Stubber(client) as stub, ThreadPoolExecutor(1) as pool:
+        page = [result(0), result(1, *redirected), result(2, *fixed), result(3, *units)]
+        stub.add_response("get_metric_data", {"MetricDataResults": page})
+        front = balancer("application", "app/a/1")
+        series = metrics.series(client, metrics.traffic([front], []), WINDOW, pool)["traffic"][front.id]
+
+    assert series == Series(expected=4, values=(0.0, 42.0, 0.0, 5.0))
 
 
 @pytest.mark.parametrize("status", ["InternalError", "PartialData", "Forbidden"])

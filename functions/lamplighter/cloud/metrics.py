@@ -85,10 +85,12 @@ def agents(cloudwatch: Any) -> list[tuple[str, Dimensions]]:
 
 
 _LOAD_BALANCERS: Final = {
-    "application": ("AWS/ApplicationELB", "RequestCount"),
-    "network": ("AWS/NetworkELB", "ProcessedBytes"),
-    "gateway": ("AWS/GatewayELB", "ProcessedBytes"),
+    "application": ("AWS/ApplicationELB", ("RequestCount", "HTTP_Redirect_Count", "HTTP_Fixed_Response_Count")),
+    "network": ("AWS/NetworkELB", ("ProcessedBytes",)),
+    "gateway": ("AWS/GatewayELB", ("ProcessedBytes",)),
 }
+"""The namespace of each type, and what it served. RequestCount is of requests for which a target could be chosen; what
+the load balancer answers by itself is counted apart."""
 
 
 def traffic(load_balancers: Iterable[LoadBalancer], nat_gateways: Iterable[NatGateway]) -> Iterator[Query]:
@@ -100,7 +102,8 @@ def traffic(load_balancers: Iterable[LoadBalancer], nat_gateways: Iterable[NatGa
             yield from _served(balancer.id, namespace, dimensions, served, "ConsumedLCUs")
     for gateway in nat_gateways:
         dimensions = (("NatGatewayId", gateway.id),)
-        yield from _served(gateway.id, "AWS/NATGateway", dimensions, "BytesOutToDestination", "ActiveConnectionCount")
+        served = ("BytesOutToDestination",)
+        yield from _served(gateway.id, "AWS/NATGateway", dimensions, served, "ActiveConnectionCount")
 
 
 def series(
@@ -178,9 +181,11 @@ def _highest(of: str, resource: str, namespace: str, name: str, dimensions: Dime
     )
 
 
-def _served(resource: str, namespace: str, dimensions: Dimensions, served: str, reported: str) -> Iterator[Query]:
-    """Two queries: what is served, and what is always reported and so tells which parts are known."""
-    for name, merge in ((served, _more), (reported, _known)):
+def _served(
+    resource: str, namespace: str, dimensions: Dimensions, served: tuple[str, ...], reported: str
+) -> Iterator[Query]:
+    """What is served, and what is always reported and so tells which parts are known."""
+    for name, merge in (*((name, _more) for name in served), (reported, _known)):
         yield Query(
             of="traffic",
             resource=resource,
