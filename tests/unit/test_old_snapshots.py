@@ -74,12 +74,21 @@ def test_what_may_share_blocks_is_less_sure(
         {"tags": {"aws:dlm:lifecycle-policy-id": "policy-1"}},
         {"tags": {"dlm:managed": "true"}},
         {"description": "This snapshot is created by the AWS Backup service."},
+        {"tags": {"AWSElasticDisasterRecoveryManaged": "drs.amazonaws.com"}},
+        {"tags": {"drs.amazonaws.com-job": "drsjob-1"}},
+        {"tags": {"CreatedBy": "EC2 Fast Launch"}},
         {"state": "pending"},
         {"state": "error"},
     ],
 )
 def test_what_a_plan_keeps_or_is_not_complete_is_in_order(said: dict[str, Any]) -> None:
     assert silent(judged(check, inventory(snapshots=(old(**said),))))
+
+
+def test_who_made_it_is_not_who_keeps_it() -> None:
+    by_hand = old(tags={"CreatedBy": "ada", "backup": "aws:backup:"})
+
+    assert len(judged(check, inventory(snapshots=(by_hand,))).findings) == 1
 
 
 def test_what_an_image_or_a_launch_template_uses_is_in_order() -> None:

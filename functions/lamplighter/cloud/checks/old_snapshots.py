@@ -11,8 +11,11 @@ from lamplighter.cloud.check import Basis, Check, Found
 from lamplighter.cloud.inventory import Inventory, Snapshot
 from lamplighter.cloud.prices import source
 
-PLANNED_TAGS: Final = ("aws:backup:", "aws:dlm:", "dlm:managed")
-"""How the tags begin that AWS Backup and Data Lifecycle Manager give to what they keep and remove by their own plan."""
+PLANNED_TAGS: Final = ("aws:backup:", "aws:dlm:", "dlm:managed", "AWSElasticDisasterRecovery", "drs.amazonaws.com-")
+"""How the tags begin that AWS Backup, Data Lifecycle Manager and Elastic Disaster Recovery give to what they keep and
+remove by their own plan."""
+LAUNCHED_FAST: Final = ("CreatedBy", "EC2 Fast Launch")
+"""The tag of what EC2 keeps ready to start instances of a Windows AMI from; the AMI does not name it."""
 PLANNED_DESCRIPTION: Final = "This snapshot is created by the AWS Backup service"
 
 
@@ -53,8 +56,10 @@ def find(inventory: Inventory, basis: Basis) -> Iterator[Found]:
 
 
 def _planned(snapshot: Snapshot) -> bool:
-    return snapshot.description.startswith(PLANNED_DESCRIPTION) or any(
-        tag.startswith(PLANNED_TAGS) for tag in snapshot.tags
+    return (
+        snapshot.description.startswith(PLANNED_DESCRIPTION)
+        or LAUNCHED_FAST in snapshot.tags.items()
+        or any(tag.startswith(PLANNED_TAGS) for tag in snapshot.tags)
     )
 
 
