@@ -128,6 +128,7 @@ def test_an_instance_has_the_addresses_and_groups_of_all_its_interfaces() -> Non
         platform="Windows",
         tenancy="dedicated",
         lifecycle="spot",
+        site="us-east-1a",
         public_addresses=("198.51.100.1", "198.51.100.2", "198.51.100.3"),
         ipv6_addresses=("2001:db8::1", "2001:db8::2"),
         security_groups=("sg-1", "sg-2", "sg-3"),
@@ -181,6 +182,7 @@ def test_a_running_instance_was_not_stopped_whatever_its_reason_says() -> None:
 def test_a_volume() -> None:
     content = f"""
         <volumeId>vol-1</volumeId><size>80</size><snapshotId>snap-1</snapshotId><status>in-use</status>
+        <availabilityZone>us-east-1-bos-1a</availabilityZone>
         <createTime>2026-10-01T12:00:00.000Z</createTime><volumeType>gp3</volumeType><encrypted>true</encrypted>
         <iops>3000</iops><throughput>125</throughput>
         <attachmentSet>
@@ -190,7 +192,7 @@ def test_a_volume() -> None:
     known = {"id": "vol-1", "size_gb": 80, "created_at": AT}
     assert one("volumeSet/item", answers.volume, content) == Volume(
         **known, type="gp3", state="in-use", encrypted=True, iops=3000, throughput=125,
-        instances=("i-1", "i-2"), snapshot_id="snap-1", tags=READ_TAGS,
+        instances=("i-1", "i-2"), snapshot_id="snap-1", site="us-east-1-bos-1a", tags=READ_TAGS,
     )  # fmt: skip
     bare = """<volumeId>vol-1</volumeId><size>80</size><snapshotId/><status>available</status><attachmentSet/>
         <createTime>2026-10-01T12:00:00.000Z</createTime><volumeType>standard</volumeType><encrypted>false</encrypted>"""
@@ -203,10 +205,12 @@ def test_a_snapshot() -> None:
     content = f"""
         <snapshotId>snap-1</snapshotId><volumeId>vol-1</volumeId><status>completed</status><volumeSize>30</volumeSize>
         <startTime>2026-10-01T12:00:00.000Z</startTime><encrypted>true</encrypted><storageTier>archive</storageTier>
-        <description>Daily &lt;1&gt;</description><fullSnapshotSizeInBytes>7</fullSnapshotSizeInBytes>{TAGS}"""
+        <description>Daily &lt;1&gt;</description><fullSnapshotSizeInBytes>7</fullSnapshotSizeInBytes>
+        <outpostArn>arn:aws:outposts:us-east-1:111122223333:outpost/op-1</outpostArn>{TAGS}"""
     assert one("snapshotSet/item", answers.snapshot, content) == Snapshot(
         id="snap-1", volume_id="vol-1", size_gb=30, full_bytes=7, started_at=AT, encrypted=True,
         description="Daily <1>", tier="archive", tags=READ_TAGS,
+        site="arn:aws:outposts:us-east-1:111122223333:outpost/op-1",
     )  # fmt: skip
 
 
@@ -292,6 +296,28 @@ def test_an_address_is_used_by_whatever_it_names(content: str, associated: bool)
     assert one("addressesSet/item", answers.address, known) == Address(
         id="eipalloc-1", public_ip="198.51.100.1", associated=associated, tags=READ_TAGS
     )
+
+
+@pytest.mark.parametrize(
+    ("content", "pool"),
+    [
+        ("", "amazon"),
+        ("<publicIpv4Pool>amazon</publicIpv4Pool>", "amazon"),
+        ("<publicIpv4Pool>ipv4pool-ec2-1</publicIpv4Pool>", "ipv4pool-ec2-1"),
+        ("<customerOwnedIpv4Pool>ipv4pool-coip-1</customerOwnedIpv4Pool>", "ipv4pool-coip-1"),
+    ],
+)
+def test_an_address_is_of_a_pool(content: str, pool: str) -> None:
+    known = f"<publicIp>198.51.100.1</publicIp><allocationId>eipalloc-1</allocationId>{content}"
+    assert one("addressesSet/item", answers.address, known).pool == pool
+
+
+@pytest.mark.parametrize(("mode", "regional"), [("regional", True), ("zonal", False), ("", False)])
+def test_a_nat_gateway_may_be_regional(mode: str, regional: bool) -> None:
+    content = f"""
+        <natGatewayId>nat-1</natGatewayId><state>available</state><createTime>2026-10-01T12:00:00.000Z</createTime>
+        <availabilityMode>{mode}</availabilityMode>"""
+    assert one("natGatewaySet/item", answers.nat_gateway, content).regional == regional
 
 
 @pytest.mark.parametrize(("connectivity", "public"), [("public", True), ("private", False)])

@@ -29,6 +29,14 @@ def test_a_used_one_is_in_order_and_an_idle_one_is_found() -> None:
     assert (finding.evidence["bytes_sent"], finding.evidence["window_days"]) == (0, 7)
 
 
+def test_a_regional_one_is_in_several_zones_and_has_no_known_price() -> None:
+    here = inventory(nat_gateways=(gateway(regional=True),), traffic={"nat-1": series(0)})
+
+    (finding,) = judged(check, here).findings
+
+    assert (finding.monthly_usd, finding.evidence["price_source"]) == (None, "no price known")
+
+
 @pytest.mark.parametrize("state", ["pending", "failed", "deleting", "deleted"])
 def test_one_that_is_not_there_yet_or_any_more_is_in_order(state: str) -> None:
     assert silent(judged(check, inventory(nat_gateways=(gateway(state=state),), traffic={"nat-1": series(0)})))

@@ -13,12 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lamplighter.cloud import prices as module
-from lamplighter.cloud.inventory import LoadBalancer, LogGroup
+from lamplighter.cloud.inventory import LoadBalancer, LogGroup, NatGateway
 from lamplighter.cloud.prices import HOURS, Prices
 from tests.inventories import NOW, instance, snapshot, volume
 
 FILE = Path(module.__file__).with_suffix(".json")
 HERE = Prices.from_file("us-east-1")
+GATEWAY = NatGateway(id="nat-1", state="available", created_at=NOW)
 
 
 def hourly(type_: str, region: str = "us-east-1", **said: Any) -> float | None:
@@ -77,12 +78,36 @@ def test_another_region_is_estimated_and_says_so() -> None:
 
 
 @pytest.mark.parametrize(
-    ("type_", "known"), [("m5.large", True), ("g4dn.xlarge", True), ("m5a.large", False), ("r8gd.large", False)]
+    ("type_", "known"),
+    [("m5.large", True), ("g4dn.xlarge", True), ("m5a.large", False), ("r8gd.large", False), ("a1.large", False)],
 )
 def test_where_a_processor_is_cheaper_than_the_factor_says_there_is_no_price(type_: str, known: bool) -> None:
     """Graviton and AMD cost a third less in Mumbai, most of them."""
     assert (hourly(type_, "ap-south-1") is not None) == known
     assert hourly(type_, "eu-west-1") is not None
+
+
+@pytest.mark.parametrize("type_", ["trn1.2xlarge", "x1.16xlarge", "i3.large"])
+def test_a_kind_without_a_factor_of_its_own_has_that_of_the_general_ones(type_: str) -> None:
+    factors = json.loads(FILE.read_text())["regions"]["eu-west-1"]
+    here, there = hourly(type_), hourly(type_, "eu-west-1")
+
+    assert here and there
+    assert there / here == pytest.approx(factors["m"], rel=1e-4)
+
+
+ELSEWHERE = [
+    "us-east-1-bos-1a",  # a Local Zone
+    "us-east-1-wl1-bos-wlz-1",  # a Wavelength Zone
+    "arn:aws:outposts:us-east-1:111122223333:outpost/op-1",
+]
+
+
+@pytest.mark.parametrize(("site", "known"), [("", True), ("us-east-1f", True), *((one, False) for one in ELSEWHERE)])
+def test_what_is_not_in_the_region_itself_does_not_cost_what_it_would_there(site: str, known: bool) -> None:
+    prices = HERE.instance(instance(site=site)), HERE.volume(volume(site=site)), HERE.snapshot(snapshot(site=site))
+
+    assert [price is not None for price in prices] == [known] * 3
 
 
 def test_an_unknown_region_has_no_price() -> None:
@@ -141,7 +166,7 @@ def test_what_is_paid_by_the_hour_or_by_what_it_stores() -> None:
     balancer = LoadBalancer(id="arn", name="web", type="gateway", internet_facing=False, created_at=NOW)
     group = LogGroup(id="/aws", created_at=NOW, stored_bytes=10 * 2**30, retention_days=None)
 
-    prices = HERE.address(), HERE.nat_gateway(), HERE.load_balancer(balancer), HERE.log_group(group)
+    prices = HERE.address(), HERE.nat_gateway(GATEWAY), HERE.load_balancer(balancer), HERE.log_group(group)
 
     assert [price and round(price.usd, 4) for price in prices] == [3.65, 32.85, 9.125, 0.3]
 

@@ -43,6 +43,17 @@ def test_it_costs_what_its_volumes_do() -> None:
     }
 
 
+def test_a_volume_that_another_instance_has_too_is_not_its_cost() -> None:
+    """io1 and io2 volumes may be attached to several (EBS Multi-Attach)."""
+    shared = volume("vol-2", type="io2", size_gb=1000, iops=10_000, instances=("i-1", "i-2"))
+    here = inventory(instances=(stopped(LONG_AGO, "vol-1", "vol-2"),), volumes=(volume(size_gb=100), shared))
+
+    (finding,) = judged(check, here).findings
+
+    assert finding.monthly_usd == pytest.approx(1.1 * 100 * 0.08)
+    assert finding.evidence["volumes"] == ["vol-1"]
+
+
 @pytest.mark.parametrize(("short", "found"), [(timedelta(), 1), (timedelta(seconds=1), 0)])
 def test_thirty_days_are_enough_and_a_second_less_is_not(short: timedelta, found: int) -> None:
     said = judged(check, inventory(instances=(stopped(NOW - 30 * DAY + short),)))

@@ -22,7 +22,7 @@ WASTEFUL = inventory(
     ),
     volumes=(
         volume(type="gp2", size_gb=100),
-        volume("vol-2"),
+        volume("vol-2", instances=("i-2",)),
         volume("vol-3", state="available", instances=(), created_at=OLD),
     ),
     snapshots=(snapshot(started_at=OLD),),

@@ -112,6 +112,7 @@ def instance(item: Element) -> Instance | None:
         platform=_text(item, "platformDetails") or "Linux/UNIX",
         tenancy=_text(item, "placement/tenancy") or "default",
         lifecycle=_text(item, "instanceLifecycle"),
+        site=_site(item, "placement/availabilityZone"),
         public_addresses=_unique(item, "ipAddress", *(f"networkInterfaceSet/item/{path}" for path in _PUBLIC)),
         ipv6_addresses=_unique(item, "ipv6Address", f"networkInterfaceSet/item/{_IPV6}"),
         security_groups=_unique(item, _GROUP, f"networkInterfaceSet/item/{_GROUP}"),
@@ -142,6 +143,7 @@ def volume(item: Element) -> Volume:
         throughput=_number(item, "throughput"),
         instances=_unique(item, "attachmentSet/item/instanceId"),
         snapshot_id=_text(item, "snapshotId") or None,
+        site=_site(item, "availabilityZone"),
         tags=_tags(item),
     )
 
@@ -158,6 +160,7 @@ def snapshot(item: Element) -> Snapshot:
         encrypted=_text(item, "encrypted") == "true",
         description=_text(item, "description"),
         tier=_text(item, "storageTier") or "standard",
+        site=_site(item, "availabilityZone"),
         tags=_tags(item),
     )
 
@@ -225,6 +228,7 @@ def address(item: Element) -> Address:
         id=_text(item, "allocationId") or public_ip,
         public_ip=public_ip,
         associated=any(_text(item, name) for name in used_by),
+        pool=_text(item, "customerOwnedIpv4Pool") or _text(item, "publicIpv4Pool") or "amazon",
         tags=_tags(item),
     )
 
@@ -238,6 +242,7 @@ def nat_gateway(item: Element) -> NatGateway | None:
         state=state,
         created_at=_moment(_text(item, "createTime")),
         public=_text(item, "connectivityType") != "private",
+        regional=_text(item, "availabilityMode") == "regional",
         tags=_tags(item),
     )
 
@@ -254,6 +259,10 @@ def launch_template(item: Element) -> LaunchTemplate:
 
 def _text(item: Element, path: str) -> str:
     return item.findtext(path) or ""
+
+
+def _site(item: Element, zone: str) -> str:
+    return intern(_text(item, "outpostArn") or _text(item, zone))
 
 
 def _number(item: Element, path: str) -> int | None:

@@ -31,6 +31,8 @@ class Instance:
     tenancy: str = "default"
     lifecycle: str = ""
     """`spot`, `scheduled`, or empty for on demand."""
+    site: str = ""
+    """Its Availability Zone, Local Zone or Wavelength Zone, or the ARN of its Outpost."""
     public_addresses: tuple[str, ...] = ()
     """Public IPv4 addresses of all its interfaces."""
     ipv6_addresses: tuple[str, ...] = ()
@@ -57,6 +59,8 @@ class Volume:
     instances: tuple[str, ...] = ()
     """What it is attached to, or being attached to or detached from."""
     snapshot_id: str | None = None
+    site: str = ""
+    """As an instance's."""
     tags: Tags = field(default_factory=dict)
 
 
@@ -75,6 +79,8 @@ class Snapshot:
     encrypted: bool
     description: str = ""
     tier: str = "standard"
+    site: str = ""
+    """Where it is not the region's: its Local Zone, or the ARN of its Outpost."""
     tags: Tags = field(default_factory=dict)
 
 
@@ -141,6 +147,8 @@ class Address:
     """The allocation's."""
     public_ip: str
     associated: bool
+    pool: str = "amazon"
+    """Whose addresses it is one of: `amazon`, or a pool such as `ipv4pool-ec2-...`, which the account brought along."""
     tags: Tags = field(default_factory=dict)
 
 
@@ -152,6 +160,8 @@ class NatGateway:
     state: str
     created_at: datetime
     public: bool = True
+    regional: bool = False
+    """Whether it is in all Availability Zones where there is work for it, not in one."""
     tags: Tags = field(default_factory=dict)
 
 
@@ -188,6 +198,8 @@ class LogGroup:
     created_at: datetime
     stored_bytes: int
     retention_days: int | None
+    log_class: str = "STANDARD"
+    """`STANDARD`, `INFREQUENT_ACCESS` or `DELIVERY`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -236,10 +248,11 @@ class Inventory:
     """Of load balancers and NAT gateways by id: what they served in each part of the window that CloudWatch knows of.
 
     A part is known where a metric that is always reported has a datapoint (`ConsumedLCUs` of load balancers,
-    `ActiveConnectionCount` of NAT gateways); its value is the sum of `RequestCount` (application load balancers),
-    `ProcessedBytes` (network and gateway ones) or `BytesOutToDestination` (NAT gateways), and 0 where there is none, as
-    `RequestCount` is not reported while there are no requests (Elastic Load Balancing, "CloudWatch metrics for your
-    Application Load Balancer"). So too few values mean unknown, and enough of them whose sum is 0 mean idle.
+    `ActiveConnectionCount` of NAT gateways); its value is the sum of `RequestCount`, `HTTP_Redirect_Count` and
+    `HTTP_Fixed_Response_Count` (application load balancers), `ProcessedBytes` (network and gateway ones) or
+    `BytesOutToDestination` (NAT gateways), and 0 where there is none, as `RequestCount` is not reported while there are
+    no requests (Elastic Load Balancing, "CloudWatch metrics for your Application Load Balancer"). So too few values
+    mean unknown, and enough of them whose sum is 0 mean idle.
     """
     gaps: Mapping[str, str] = field(default_factory=dict)
     """Which of the above could not be read, by its name here, and why."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from string import ascii_lowercase
 from typing import Any, Final
 
-from lamplighter.cloud.inventory import Instance, Inventory, LoadBalancer, LogGroup, Snapshot, Volume
+from lamplighter.cloud.inventory import Instance, Inventory, LoadBalancer, LogGroup, NatGateway, Snapshot, Volume
 
 HOURS: Final = 730
 """Of a month, as AWS's own calculator counts."""
@@ -120,7 +120,7 @@ class Prices:
 
         None for a spot instance, whose price is the market's, and for a dedicated one, whose host or region is paid.
         """
-        if instance.lifecycle or instance.tenancy != "default":
+        if instance.lifecycle or instance.tenancy != "default" or not self._are_of(instance.site):
             return None
         return self._of({_item(instance): HOURS})
 
@@ -129,7 +129,7 @@ class Prices:
         kind = f"volume {volume.type}"
         amounts: dict[str, float] = {f"{kind} gb": volume.size_gb}
         iops = volume.iops or 0
-        if volume.iops is None and volume.type in ("io1", "io2"):
+        if (volume.iops is None and volume.type in ("io1", "io2")) or not self._are_of(volume.site):
             return None
         if volume.type == "gp3":
             amounts |= {f"{kind} iops": iops - GP3_IOPS}
@@ -143,16 +143,18 @@ class Prices:
 
     def snapshot(self, snapshot: Snapshot) -> Price | None:
         """All its blocks; in the standard tier the most it can cost, since blocks that others share are paid once."""
+        if not self._are_of(snapshot.site):
+            return None
         stored = snapshot.size_gb if snapshot.full_bytes is None else snapshot.full_bytes / GIB
         return self._of({f"snapshot {snapshot.tier}": stored})
 
     def address(self) -> Price | None:
-        """A public IPv4 address."""
+        """A public IPv4 address of Amazon's."""
         return self._of({"address": HOURS})
 
-    def nat_gateway(self) -> Price | None:
-        """A NAT gateway that nothing goes through."""
-        return self._of({"nat_gateway": HOURS})
+    def nat_gateway(self, gateway: NatGateway) -> Price | None:
+        """One that nothing goes through. None for a regional one, which is in several zones: how many is not read."""
+        return None if gateway.regional else self._of({"nat_gateway": HOURS})
 
     def load_balancer(self, balancer: LoadBalancer) -> Price | None:
         """One that serves nothing: by the hour, without capacity units and addresses."""
@@ -161,6 +163,10 @@ class Prices:
     def log_group(self, group: LogGroup) -> Price | None:
         """What it stores, were it not compressed."""
         return self._of({"log_storage": group.stored_bytes / GIB})
+
+    def _are_of(self, site: str) -> bool:
+        """Whether they are those of a site: Local and Wavelength Zones and Outposts have others than their region."""
+        return not site or site[:-1] == self.region
 
     def _of(self, amounts: Mapping[str, float]) -> Price | None:
         rates = ((self._rate(item), amount) for item, amount in amounts.items())
@@ -350,8 +356,9 @@ def _on_file(item: str, region: str) -> float | None:
 def _instance_on_file(type_: str, platform: str, factors: Mapping[str, Any]) -> float | None:
     """The dollars an hour. The families of a kind (m, c, r, t) have a factor of their own, all others that of m.
 
-    Where the processors (a: AMD, g: Graviton) are so much cheaper that no factor holds, their families are unknown. A
-    licence costs the same everywhere, and by the processor: a `large` has two; those of kind t are not in proportion.
+    Where the processors (a: AMD, g: Graviton, as a1 is) are so much cheaper that no factor holds, their families are
+    unknown. A licence costs the same everywhere, and by the processor: a `large` has two; those of kind t are not in
+    proportion.
     """
     file = _file()
     family, _, size = type_.partition(".")
@@ -363,6 +370,8 @@ def _instance_on_file(type_: str, platform: str, factors: Mapping[str, Any]) -> 
     licence = file["platforms"].get(platform)
     if usd is None or licence is None or (licence and (size not in _SIZES or family.startswith("t"))):
         return None
-    if set(family.lstrip(ascii_lowercase)) & set(factors.get("unknown", "")):
+    generation = family.lstrip(ascii_lowercase)
+    kind = family.removesuffix(generation)
+    if set("g" if kind == "a" else generation) & set(factors.get("unknown", "")):
         return None
-    return float(usd * factors.get(family[0], factors["m"]) + (licence * 2 * _SIZES[size] if licence else 0))
+    return float(usd * factors.get(kind, factors["m"]) + (licence * 2 * _SIZES[size] if licence else 0))

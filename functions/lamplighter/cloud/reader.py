@@ -221,6 +221,7 @@ def _log_groups(clients: ClientOf) -> list[LogGroup]:
             created_at=datetime.fromtimestamp(one["creationTime"] / 1000, UTC),
             stored_bytes=one.get("storedBytes", 0),
             retention_days=one.get("retentionInDays"),
+            log_class=one.get("logGroupClass", "STANDARD"),
         )
         for page in pages
         for one in page["logGroups"]

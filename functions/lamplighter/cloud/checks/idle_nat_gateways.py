@@ -19,7 +19,7 @@ def find(inventory: Inventory, basis: Basis) -> Iterator[Found | Unknown]:
         if isinstance(idle, Unknown):
             yield idle
         elif idle:
-            price = basis.prices.nat_gateway()
+            price = basis.prices.nat_gateway(gateway)
             yield Found(
                 resource_id=gateway.id,
                 tags=gateway.tags,

@@ -14,9 +14,12 @@ UNCOMPRESSED: Final = 0.5
 
 
 def find(inventory: Inventory, basis: Basis) -> Iterator[Found]:
-    """Every log group without a retention, however little it stores: it only grows."""
+    """Every log group without a retention, however little it stores: it only grows.
+
+    Not one of the class DELIVERY, whose events are kept for a fixed, short time (CreateLogGroup).
+    """
     for group in inventory.log_groups:
-        if group.retention_days is None:
+        if group.retention_days is None and group.log_class != "DELIVERY":
             price = basis.prices.log_group(group)
             yield Found(
                 resource_id=group.id,

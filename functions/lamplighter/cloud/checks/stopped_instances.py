@@ -13,7 +13,8 @@ from lamplighter.cloud.prices import source, together
 def find(inventory: Inventory, basis: Basis) -> Iterator[Found | Unknown]:
     """Every instance that has been stopped for `stopped_days` or longer, by its state transition reason.
 
-    It costs what its volumes cost; None if one of them was not read or has no known price.
+    It costs what its volumes cost that no other instance has, too; None if one of its volumes was not read or has no
+    known price.
     """
     volumes = {volume.id: volume for volume in inventory.volumes}
     for instance in inventory.instances:
@@ -22,7 +23,8 @@ def find(inventory: Inventory, basis: Basis) -> Iterator[Found | Unknown]:
             yield Unknown(resource_id=instance.id, reason=reason)
         if instance.stopped_at is None or not long_stopped(instance, basis):
             continue
-        price = together(basis.prices.volume(volumes[id_]) if id_ in volumes else None for id_ in instance.volumes)
+        own = [id_ for id_ in instance.volumes if id_ not in volumes or set(volumes[id_].instances) <= {instance.id}]
+        price = together(basis.prices.volume(volumes[id_]) if id_ in volumes else None for id_ in own)
         yield Found(
             resource_id=instance.id,
             tags=instance.tags,
@@ -31,7 +33,7 @@ def find(inventory: Inventory, basis: Basis) -> Iterator[Found | Unknown]:
                 "stopped_at": instance.stopped_at.isoformat(),
                 "stopped_days": (basis.now - instance.stopped_at).days,
                 "limit_days": basis.limits.stopped_days,
-                "volumes": list(instance.volumes),
+                "volumes": own,
                 "price_source": source(price),
             },
             monthly_usd=price.usd if price else None,
