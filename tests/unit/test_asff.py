@@ -104,7 +104,10 @@ def test_a_finding_is_importable() -> None:
 @pytest.mark.parametrize("check", SECURITY, ids=lambda check: check.id)
 def test_the_findings_of_each_check_are(check: Any) -> None:
     values = {"check": check.id, "kind": check.kind, "title": check.title, "severity": check.severity}
-    assert_importable(asff.document(finding(resource_type=check.resource_type, **values)))
+    document = asff.document(finding(resource_type=check.resource_type, **values))
+    assert_importable(document)
+    assert document["Remediation"] == {"Recommendation": {"Text": check.advice}}
+    assert 1 <= len(check.advice) <= 512
 
 
 @pytest.mark.parametrize(
@@ -117,8 +120,9 @@ def test_the_findings_of_each_check_are(check: Any) -> None:
         {"region": "cn-northwest-1"},
         {"region": "us-gov-west-1", "confidence": 0.123456},
         {"owner": "ü😀" * 3_000},
+        {"check": "one_that_was_taken_out"},
     ],
-    ids=["bare", "blank", "much", "long", "china", "government", "owner"],
+    ids=["bare", "blank", "much", "long", "china", "government", "owner", "unknown check"],
 )
 def test_whatever_was_found(values: dict[str, Any]) -> None:
     assert_importable(asff.document(finding(**values)))

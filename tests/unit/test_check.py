@@ -18,7 +18,13 @@ def check(*yielded: Found | Unknown, **said: Any) -> Check:
     def find(_inventory: Inventory, _basis: Basis) -> Iterator[Found | Unknown]:
         yield from yielded
 
-    usual: dict[str, Any] = {"title": "A thing is wrong", "kind": "things", "severity": "medium", "needs": ("volumes",)}
+    usual: dict[str, Any] = {
+        "title": "A thing is wrong",
+        "advice": "Mend it.",
+        "kind": "things",
+        "severity": "medium",
+        "needs": ("volumes",),
+    }
     return Check(id="things", resource_type="AwsEc2Volume", find=find, **{**usual, **said})
 
 

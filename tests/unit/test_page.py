@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
-from lamplighter.cloud.page import BARS, SECTIONS, SEVERITIES, _told, dollars, render
-from lamplighter.cloud.reported import Changes, Point, Total, Totals, WasteReport
+from lamplighter.cloud.page import BARS, FAILURES, SECTIONS, SEVERITIES, _told, dollars, render
+from lamplighter.cloud.reported import (
+    Changes,
+    FailedRegion,
+    Point,
+    ReportedFinding,
+    Total,
+    Totals,
+    Unknowns,
+    WasteReport,
+)
 
 NOW = datetime(2026, 11, 22, 6, 10, tzinfo=UTC)
 
@@ -38,8 +47,42 @@ def report(**values: Any) -> WasteReport:
     return WasteReport.model_validate(given | values)
 
 
-def page(**values: Any) -> str:
-    return render(report(**values), {section: [] for section in SECTIONS})
+def page(*waste: ReportedFinding, **values: Any) -> str:
+    return render(report(**values), {section: list(waste) if section == "waste" else [] for section in SECTIONS})
+
+
+def text(html: str) -> str:
+    return re.sub("<.*?>", "", html)
+
+
+def finding(**values: Any) -> ReportedFinding:
+    """One of waste, seen just now and a hundred days ago first."""
+    given = {
+        "id": 1,
+        "status": "open",
+        "account": "111122223333",
+        "region": "eu-west-1",
+        "check": "idle_cpu",
+        "kind": "idle_instance",
+        "title": "The CPU of an instance is idle",
+        "severity": "medium",
+        "resource_type": "AwsEc2Instance",
+        "resource_id": "i-1",
+        "owner": None,
+        "evidence": {},
+        "exemption": None,
+        "monthly_usd": 70,
+        "counted_usd": 70,
+        "confidence": 0.9,
+        "score": 63,
+        "since": None,
+        "resolved_at": None,
+        "first_seen": NOW - timedelta(days=100),
+        "last_seen": NOW,
+        "reopened_at": None,
+        "times_reopened": 0,
+    }
+    return ReportedFinding.model_validate(given | values)
 
 
 @pytest.mark.parametrize(
@@ -82,6 +125,65 @@ def test_evidence_is_spelled_as_people_write() -> None:
         "vpc id vpc-1; permissions cidr 0.0.0.0/0, from port 22, cidr ::/0; public yes; highest percent 2.5; "
         f"long {'x' * 159}…"
     )
+
+
+def test_moments_in_evidence_are_days() -> None:
+    evidence = {"at": "2026-05-06T12:26:12.438452+00:00", "odd": "2026-99-99T12:26:12", "id": "2026-05-06"}
+    assert text(_told(evidence)) == "at 06 May 2026; odd 2026-99-99T12:26:12; id 2026-05-06"
+
+
+def test_a_finding_says_what_to_do_about_it_where_its_check_is_known() -> None:
+    told = text(page(finding(evidence={"highest_percent": 2.5})))
+    assert "Ask its owner what it is for; stop it, or give it a smaller type.highest percent 2.5" in told
+    assert "highest percent 2.5" in text(page(finding(check="of_old", evidence={"highest_percent": 2.5})))
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({}, ">100 days<"),
+        ({"since": NOW - timedelta(days=400)}, ">400 days<"),
+        ({"reopened_at": NOW - timedelta(days=1), "times_reopened": 1}, ">1 day</time> "),
+        ({"last_seen": NOW - timedelta(hours=47)}, ">100 days</time></td>"),
+        ({"last_seen": NOW - timedelta(days=3)}, "last seen 19 November 2026"),
+    ],
+)
+def test_a_finding_says_how_long_it_has_been_open_and_that_nobody_has_seen_it_of_late(
+    values: dict[str, Any], told: str
+) -> None:
+    """C14: one that was reopened yesterday has not been open since it was first seen."""
+    assert told in page(finding(**values))
+
+
+def test_dollars_that_another_finding_of_the_resource_has_are_told_apart() -> None:
+    assert "in another finding" not in page(finding())
+    assert "in another finding" in page(finding(counted_usd=0))
+    assert "in another finding" not in page(finding(monthly_usd=0, counted_usd=0))
+
+
+def test_regions_that_failed_for_one_reason_are_told_of_together() -> None:
+    gone = [FailedRegion(account="111122223333", region=f"r-{n}", reason="The role is gone.") for n in range(7)]
+    assert (
+        "111122223333 r-0, r-1, r-2, r-3, r-4 and 2 others could not be scanned; what is said of them is what earlier "
+        "scans saw, if any did. The role is gone."
+    ) in page(regions_failed=gone)
+    each = [FailedRegion(account="111122223333", region=f"r-{n}", reason=f"Error {n}.") for n in range(500)]
+    told = page(regions_failed=each)
+    assert told.count("could not be scanned; what is said of it is") == FAILURES
+    assert "490 more could not be scanned; report.json says which, and why." in told
+
+
+def test_how_much_could_not_be_judged_stands_among_the_first_figures() -> None:
+    reasons = [Unknowns(check="idle_cpu", reason=f"Reason {n}.", resources=600, examples=[]) for n in range(2)]
+    assert "1,200could not be judged; why is told below" in text(page(unknown=reasons))
+
+
+def test_every_cell_has_its_heading_for_narrow_screens_where_it_stands_by_itself() -> None:
+    html = page(finding(), unknown=[Unknowns(check="idle_cpu", reason="None.", resources=1, examples=["a"])])
+    headings = set(re.findall(r"<th[^>]*>([^<]*)</th>", html))
+    cells = re.findall(r"<td([^>]*)>", html)
+    assert len(cells) == 10
+    assert all(re.findall('data-label="(.*?)"', cell)[0] in headings for cell in cells)
 
 
 def test_there_is_no_trend_before_the_second_report() -> None:

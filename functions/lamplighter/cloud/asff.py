@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from itertools import batched, groupby
 from typing import Any, Final
 
+from lamplighter.cloud.checks import BY_ID
 from lamplighter.cloud.reported import ReportedFinding
 
 BATCH: Final = 100
@@ -81,6 +82,7 @@ def document(finding: ReportedFinding) -> dict[str, Any]:
         "Severity": severity,
         "Confidence": confidence,
         "FindingProviderFields": {"Confidence": confidence, "Severity": severity, "Types": types},
+        **({"Remediation": {"Recommendation": {"Text": check.advice}}} if (check := BY_ID.get(finding.check)) else {}),
         "Compliance": {"Status": "PASSED" if gone else "FAILED"},
         "Workflow": {"Status": "NEW"},
         "RecordState": "ARCHIVED" if gone or finding.exemption else "ACTIVE",

@@ -17,7 +17,7 @@ WIDTH: Final = 460
 ROW: Final = 26
 LABEL: Final = 160
 """Of a bar chart, in units of its view box: how wide it is, how high a row, how wide the labels' column."""
-VALUE: Final = 70
+VALUE: Final = 90
 """How much is left for the values, right of the longest bar."""
 LABEL_LENGTH: Final = 21
 """Characters of a label that fit; the whole is its tooltip."""
@@ -36,11 +36,12 @@ DATES: Final = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bar:
-    """One bar: how long it is, and what stands beside it."""
+    """One bar: how long it is, what stands beside it, and its class in the style sheet."""
 
     label: str
     value: float
     text: str
+    kind: str = ""
 
 
 def bars(title: str, shown: Sequence[Bar]) -> Markup:
@@ -55,7 +56,15 @@ def bars(title: str, shown: Sequence[Bar]) -> Markup:
                 "g",
                 tag("title", f"{bar.label}: {bar.text}"),
                 tag("text", shortened(bar.label), x=LABEL - 8, y=top + 17, text_anchor="end", class_="label"),
-                tag("rect", x=LABEL, y=top + 4, width=f"{max(length, 1):.1f}", height=ROW - 8, rx=2, class_="bar"),
+                tag(
+                    "rect",
+                    x=LABEL,
+                    y=top + 4,
+                    width=f"{max(length, 1):.1f}",
+                    height=ROW - 8,
+                    rx=2,
+                    class_=f"bar {bar.kind}".strip(),
+                ),
                 tag("text", bar.text, x=f"{LABEL + length + 6:.1f}", y=top + 17, class_="value"),
             )
         )

@@ -71,6 +71,8 @@ class Check:
     id: str
     title: str
     """What is wrong where it finds something."""
+    advice: str
+    """What to do about it, in a sentence or two."""
     kind: str
     """What findings are totalled by, such as `idle_instance`."""
     severity: Severity

@@ -1,15 +1,20 @@
-"""The report as one page for people: no scripts, nothing from elsewhere; in light and dark, on screen and on paper."""
+"""The report as one page for people: no scripts, nothing from elsewhere; light and dark, wide and narrow, on paper."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import datetime
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Any, Final
 
+from lamplighter.cloud.blind_spots import LATE
 from lamplighter.cloud.charts import Bar, bars, line
+from lamplighter.cloud.checks import BY_ID
 from lamplighter.cloud.markup import Markup, join, tag
 from lamplighter.cloud.open_findings import Section
-from lamplighter.cloud.reported import Changes, ReportedFinding, Total, WasteReport
+from lamplighter.cloud.reported import Changes, FailedRegion, ReportedFinding, Total, WasteReport
 
 ROWS: Final = 50
 """Findings of each section that the page shows; findings.csv has all."""
@@ -17,11 +22,18 @@ BARS: Final = 8
 """Of each chart; the rest is one more."""
 REASONS: Final = 40
 """Reasons why something could not be judged that the page shows; report.json has all."""
+FAILURES: Final = 10
+"""Reasons why regions could not be scanned that the page shows; report.json has all."""
+REGIONS: Final = 5
+"""Regions that it names for each."""
+OVER_TIME: Final = "Dollars a month over time"
 SECTIONS: Final[tuple[Section, ...]] = ("waste", "security", "exempted")
 _EVIDENCE: Final = 160
 """Characters of a piece of evidence that are shown."""
 _ELSEWHERE: Final = frozenset({"price_source"})
 """Evidence that the page's end tells of."""
+
+_MOMENT: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:")
 
 SEVERITIES: Final = ("critical", "high", "medium", "low", "informational")
 
@@ -43,31 +55,45 @@ h3 { font-size: .95rem; margin: 0 0 .5rem }
 header p, .soft { color: var(--soft) } header p { margin: .2rem 0 1.2rem } p { margin: .4rem 0 }
 section, .card { background: var(--card); border: 1px solid var(--rule); border-radius: 8px; padding: 1rem 1.1rem;
   margin: 0 0 1rem }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(11rem, 1fr)); gap: 1rem }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(11rem, 1fr)); gap: 1rem; margin-bottom: 1rem }
+.cards .card { margin: 0 }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); gap: 1.2rem 2rem;
   margin-bottom: 1.2rem }
-.figure { font-size: 1.7rem; font-weight: 650; line-height: 1.2 } .card p { margin: .15rem 0 }
+.figure { font-size: 1.7rem; font-weight: 650; line-height: 1.2; overflow-wrap: anywhere } .card p { margin: .15rem 0 }
 .warning { background: var(--warn); border-color: var(--warn-rule) }
 svg.chart { display: block; width: 100%; height: auto; font: 12px system-ui, sans-serif }
-.charts svg { max-width: 460px } .scroll > svg { min-width: 40rem }
+.charts svg { max-width: 460px } .scroll > svg { min-width: 40rem; direction: ltr }
 .label { fill: var(--soft) } .value { fill: var(--ink) } .bar, .dot { fill: var(--accent) } .area { fill: var(--area) }
 .line { fill: none; stroke: var(--accent); stroke-width: 2; stroke-linejoin: round } .grid { stroke: var(--rule) }
-.scroll { overflow-x: auto } table { border-collapse: collapse; width: 100%; font-size: .87rem }
+.scroll { overflow-x: auto } .latest { direction: rtl }  /* so that the newest is seen first */
+table { border-collapse: collapse; width: 100%; font-size: .87rem }
 th, td { text-align: left; vertical-align: top; padding: .4rem .6rem; border-top: 1px solid var(--rule) }
 thead th { border-top: 0; color: var(--soft); font-weight: 600; white-space: nowrap }
 tbody th { font-weight: 600 } h2 .soft, th .soft { font-weight: 400 } td .soft, th .soft { display: block }
+th .soft { white-space: nowrap } .number .soft { white-space: normal }
 .number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums }
 .wide { overflow-wrap: anywhere; min-width: 6rem } .finding { min-width: 9rem } .resource { min-width: 14rem }
 .evidence { min-width: 16rem }
-.evidence b { color: var(--soft); font-weight: 400 }
+.evidence p { margin: 0 } .evidence b { color: var(--soft); font-weight: 400 }
 .badge { display: inline-block; padding: 0 .45rem; border-radius: 99px; font-size: .78rem; font-weight: 600;
   color: var(--on); background: var(--informational) }
 .critical { background: var(--critical) } .high { background: var(--high) } .medium { background: var(--medium) }
-.low { background: var(--low) } ul { margin: .3rem 0; padding-left: 1.2rem } li { overflow-wrap: anywhere }
-@media print { :root { color-scheme: light; --page: #fff } body { max-width: none; padding: 0; font-size: 11px }
+.low { background: var(--low) } svg .critical { fill: var(--critical) } svg .high { fill: var(--high) }
+svg .medium { fill: var(--medium) } svg .low { fill: var(--low) } svg .informational { fill: var(--informational) }
+ul { margin: .3rem 0; padding-left: 1.2rem } li { overflow-wrap: anywhere }
+@media screen and (max-width: 44rem) { body { padding: .8rem } section { padding: .8rem }
+  .cards { gap: .6rem; grid-template-columns: repeat(2, 1fr) } .figure { font-size: 1.4rem }
+  thead { position: absolute; clip-path: inset(50%); height: 1px; overflow: hidden }
+  table, tbody, tr, th, td { display: block } tr { border-top: 1px solid var(--rule); padding: .6rem 0 }
+  tbody th, td, td.number { border: 0; padding: .1rem 0; min-width: 0; text-align: left; white-space: normal }
+  td::before { content: attr(data-label) ": "; color: var(--soft) } td:empty { display: none }
+  td .soft { display: inline } }
+@media print { @page { margin: 12mm }
+  :root { color-scheme: light; --page: #fff; font-size: 10px } body { max-width: none; padding: 0; font-size: 1rem }
   section, .card { break-inside: avoid-page; border-color: #bbb } section.long { break-inside: auto }
+  h2 { break-after: avoid }
   thead { display: table-header-group } tr { break-inside: avoid } .scroll { overflow: visible }
-  .wide, .scroll > svg { min-width: 0 }
+  .scroll > svg { min-width: 0 } .wide { min-width: 5rem } .finding { min-width: 8rem } .resource { min-width: 12rem }
   .badge, .bar, .dot, .area, .warning { print-color-adjust: exact; -webkit-print-color-adjust: exact } }
 """)
 
@@ -109,17 +135,32 @@ def _warnings(report: WasteReport) -> Markup:
     """What a reader has to know before the figures: what they leave out."""
     if not (report.regions_failed or report.remarks):
         return Markup("")
-    failed = (
-        f"{one.account} {one.region} could not be scanned; what is said of it is what an earlier scan saw. {one.reason}"
-        for one in report.regions_failed
-    )
-    told = (tag("li", sentence) for sentence in (*report.remarks, *failed))
+    told = (tag("li", sentence) for sentence in (*report.remarks, *_failures(report.regions_failed)))
     return tag("section", tag("h2", "Not the whole picture"), tag("ul", *told), class_="warning", id="warnings")
+
+
+def _failures(failed: Sequence[FailedRegion]) -> Iterator[str]:
+    """A sentence for each account and reason, which is often that of all of its regions."""
+    regions = defaultdict[tuple[str, str], list[str]](list)
+    for one in failed:
+        regions[one.account, one.reason].append(one.region)
+    groups = list(regions.items())
+    for (account, reason), there in groups[:FAILURES]:
+        named = ", ".join(there[:REGIONS]) + (f" and {len(there) - REGIONS:,} others" if len(there) > REGIONS else "")
+        what = (
+            "it is what an earlier scan saw, if one did"
+            if len(there) == 1
+            else "them is what earlier scans saw, if any did"
+        )
+        yield f"{account} {named} could not be scanned; what is said of {what}. {reason}"
+    if rest := sum(len(there) for _, there in groups[FAILURES:]):
+        yield f"{rest:,} more could not be scanned; report.json says which, and why."
 
 
 def _figures(report: WasteReport) -> Markup:
     totals, changes, exempted = report.totals, report.changes, report.exempted
     concern = {total.name: total.findings for total in totals.concern}
+    unknown = sum(one.resources for one in report.unknown)
     moves = f"{changes.opened:,} new, {changes.reopened:,} reopened, {changes.resolved:,} resolved"
     since = f"since {_moment(changes.since)}" if changes.since else ""
     return tag(
@@ -128,6 +169,7 @@ def _figures(report: WasteReport) -> Markup:
         _card(dollars(totals.all.weighed_usd), "a month, weighed by how sure the checks are"),
         _card(f"{totals.all.findings:,}", f"findings, on {totals.all.resources:,} resources", moves, since),
         _card(f"{concern.get('security', 0):,}", "of them on security"),
+        _card(f"{unknown:,}", "could not be judged; why is told below"),
         _card(
             f"{exempted.findings:,}", f"accepted by exceptions, {dollars(exempted.monthly_usd)} a month, in no total"
         ),
@@ -157,21 +199,24 @@ def _charts(report: WasteReport) -> Markup:
         for name, found in (("kind", totals.kind), ("owner", totals.owner), ("region", totals.region))
     ]
     counted = [
-        Bar(label=total.name, value=total.findings, text=f"{total.findings:,}")
+        Bar(label=total.name, value=total.findings, text=f"{total.findings:,}", kind=total.name)
         for total in sorted(totals.severity, key=lambda total: SEVERITIES.index(total.name))
     ]
     severities = bars("Findings by severity", counted) if counted else _remark("None.")
     points = [(point.at, point.monthly_usd) for point in report.trend]
-    first = _remark("From the second report on.")
-    trend = line("Dollars a month over time", points, dollars) if len(points) > 1 else first
     return tag(
         "section",
         tag("h2", "At a glance"),
         tag("div", *by, tag("div", tag("h3", "Findings by severity"), severities), class_="charts"),
-        tag("h3", "Dollars a month over time"),
-        tag("div", trend, class_="scroll"),
+        tag("h3", OVER_TIME),
+        _over_time(points) if len(points) > 1 else _remark("From the second report on."),
         id="charts",
     )
+
+
+def _over_time(points: Sequence[tuple[datetime, float]]) -> Markup:
+    chart = line(OVER_TIME, points, dollars)
+    return tag("div", chart, class_="scroll latest", role="region", tabindex=0, aria_label=OVER_TIME)
 
 
 def _bars(title: str, totals: Sequence[Total]) -> Markup:
@@ -194,12 +239,12 @@ def _findings(report: WasteReport, findings: Mapping[Section, Sequence[ReportedF
     concern = {total.name: total.findings for total in report.totals.concern}
     now = report.generated_at
     resource: Column = ("Resource", "wide resource", _resource)
-    what: Column = ("Finding", "wide finding", lambda finding: join(finding.title, _soft(finding.check)))
+    what: Column = ("Finding", "wide finding", lambda finding: join(finding.title, " ", _soft(finding.check)))
     severity: Column = ("Severity", "", lambda finding: _badge(finding.severity))
     owner: Column = ("Owner", "wide", lambda finding: finding.owner or _soft("nobody"))
     age: Column = ("Open for", "number", lambda finding: _age(finding, now))
     sure: Column = ("Confidence", "number", lambda finding: f"{finding.confidence:.0%}")
-    evidence: Column = ("Evidence", "wide evidence", lambda finding: _told(finding.evidence))
+    why: Column = ("What to do, and by what evidence", "wide evidence", _why)
     money: tuple[Column, ...] = (
         ("A month", "number", _price),
         ("Score", "number", lambda finding: "" if finding.score is None else f"{finding.score:,.0f}"),
@@ -215,14 +260,14 @@ def _findings(report: WasteReport, findings: Mapping[Section, Sequence[ReportedF
             "Waste",
             findings["waste"],
             concern.get("waste", 0),
-            (resource, what, *money, sure, age, owner, evidence),
+            (resource, what, *money, sure, age, owner, why),
         ),
         _table(
             "security",
             "Security",
             findings["security"],
             concern.get("security", 0),
-            (resource, what, severity, sure, age, owner, evidence),
+            (resource, what, severity, sure, age, owner, why),
         ),
         _table(
             "exempted",
@@ -253,10 +298,10 @@ def _table(name: str, title: str, findings: Sequence[ReportedFinding], count: in
 
 
 def _cells(finding: ReportedFinding, columns: Sequence[Column]) -> Iterable[Markup]:
-    for number, (_, kind, say) in enumerate(columns):
+    for number, (label, kind, say) in enumerate(columns):
         content = say(finding)
-        row_header = {"scope": "row"} if number == 0 else {}
-        yield tag("td" if number else "th", "" if content is None else content, class_=kind or None, **row_header)
+        told = {"data_label": label} if number else {"scope": "row"}
+        yield tag("td" if number else "th", "" if content is None else content, class_=kind or None, **told)
 
 
 def _resource(finding: ReportedFinding) -> Markup:
@@ -270,19 +315,30 @@ def _price(finding: ReportedFinding) -> object:
     if finding.monthly_usd is None:
         return _soft("no price")
     counted = finding.counted_usd > 0 or not finding.monthly_usd
-    return dollars(finding.monthly_usd) if counted else join(dollars(finding.monthly_usd), _soft("counted above"))
+    return (
+        dollars(finding.monthly_usd)
+        if counted
+        else join(dollars(finding.monthly_usd), " ", _soft("in another finding"))
+    )
 
 
 def _age(finding: ReportedFinding, now: datetime) -> Markup:
-    since = finding.since or finding.first_seen
+    """How long it has been open without a break, and what is odd about that."""
+    since = finding.since or finding.reopened_at or finding.first_seen
     days = max((now - since).days, 0)
-    again = _soft(f"reopened {_times(finding.times_reopened)}") if finding.times_reopened else Markup("")
     told = "today" if days == 0 else "1 day" if days == 1 else f"{days:,} days"
-    return join(tag("time", told, datetime=since.isoformat(), title=f"since {_moment(since)}"), again)
+    again = join(" ", _soft(f"reopened {_times(finding.times_reopened)}")) if finding.times_reopened else ""
+    old = join(" ", _soft(f"last seen {_day(finding.last_seen)}")) if now - finding.last_seen > LATE else ""
+    return join(tag("time", told, datetime=since.isoformat(), title=f"since {_moment(since)}"), again, old)
 
 
 def _times(count: int) -> str:
     return "once" if count == 1 else f"{count} times"
+
+
+def _why(finding: ReportedFinding) -> Markup:
+    advice = BY_ID[finding.check].advice if finding.check in BY_ID else ""
+    return join(tag("p", advice) if advice else "", tag("p", _told(finding.evidence)))
 
 
 def _told(evidence: Mapping[str, Any]) -> Markup:
@@ -308,6 +364,9 @@ def _plain(value: object) -> str:
         case dict():
             told = ((name.replace("_", " "), _plain(each)) for name, each in value.items())
             return ", ".join(f"{name} {each}" for name, each in told if each)
+        case str() if _MOMENT.match(value):
+            with suppress(ValueError):
+                return _day(datetime.fromisoformat(value).astimezone(UTC))
     return str(value)
 
 
@@ -321,9 +380,9 @@ def _unknown(report: WasteReport) -> Markup:
         tag(
             "tr",
             tag("th", one.check, scope="row"),
-            tag("td", one.reason, class_="wide"),
-            tag("td", f"{one.resources:,}", class_="number"),
-            tag("td", ", ".join(one.examples), class_="wide"),
+            tag("td", one.reason, class_="wide", data_label="Why"),
+            tag("td", f"{one.resources:,}", class_="number", data_label="Resources"),
+            tag("td", ", ".join(one.examples), class_="wide", data_label="Such as"),
         )
         for one in report.unknown[:REASONS]
     )

@@ -55,6 +55,7 @@ def as_gp3(volume: Volume) -> Volume:
 check = Check(
     id="gp2_volumes",
     title="A gp2 volume would cost less as gp3",
+    advice="Change its type to gp3, with the IOPS and throughput named here; it stays in use meanwhile.",
     kind="gp2_volume",
     severity="informational",
     resource_type="AwsEc2Volume",

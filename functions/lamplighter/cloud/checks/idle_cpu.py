@@ -26,6 +26,7 @@ def find(inventory: Inventory, basis: Basis) -> Iterator[Found | Unknown]:
 check = Check(
     id="idle_cpu",
     title="The CPU of an instance is idle",
+    advice="Ask its owner what it is for; stop it, or give it a smaller type.",
     kind="idle_instance",
     severity="medium",
     resource_type="AwsEc2Instance",

@@ -36,6 +36,7 @@ def find(inventory: Inventory, basis: Basis) -> Iterator[Found | Unknown]:
 check = Check(
     id="idle_load_balancers",
     title="A load balancer serves nobody",
+    advice="Delete it, once no DNS name leads to it.",
     kind="idle_load_balancer",
     severity="low",
     resource_type="AwsElbv2LoadBalancer",

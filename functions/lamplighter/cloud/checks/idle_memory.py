@@ -31,6 +31,7 @@ def find(inventory: Inventory, basis: Basis) -> Iterator[Found | Unknown]:
 check = Check(
     id="idle_memory",
     title="The memory of an instance is hardly used",
+    advice="Give it a type with less memory.",
     kind="idle_instance",
     severity="low",
     resource_type="AwsEc2Instance",

@@ -37,6 +37,7 @@ def find(inventory: Inventory, basis: Basis) -> Iterator[Found | Unknown]:
 check = Check(
     id="idle_nat_gateways",
     title="Nothing goes through a NAT gateway",
+    advice="Delete it with the routes that lead to it, and release its address.",
     kind="idle_nat_gateway",
     severity="medium",
     resource_type="Other",

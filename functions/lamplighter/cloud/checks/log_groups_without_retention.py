@@ -40,6 +40,7 @@ def find(inventory: Inventory, basis: Basis) -> Iterator[Found]:
 check = Check(
     id="log_groups_without_retention",
     title="A log group keeps its events for ever",
+    advice="Set a retention.",
     kind="log_group_without_retention",
     severity="low",
     resource_type="Other",

@@ -41,6 +41,7 @@ def _letters(key: str) -> str:
 check = Check(
     id="missing_tags",
     title="A resource lacks required tags",
+    advice="Add the tags that are missing.",
     kind="missing_tags",
     severity="low",
     resource_type="Other",

@@ -75,6 +75,7 @@ def _confidence(snapshot: Snapshot, *, alone: bool) -> float:
 check = Check(
     id="old_snapshots",
     title="A snapshot is old and nothing is known to use it",
+    advice="Delete it, or archive it if it has to be kept.",
     kind="old_snapshot",
     severity="low",
     resource_type="Other",

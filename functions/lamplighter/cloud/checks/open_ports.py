@@ -103,6 +103,7 @@ def _exposure(inventory: Inventory, used: bool, exposed: bool) -> Exposure:
 check = Check(
     id="open_ports",
     title="A security group lets everybody in to a sensitive port",
+    advice="Revoke the sources named here, and let in known addresses only.",
     kind="exposure",
     severity="critical",
     resource_type="AwsEc2SecurityGroup",

@@ -60,6 +60,7 @@ def _reasons(image: Image | None, basis: Basis) -> dict[Reason, datetime | None]
 check = Check(
     id="outdated_images",
     title="An instance runs on an outdated image",
+    advice="Replace it by an instance from a current image.",
     kind="outdated_image",
     severity="medium",
     resource_type="AwsEc2Instance",

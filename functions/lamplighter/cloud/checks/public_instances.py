@@ -81,6 +81,7 @@ def _named(permission: Permission) -> str:
 check = Check(
     id="public_instances",
     title="An instance has a public address and is not allowed one",
+    advice="Put it behind a load balancer or into a private subnet; or tag it as allowed.",
     kind="exposure",
     severity="high",
     resource_type="AwsEc2Instance",

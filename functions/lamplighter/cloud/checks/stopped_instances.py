@@ -53,6 +53,7 @@ def long_stopped(instance: Instance, basis: Basis) -> bool:
 check = Check(
     id="stopped_instances",
     title="An instance has been stopped for long and its volumes are paid",
+    advice="Make an image of it and terminate it; or start it.",
     kind="stopped_instance",
     severity="low",
     resource_type="AwsEc2Instance",

@@ -35,6 +35,7 @@ def find(inventory: Inventory, basis: Basis) -> Iterator[Found]:
 check = Check(
     id="unassociated_addresses",
     title="An Elastic IP address is not associated with anything",
+    advice="Release it, unless somebody relies on having this very address again.",
     kind="unassociated_address",
     severity="low",
     resource_type="AwsEc2Eip",

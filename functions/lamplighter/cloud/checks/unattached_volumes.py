@@ -57,6 +57,7 @@ def _found(volume: Volume, basis: Basis, *, since: datetime | None) -> Found:
 check = Check(
     id="unattached_volumes",
     title="A volume has been unattached for long",
+    advice="Make a snapshot of it and delete it.",
     kind="unattached_volume",
     severity="low",
     resource_type="AwsEc2Volume",

@@ -19,6 +19,7 @@ def find(inventory: Inventory, _basis: Basis) -> Iterator[Found]:
 check = Check(
     id="unencrypted_volumes",
     title="An EBS volume is not encrypted",
+    advice="Replace it by a volume from an encrypted copy of its snapshot, and encrypt new ones by default.",
     kind="encryption",
     severity="medium",
     resource_type="AwsEc2Volume",
