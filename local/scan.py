@@ -85,7 +85,7 @@ def scan(regions: Sequence[str], exemptions: Exemptions, limits: Limits, now: da
     from lamplighter.kernel.errors import Permanent, Retryable
 
     clients = access.clients(regions[0], session_name="lamplighter-scan")
-    done = Scan(account=_account(clients), regions=regions, expired=exemptions.expired(now))
+    done = Scan(account=_account(clients, regions), regions=regions, expired=exemptions.expired(now))
 
     def look(region: str) -> Judgement | str:
         try:
@@ -138,25 +138,29 @@ def _regions(named: Sequence[str]) -> list[str]:
     return regions
 
 
-def _account(clients: Clients) -> str:
-    """Who asks: the account of the credentials."""
+def _account(clients: Clients, regions: Sequence[str]) -> str:
+    """Who asks: the account of the credentials, by the first region that knows it. One that is not enabled does not."""
     from botocore.exceptions import ClientError, NoCredentialsError
 
     from lamplighter.cloud.access import failures, is_passing
     from lamplighter.kernel.errors import Permanent, Retryable
 
-    try:
-        return str(clients("sts").get_caller_identity()["Account"])
-    except NoCredentialsError:
-        raise Permanent(
-            "There are no AWS credentials: set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
-        ) from None
-    except failures() as error:
-        if is_passing(error):
-            raise Retryable(f"AWS cannot be reached: {error}") from error
-        if isinstance(error, ClientError):
-            raise Permanent(f"AWS does not accept these credentials: {error}") from error
-        raise Permanent(f"The AWS configuration is not usable: {error}") from error
+    refusals = list[Exception]()
+    for region in regions:
+        try:
+            return str(clients.elsewhere(region)("sts").get_caller_identity()["Account"])
+        except NoCredentialsError:
+            raise Permanent(
+                "There are no AWS credentials: set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
+            ) from None
+        except failures() as error:
+            refusals.append(error)
+    first = refusals[0]
+    if is_passing(first):
+        raise Retryable(f"AWS cannot be reached: {first}") from first
+    if isinstance(first, ClientError):
+        raise Permanent(f"AWS does not accept these credentials: {first}") from first
+    raise Permanent(f"The AWS configuration is not usable: {first}") from first
 
 
 def _limits(environment: str | None) -> Limits:

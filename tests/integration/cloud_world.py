@@ -33,6 +33,8 @@ class Cloud:
         """The parameters of those that have them in a form."""
         self.refusals: dict[str, tuple[int, str, int]] = {}
         """By operation or region: the status, the error code, and how many times it is still given."""
+        self.strangers: set[str] = set()
+        """The regions that do not say either who asks."""
         self.page_size: int | None = None
         """How many items pages have, whatever is asked for."""
         self._moto = DomainDispatcherApplication(create_backend_app)
@@ -45,9 +47,11 @@ class Cloud:
         """From now on, answer an operation with an error."""
         self.refusals[operation] = (status, code, times)
 
-    def refuse_in(self, region: str, code: str) -> None:
-        """From now on, answer everything with an error that is asked of a region, but who asks."""
+    def refuse_in(self, region: str, code: str, *, who_asks: bool = False) -> None:
+        """From now on, answer everything with an error that is asked of a region, but who asks, unless that, too."""
         self.refusals[region] = (403, code, 1_000)
+        if who_asks:
+            self.strangers.add(region)
 
     def calls(self) -> Counter[str]:
         """How often each operation was asked for."""
@@ -59,6 +63,7 @@ class Cloud:
         self.asked.clear()
         self.requests.clear()
         self.refusals.clear()
+        self.strangers.clear()
         self.page_size = None
 
     def stop(self) -> None:
@@ -105,8 +110,8 @@ class Cloud:
             if environ["PATH_INFO"] != "/moto-api/reset":
                 self.asked.append(operation)
                 self.requests.append(form)
-            place = operation
-            if operation != "GetCallerIdentity" and (scope := _scope(environ)) in self.refusals:
+            place, scope = operation, _scope(environ)
+            if scope in self.refusals and (operation != "GetCallerIdentity" or scope in self.strangers):
                 place = scope
             status, code, times = self.refusals.get(place, (0, "", 0))
             self.refusals[place] = (status, code, times - 1)

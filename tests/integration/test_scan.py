@@ -106,6 +106,18 @@ def test_a_region_that_cannot_be_looked_at_is_told_and_the_others_are_looked_at(
     assert "OptInRequired" in error["error"]
 
 
+def test_who_asks_is_told_by_any_region_that_is_enabled(
+    cloud: Cloud, stopped: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One that an account has not opted in to knows nobody, not even at STS."""
+    cloud.refuse_in("me-south-1", "InvalidClientTokenId", who_asks=True)
+    said = run(capsys, "--region", "me-south-1", "--region", REGION)
+
+    assert stopped in {one["resource_id"] for one in said["findings"]}
+    assert [(error["region"], error["account"]) for error in said["errors"]] == [("me-south-1", ACCOUNT)]
+    assert said["api_calls"] == len(cloud.asked)
+
+
 def test_what_may_not_be_read_is_unknown(cloud: Cloud, stopped: str, capsys: pytest.CaptureFixture[str]) -> None:
     cloud.refuse("DescribeVolumes", "UnauthorizedOperation")
     said = run(capsys)
