@@ -84,6 +84,13 @@ def test_what_is_a_target_no_more_is_not_scanned() -> None:
         targets.find(Settings(), OTHER, "eu-west-1")
 
 
+def test_a_region_that_cannot_be_one_is_told() -> None:
+    given = settings(Targets(accounts=(OTHER,), regions=("moon-1",), role="scan"))
+
+    with pytest.raises(Permanent, match=r"cloud_targets: AWS has no region called moon-1\."):
+        targets.find(given, OTHER, "moon-1")
+
+
 def turns(job_type: str, given: Settings, **params: Any) -> list[str]:
     return [turn.name for turn in cloud_scan.TYPES[job_type].turns(PhaseParams(**params), given)]
 

@@ -47,7 +47,7 @@ def find(settings: Settings, account: str, region: str) -> Target:
     """The way into a region of an account, by the settings of this moment.
 
     Raises:
-        Permanent: it is no target, or none any more.
+        Permanent: it is no target, or none any more, or AWS has no such region.
     """
     for known_account, known_region, targets in checked(settings):
         if (account, region) == (known_account, known_region):
@@ -97,6 +97,10 @@ def own() -> Target:
 
 def _partition(region: str) -> str:
     """Which of AWS's separate clouds a region is in: `aws`, `aws-cn`, `aws-us-gov`."""
+    from botocore.exceptions import UnknownRegionError
     from botocore.session import Session
 
-    return str(Session().get_partition_for_region(region))
+    try:
+        return str(Session().get_partition_for_region(region))
+    except UnknownRegionError:
+        raise Permanent(f"cloud_targets: AWS has no region called {region}.") from None
