@@ -98,6 +98,7 @@ def test_all_that_a_region_holds_is_read_and_each_thing_once(cloud: Cloud, ec2: 
     assert [(one.id, one.type, one.internet_facing, one.tags) for one in held.load_balancers] == [
         (arn, "application", True, {"Owner": "ada"})
     ]
+    assert {one.site[:-1] for one in (*held.instances, *held.volumes, *held.load_balancers)} == {REGION}
     assert held.launch_templates == (LaunchTemplate(id=template_id, images=("ami-2", own), snapshots=(snapshot,)),)
     assert [(one.id, one.retention_days) for one in held.log_groups] == [("/aws/lambda/kept", 14)]
     assert held.cpu == {running: Series(expected=12, values=())}

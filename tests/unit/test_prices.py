@@ -105,9 +105,15 @@ ELSEWHERE = [
 
 @pytest.mark.parametrize(("site", "known"), [("", True), ("us-east-1f", True), *((one, False) for one in ELSEWHERE)])
 def test_what_is_not_in_the_region_itself_does_not_cost_what_it_would_there(site: str, known: bool) -> None:
-    prices = HERE.instance(instance(site=site)), HERE.volume(volume(site=site)), HERE.snapshot(snapshot(site=site))
+    balancer = LoadBalancer(id="arn", name="web", type="network", internet_facing=False, created_at=NOW, site=site)
+    prices = (
+        HERE.instance(instance(site=site)),
+        HERE.volume(volume(site=site)),
+        HERE.snapshot(snapshot(site=site)),
+        HERE.load_balancer(balancer),
+    )
 
-    assert [price is not None for price in prices] == [known] * 3
+    assert [price is not None for price in prices] == [known] * 4
 
 
 def test_an_unknown_region_has_no_price() -> None:

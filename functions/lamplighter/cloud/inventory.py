@@ -176,6 +176,8 @@ class LoadBalancer:
     """`application`, `network` or `gateway`."""
     internet_facing: bool
     created_at: datetime
+    site: str = ""
+    """The first of its Availability Zones or Local Zones, or the id of its Outpost."""
     security_groups: tuple[str, ...] = ()
     tags: Tags = field(default_factory=dict)
 

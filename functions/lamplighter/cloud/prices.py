@@ -158,7 +158,7 @@ class Prices:
 
     def load_balancer(self, balancer: LoadBalancer) -> Price | None:
         """One that serves nothing: by the hour, without capacity units and addresses."""
-        return self._of({f"load_balancer {balancer.type}": HOURS})
+        return self._of({f"load_balancer {balancer.type}": HOURS}) if self._are_of(balancer.site) else None
 
     def log_group(self, group: LogGroup) -> Price | None:
         """What it stores, were it not compressed."""

@@ -200,6 +200,7 @@ def _load_balancers(clients: ClientOf) -> list[LoadBalancer]:
             type=one["Type"],
             internet_facing=one.get("Scheme") == "internet-facing",
             created_at=one["CreatedTime"].astimezone(UTC),
+            site=next((zone.get("OutpostId") or zone["ZoneName"] for zone in one.get("AvailabilityZones", ())), ""),
             security_groups=tuple(one.get("SecurityGroups", ())),
         )
         for page in pages
