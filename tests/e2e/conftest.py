@@ -7,15 +7,13 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from threading import Event
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
-from lamplighter.kernel.ledger.row import Job, Trigger
 from local.stack import ROOT, LocalAws
-from tests.e2e.deployed import Deployed, Mailbox, Shelf, eventually
+from tests.e2e.deployed import Deployed, Mailbox, Shelf
 
 
 @pytest.fixture(scope="session")
@@ -35,8 +33,10 @@ def aws() -> Iterator[LocalAws]:
 
 @pytest.fixture(scope="session")
 def stack(aws: LocalAws) -> Deployed:
-    """The stack, and what tests do with it."""
-    return Deployed(aws)
+    """The stack, and what tests do with it; its schedules stand still until a test lets one tick."""
+    stack = Deployed(aws)
+    stack.stand_still()
+    return stack
 
 
 @pytest.fixture(scope="session")
@@ -65,32 +65,6 @@ def background() -> Iterator[Callable[..., Future[Any]]]:
     """Runs a call in a thread; the test ends when it has."""
     with ThreadPoolExecutor(8) as pool:
         yield pool.submit
-
-
-@pytest.fixture(scope="session", autouse=True)
-def first_tick(stack: Deployed) -> Iterator[Future[Any]]:
-    """The row that the orphan cleanup's own schedule makes, put at one minute while all other tests run, and back."""
-    scheduler, name = stack.client("scheduler"), f"{stack.name}-orphan-cleanup"
-    before = scheduler.get_schedule(GroupName=stack.group, Name=name)
-    wanted = ("Name", "GroupName", "ScheduleExpression", "State", "FlexibleTimeWindow", "Target")
-    schedule = {key: before[key] for key in wanted}
-
-    over = Event()
-
-    def wait() -> Job | bool:
-        try:
-            return eventually(lambda: over.is_set() or ticked(), within=150, every=0.5)
-        finally:
-            scheduler.update_schedule(**schedule)
-
-    def ticked() -> Job | None:
-        rows = stack.of_type("orphan_cleanup")
-        return next((job for job in rows if job.trigger is Trigger.SCHEDULE and job.schedule == "orphan-cleanup"), None)
-
-    scheduler.update_schedule(**schedule | {"ScheduleExpression": "rate(1 minute)"})
-    with ThreadPoolExecutor(1) as pool:
-        yield pool.submit(wait)
-        over.set()
 
 
 def _free_ports() -> int:

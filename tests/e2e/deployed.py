@@ -17,6 +17,7 @@ from sqlalchemy import Connection, Engine, NullPool, create_engine, text
 from sqlalchemy.exc import DBAPIError
 
 from lamplighter.kernel.deletion import Entry, ManifestAddress, entries, verified
+from lamplighter.kernel.job import tick
 from lamplighter.kernel.ledger.dynamo import DynamoStore
 from lamplighter.kernel.ledger.ledger import Ledger, utc_now
 from lamplighter.kernel.ledger.row import Job, Policy, job_key, to_text
@@ -25,8 +26,11 @@ from local.stack import LocalAws
 LONG_AGO = "2020-01-01T00:00:00.000Z"
 
 
-def eventually[T](probe: Callable[[], T | None], *, within: float = 20.0, every: float = 0.1) -> T:
-    """What `probe` answers as soon as that is true; fails when it is not within so many seconds."""
+def eventually[T](probe: Callable[[], T | None], *, within: float = 90.0, every: float = 0.1) -> T:
+    """What `probe` answers as soon as that is true; fails when it is not within so many seconds.
+
+    They are many, for they are waited for only where something is wrong, and a machine may be slow.
+    """
     end = time.monotonic() + within
     while not (answer := probe()):
         assert time.monotonic() < end, f"not within {within} s: last answer {answer!r}"
@@ -39,7 +43,6 @@ class FunctionFailed(Exception):
 
     def __init__(self, type_: str, message: str) -> None:
         super().__init__(f"{type_}: {message}")
-        self.type = type_
 
 
 class AdminStore(DynamoStore):
@@ -106,19 +109,9 @@ class Deployed:
         return payload
 
     def clean(self, **params: Any) -> dict[str, Any]:
-        """Run the orphan cleanup by hand; a tick of its schedule that holds the lock just then is waited for."""
-
-        def run() -> dict[str, Any] | None:
-            try:
-                answer: dict[str, Any] = self.invoke("orphan-cleanup", params)
-            except FunctionFailed as failure:
-                if failure.type == "AlreadyRunning" and time.monotonic() < end:
-                    return None
-                raise
-            return answer
-
-        end = time.monotonic() + 10
-        return eventually(run)
+        """Run the orphan cleanup by hand."""
+        answer: dict[str, Any] = self.invoke("orphan-cleanup", params)
+        return answer
 
     def check(self) -> dict[str, Any]:
         """One pass of the timeout checker."""
@@ -160,6 +153,54 @@ class Deployed:
         lines = (event["message"] for page in pages for event in page["events"])
         return [json.loads(line) for line in lines if line.startswith("{") and about in line]
 
+    # -- schedules ---------------------------------------------------------------------------------------------------
+
+    def stand_still(self) -> None:
+        """Stop all schedules but those of the machinery, which are all on as deployed, and let what they started end.
+
+        So nothing runs in a test that the test has not started, at whatever hour that is.
+        """
+        pages = self.client("scheduler").get_paginator("list_schedules").paginate(GroupName=self.group)
+        names = {schedule["Name"].removeprefix(f"{self.name}-") for page in pages for schedule in page["Schedules"]}
+        for name in names - {"timeout-checker", "schedule-watch"}:
+            told = {"schedule": name, "enabled": False, "changed": True}
+            assert self.invoke("schedules", {"schedule": name, "action": "stop"}) == told
+        states = self.client("stepfunctions")
+        for name in ("cleanup", "cloud"):
+            arn = self.machine_arn(name)
+            eventually(
+                lambda arn=arn: not states.list_executions(stateMachineArn=arn, statusFilter="RUNNING")["executions"]
+            )
+
+    def ticked(self, schedule: str) -> tuple[Job, dict[str, str]]:
+        """Let a schedule tick once, in a moment: its row, once that has ended, and what the tick said."""
+        scheduler = self.client("scheduler")
+        before = scheduler.get_schedule(GroupName=self.group, Name=f"{self.name}-{schedule}")
+        wanted = ("Name", "GroupName", "ScheduleExpression", "State", "FlexibleTimeWindow", "Target")
+        as_it_was = {key: before[key] for key in wanted}
+        once = later(seconds=3).strftime("%Y-%m-%dT%H:%M:%S")
+        said = {"schedule": schedule, "scheduled_time": f"{once}Z"}
+        job_id = tick(**said)["job_id"]
+        scheduler.update_schedule(**as_it_was | {"ScheduleExpression": f"at({once})", "State": "ENABLED"})
+        try:
+            eventually(lambda: self.ledger.store.get(job_id))
+            row = self.becomes(job_id, "completed", "failed")
+        finally:
+            scheduler.update_schedule(**as_it_was)
+        return row, said
+
+    def note(self, schedule: str) -> dict[str, Any] | None:
+        """When a schedule last had a completed run, as the schedule watch has it."""
+        key = {"pk": {"S": f"SCHEDULE#{schedule}"}}
+        item: dict[str, Any] | None = self.client("dynamodb").get_item(TableName=self.table, Key=key).get("Item")
+        return item
+
+    def machine_arn(self, name: str) -> str:
+        """The ARN of a state machine."""
+        machines = self.client("stepfunctions").list_state_machines()["stateMachines"]
+        (arn,) = [one["stateMachineArn"] for one in machines if one["name"] == f"{self.name}-{name}"]
+        return str(arn)
+
     # -- ledger ------------------------------------------------------------------------------------------------------
 
     def seed(self, job_type: str, **values: Any) -> Job:
@@ -182,7 +223,7 @@ class Deployed:
             ExpressionAttributeValues={f":{name}": {"S": value} for name, value in times.items()},
         )
 
-    def becomes(self, job_id: str, *statuses: str, within: float = 20.0, checking: bool = False) -> Job:
+    def becomes(self, job_id: str, *statuses: str, checking: bool = False) -> Job:
         """The row once it has one of these statuses; `checking` runs the timeout checker until then."""
 
         def probe() -> Job | None:
@@ -191,7 +232,7 @@ class Deployed:
             job = self.ledger.get(job_id)
             return job if job.status in statuses else None
 
-        return eventually(probe, within=within)
+        return eventually(probe)
 
     def of_type(self, job_type: str) -> list[Job]:
         """The newest hundred jobs of a type."""
@@ -243,7 +284,7 @@ class Deployed:
 
 @dataclass(kw_only=True)
 class Ended:
-    """An execution that has ended, and its row if it made one."""
+    """What has become of an execution."""
 
     status: str
     output: Any
@@ -258,8 +299,7 @@ class Machine:
         self.stack = stack
         self.job_types = job_types
         self.states = stack.client("stepfunctions")
-        machines = self.states.list_state_machines()["stateMachines"]
-        (self.arn,) = [one["stateMachineArn"] for one in machines if one["name"] == f"{stack.name}-{name}"]
+        self.arn = stack.machine_arn(name)
 
     def start(self, **given: Any) -> str:
         """Start an execution; its ARN."""
@@ -269,13 +309,34 @@ class Machine:
     def end(self, arn: str) -> Ended:
         """What became of an execution, once it has ended."""
 
-        def probe() -> dict[str, Any] | None:
-            told: dict[str, Any] = self.states.describe_execution(executionArn=arn)
-            return None if told["status"] == "RUNNING" else told
+        def probe() -> Ended | None:
+            told = self.told(arn)
+            return None if told.status == "RUNNING" else told
 
-        told = eventually(probe, within=60)
+        return eventually(probe)
+
+    def told(self, arn: str) -> Ended:
+        """What has become of an execution so far."""
+        told = self.states.describe_execution(executionArn=arn)
         output = json.loads(told["output"]) if told["status"] == "SUCCEEDED" else None
         return Ended(status=told["status"], output=output, error=told.get("error") or "", cause=told.get("cause") or "")
+
+    def together(self, turnstile: Turnstile, **given: Any) -> tuple[Ended, Job]:
+        """Start two executions at once, neither of which gets past the turnstile before one has been refused; what
+        became of that one, and the row of the other, the only one that was made, once it has ended."""
+        before = {job.job_id for kind in self.job_types for job in self.stack.of_type(kind)}
+        with ThreadPoolExecutor(2) as pool:
+            arns = list(pool.map(lambda _: self.start(**given), range(2)))
+
+        def probe() -> Ended | None:
+            ended = [self.told(arn) for arn in arns]
+            return next((one for one in ended if one.error == "AlreadyRunning"), None)
+
+        refused = eventually(probe)
+        turnstile.release()
+        (row,) = [job for job in self.stack.of_type(self.job_types[0]) if job.job_id not in before]
+        # One that waited for longer than it waits for locks is tried again.
+        return refused, self.stack.becomes(row.job_id, "completed", "failed", checking=True)
 
     def run(self, **given: Any) -> Any:
         """The output of an execution that succeeds."""
@@ -385,7 +446,7 @@ class Turnstile:
         coming = self._pool.submit(self._lock)
         eventually(lambda: self._waiting("AccessExclusiveLock"), every=0.02)
         self.release()
-        self.connection = coming.result(10)
+        self.connection = coming.result(90)
         self.wait()
 
     def release(self) -> None:

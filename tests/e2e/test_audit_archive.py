@@ -14,7 +14,7 @@ import pytest
 from lamplighter.kernel.ledger.ledger import utc_now
 from lamplighter.kernel.ledger.row import Status
 from local.stack import ROOT
-from tests.e2e.deployed import Deployed, FunctionFailed, eventually
+from tests.e2e.deployed import Deployed, FunctionFailed, Machine
 
 
 def read_back(stack: Deployed, *arguments: str) -> str:
@@ -34,18 +34,7 @@ def read_back(stack: Deployed, *arguments: str) -> str:
 
 def archive(stack: Deployed) -> dict[str, Any]:
     """What the phase reports, run by the state machine as its schedule does it."""
-    states = stack.client("stepfunctions")
-    machines = states.list_state_machines()["stateMachines"]
-    (machine,) = [one["stateMachineArn"] for one in machines if one["name"] == f"{stack.name}-cleanup"]
-    started = states.start_execution(stateMachineArn=machine, input='{"job_type": "audit_archive"}')
-
-    def ended() -> dict[str, Any] | None:
-        told: dict[str, Any] = states.describe_execution(executionArn=started["executionArn"])
-        return None if told["status"] == "RUNNING" else told
-
-    told = eventually(ended, within=60)
-    assert told["status"] == "SUCCEEDED", told
-    output = json.loads(told["output"])
+    output = Machine(stack, "cleanup", ("audit_archive",)).run()
     row = stack.ledger.get(output["job_id"])
     assert (row.job_type, row.status, row.progress) == ("audit_archive", Status.COMPLETED, 100)
     report: dict[str, Any] = output["phases"]["audit_log"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
 
@@ -17,7 +16,7 @@ from lamplighter.kernel.ledger.ledger import utc_now
 from lamplighter.kernel.ledger.row import Status, Trigger
 from local.cloud import HOME, MEMBER, REGIONS, STRANGER, TARGETS
 from local.signed import Api
-from tests.e2e.deployed import Deployed, FunctionFailed, Machine, Turnstile, eventually, later
+from tests.e2e.deployed import Deployed, FunctionFailed, Machine, Turnstile, eventually
 
 TYPES = ("security_enforcement", "waste_scan", "instance_health")
 READ = {(account, region) for account in (HOME, MEMBER) for region in REGIONS}
@@ -25,16 +24,10 @@ READ = {(account, region) for account in (HOME, MEMBER) for region in REGIONS}
 
 @pytest.fixture(scope="module")
 def machine(stack: Deployed) -> Iterator[Machine]:
-    """The state machine, which is to scan the demo accounts, one that lets nobody in among them; its schedules, which
-    would take its locks, stand still."""
-    schedules = [kind.replace("_", "-") for kind in TYPES]
-    for schedule in schedules:
-        stack.invoke("schedules", {"schedule": schedule, "action": "stop"})
+    """The state machine, which is to scan the demo accounts, one that lets nobody in among them."""
     told = {"LAMPLIGHTER_CLOUD_TARGETS": json.dumps(TARGETS)}
     with stack.overriding("cloud-scan", **told), stack.overriding("cloud-region", **told):
         yield Machine(stack, "cloud", TYPES)
-    for schedule in schedules:
-        stack.invoke("schedules", {"schedule": schedule, "action": "start"})
 
 
 @pytest.fixture(autouse=True)
@@ -191,27 +184,11 @@ def test_a_preview_says_what_it_would_find_and_leaves_nothing_behind(stack: Depl
 
 def test_a_tick_of_each_schedule_runs_its_job_once(stack: Deployed, machine: Machine) -> None:
     """C1, K6, K12."""
-    scheduler = stack.client("scheduler")
     for job_type in TYPES:
         name = job_type.replace("_", "-")
-        before = scheduler.get_schedule(GroupName=stack.group, Name=f"{stack.name}-{name}")
-        schedule = {key: before[key] for key in ("Name", "GroupName", "ScheduleExpression", "State", "Target")}
-        schedule["FlexibleTimeWindow"] = before["FlexibleTimeWindow"]
-        once, began = later(seconds=2).strftime("at(%Y-%m-%dT%H:%M:%S)"), utc_now()
-        scheduler.update_schedule(**schedule | {"ScheduleExpression": once, "State": "ENABLED"})
-        try:
-            row = eventually(
-                lambda kind=job_type, since=began: next(
-                    (job for job in stack.of_type(kind) if job.schedule and job.created_at >= since), None
-                )
-            )
-            row = stack.becomes(row.job_id, "completed", "failed", within=60)
-        finally:
-            scheduler.update_schedule(**schedule)
+        row, tick = stack.ticked(name)
         assert (row.status, row.trigger, row.schedule) == (Status.COMPLETED, Trigger.SCHEDULE, name)
-        key = {"pk": {"S": f"SCHEDULE#{name}"}}
-        eventually(lambda key=key: "Item" in stack.client("dynamodb").get_item(TableName=stack.table, Key=key))
-        tick = {"schedule": name, "scheduled_time": once.removeprefix("at(").replace(")", "Z")}
+        eventually(lambda name=name: stack.note(name))
         again = machine.run(job_type=job_type, **tick)
         assert (again["status"], again["job_id"]) == ("duplicate", row.job_id)
     assert stack.invoke("schedule-watch", {})["unwatched"] == []
@@ -221,7 +198,7 @@ def test_a_scan_can_be_run_through_the_api(stack: Deployed, machine: Machine) ->
     request = {"job_type": "security_enforcement", "params": {"dry_run": True}}
     answer = Api(stack.api_url).post("/api/jobs/run", request)
     assert answer.status_code == 202, answer.text
-    row = stack.becomes(answer.json()["job_id"], "completed", "failed", within=60)
+    row = stack.becomes(answer.json()["job_id"], "completed", "failed")
     assert (row.status, row.trigger, row.dry_run) == (Status.COMPLETED, Trigger.API, True)
     assert row.result is not None and row.result["phases"]["regions"]["findings"] > 0
 
@@ -230,19 +207,11 @@ def test_of_two_that_are_started_together_one_is_refused_with_the_holders_name(
     stack: Deployed, machine: Machine
 ) -> None:
     """K3."""
-    with ThreadPoolExecutor(2) as pool, Turnstile(stack.engine, "unattached_volumes") as turnstile:
-        arns = list(pool.map(lambda _: machine.start(), range(2)))
-        refused = eventually(
-            lambda: next(
-                (arn for arn in arns if machine.states.describe_execution(executionArn=arn)["status"] == "FAILED"), None
-            )
-        )
-        (holder,) = [arn for arn in arns if arn != refused]
-        row = machine.row(holder)
-        turnstile.release()
-    told = machine.end(refused)
-    assert (told.error, f"job {row.job_id} (attempt 1 of 3" in told.cause) == ("AlreadyRunning", True)
-    assert machine.end(holder).output["phases"]["regions"]["findings"] > 0
+    with Turnstile(stack.engine, "unattached_volumes") as turnstile:
+        refused, row = machine.together(turnstile)
+    assert f": job {row.job_id} (attempt " in refused.cause
+    assert row.status is Status.COMPLETED
+    assert row.result is not None and row.result["phases"]["regions"]["findings"] > 0
 
 
 def test_a_run_that_is_cancelled_begins_no_other_region_and_says_what_it_had_done(
@@ -273,7 +242,7 @@ def test_an_execution_that_is_aborted_is_tried_again_and_ends(stack: Deployed, m
         machine.states.stop_execution(executionArn=arn)
         assert machine.end(arn).status == "ABORTED"
     stack.backdate(row.job_id)
-    row = stack.becomes(row.job_id, "completed", "failed", checking=True, within=60)
+    row = stack.becomes(row.job_id, "completed", "failed", checking=True)
     assert (row.status, row.attempt, row.errors[0].type) == (Status.COMPLETED, 2, "TimedOut")
     assert row.result is not None
     found = kept(stack, *(check.id for check in SECURITY))
@@ -287,14 +256,14 @@ def test_without_its_database_a_scan_fails_is_retried_and_ends_when_the_database
     postgres = stack.aws.postgres()
     postgres.stop()
     try:
-        arn = machine.start()
-        ended = machine.end(arn)
+        began = utc_now()
+        ended = machine.end(machine.start())
         assert (ended.status, ended.error) == ("FAILED", "AllItemsFailed")
-        row = next(job for job in stack.of_type("security_enforcement") if job.errors and not job.status.terminal)
+        (row,) = [job for job in stack.of_type("security_enforcement") if job.created_at >= began]
         assert "DatabaseUnavailable" in row.errors[0].message
     finally:
         postgres.start()
-    row = stack.becomes(row.job_id, "completed", "failed", checking=True, within=60)
+    row = stack.becomes(row.job_id, "completed", "failed", checking=True)
     assert row.status is Status.COMPLETED and row.attempt > 1
 
 

@@ -61,15 +61,10 @@ def groups(stack: Deployed) -> Iterator[dict[tuple[str, str], str]]:
 
 
 @pytest.fixture
-def machine(stack: Deployed) -> Iterator[Machine]:
-    """The state machine, whose schedules stand still and whose findings are forgotten."""
-    schedules = ["security-enforcement", "waste-scan", "instance-health"]
-    for schedule in schedules:
-        stack.invoke("schedules", {"schedule": schedule, "action": "stop"})
+def machine(stack: Deployed) -> Machine:
+    """The state machine, whose findings are forgotten."""
     stack.sql("TRUNCATE findings, judged_checks, unjudged, unattached_volumes, cloud_reports")
-    yield Machine(stack, "cloud", ["security_enforcement"])
-    for schedule in schedules:
-        stack.invoke("schedules", {"schedule": schedule, "action": "start"})
+    return Machine(stack, "cloud", ["security_enforcement"])
 
 
 @contextmanager

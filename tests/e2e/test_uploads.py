@@ -6,15 +6,13 @@ import csv
 import io
 import json
 from collections.abc import Iterator
-from typing import Any
 from uuid import uuid4
 from zipfile import ZipFile
 
 import pytest
 
 from lamplighter.kernel.ledger.row import Job, Status
-from local.stack import REGION
-from tests.e2e.deployed import LONG_AGO, Deployed, eventually
+from tests.e2e.deployed import LONG_AGO, Deployed, Machine, eventually
 
 SPANISH = (
     '\ufeffHora,"Nombre completo del usuario","Usuario afectado","Contexto del evento",Componente,"Nombre evento",'
@@ -52,7 +50,7 @@ class Folder:
             jobs = self.jobs(key)
             return jobs[0] if jobs and jobs[0].status.terminal else None
 
-        return eventually(probe, within=40)
+        return eventually(probe)
 
 
 @pytest.fixture
@@ -140,21 +138,7 @@ def test_uploads_expire_by_the_state_machine(stack: Deployed, folder: Folder) ->
     fresh = folder.done(folder.put("fresh.csv", "no log either"))
     for job in (done, broken):
         stack.backdate(job.job_id, created_at=LONG_AGO, finished_at=LONG_AGO)
-
-    def expire() -> dict[str, Any] | None:
-        machine = f"arn:aws:states:{REGION}:000000000000:stateMachine:{stack.name}-cleanup"
-        states = stack.client("stepfunctions")
-        arn = states.start_execution(stateMachineArn=machine, input='{"job_type": "upload_cleanup"}')["executionArn"]
-        ended = eventually(
-            lambda: found if (found := states.describe_execution(executionArn=arn))["status"] != "RUNNING" else None
-        )
-        if ended["status"] == "FAILED" and ended["error"] == "AlreadyRunning":
-            return None  # a tick of its own schedule came first
-        assert ended["status"] == "SUCCEEDED", ended
-        report: dict[str, Any] = json.loads(ended["output"])["phases"]["uploads"]
-        return report
-
-    report = eventually(expire)
+    report = Machine(stack, "cleanup", ("upload_cleanup",)).run()["phases"]["uploads"]
     assert report["status"] == "completed"
     moved = {item["name"]: item["outcome"] for item in report["items"] if item["kind"] == "job"}
     assert moved == {done.job_id: "completed, moved to the history", broken.job_id: "failed, moved to the history"}
