@@ -6,6 +6,7 @@ import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ import yaml
 from botocore.loaders import create_loader
 from sqlalchemy import Connection, Engine, NullPool, create_engine, text
 
-from lamplighter.kernel import aws, database
+from lamplighter.kernel import aws, database, retention
 from lamplighter.kernel.ledger.ledger import Ledger
 from local.stack import ROOT, LocalAws
 from tests.integration.actions_world import REGION, Account
@@ -107,6 +108,12 @@ def _engine(url: str) -> Engine:
 def _administration(postgres: str) -> Connection:
     """A connection whose statements are no transactions."""
     return _engine(postgres).connect().execution_options(isolation_level="AUTOCOMMIT")
+
+
+@pytest.fixture
+def any_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Retention works at the moment that a test names, however far that is from the database's clock."""
+    monkeypatch.setattr(retention, "MAX_SKEW", timedelta.max)
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from lamplighter.kernel.errors import Permanent, Retryable
 from tests.integration.cloud_world import ACCOUNT, REGION, Cloud
 
 EVERYTHING = frozenset(field.name for field in fields(Inventory)) - {"account", "region", "read_at", "gaps"}
-NOW = datetime.now(UTC)
+NOW = datetime(2026, 11, 22, 6, 10, tzinfo=UTC)
 DAYS = 3
 PARTS = [metrics.Window.before(NOW, DAYS).start + n * metrics.PART for n in range(DAYS * 4 + 1)]
 

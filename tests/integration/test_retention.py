@@ -15,10 +15,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine, create_engine, event, text
 
-from lamplighter.kernel import database
+from lamplighter.kernel import database, retention
 from lamplighter.kernel.database import DatabaseUnavailable
 from lamplighter.kernel.errors import Permanent, Retryable
 from lamplighter.kernel.retention import (
+    MAX_SKEW,
     Applied,
     Archive,
     Candidates,
@@ -33,14 +34,11 @@ from lamplighter.kernel.retention import (
 from lamplighter.kernel.retention.batches import ISOLATED, MICROSECOND, POSITIONS, Blocks
 
 DAY = timedelta(days=1)
-NOW = datetime.now(UTC)
-"""Of the test: the engine refuses to work with a clock that is minutes away from the database's."""
+NOW = datetime(2026, 11, 22, 6, 10, tzinfo=UTC)
 RULE = Rule(name="things", table="things", clock="at", keep=30 * DAY, floor=DAY, action=Delete())
 
 
-@pytest.fixture(autouse=True)
-def now(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(globals(), "NOW", datetime.now(UTC))
+pytestmark = pytest.mark.usefixtures("any_moment")
 
 
 @pytest.fixture
@@ -200,7 +198,7 @@ def test_names_that_need_quotes_work_everywhere(database_url: str) -> None:
         for statement in (
             f"CREATE SCHEMA {quote(schema)}",
             f"CREATE TABLE {quote(schema)}.{quote(table)} (id int, {quote(at)} timestamptz, {quote(note)} text)",
-            f"INSERT INTO {quote(schema)}.{quote(table)} VALUES (1, now() - interval '9 days', 'x'), (2, now(), 'x')",
+            f"INSERT INTO {quote(schema)}.{quote(table)} VALUES (1, '{NOW - 9 * DAY}', 'x'), (2, '{NOW}', 'x')",
             f"CREATE TABLE {quote(schema)}.attic (LIKE {quote(schema)}.{quote(table)})",
         ):
             connection.exec_driver_sql(statement)
@@ -250,7 +248,7 @@ def test_a_row_that_a_user_holds_is_skipped_and_taken_the_next_time(engine: Engi
         applied = go(engine)
         assert (applied.rows, applied.skipped, applied.failed, applied.stopped) == (18, 2, 0, None)
         assert ids(engine) == [7, 8]
-        assert max(took) < 0.1
+        assert max(took) < database.LOCK_TIMEOUT.total_seconds() / 2
 
     assert go(engine).rows == 2
 
@@ -361,26 +359,26 @@ def slow(engine: Engine, seconds: float) -> None:
 
 
 def test_batches_that_take_too_long_are_cut_down(engine: Engine) -> None:
-    """FAILURES 12: whatever a row costs, no statement takes more than twice the target."""
-    target = timedelta(milliseconds=250)
+    """FAILURES 12: whatever a row costs, no statement changes more than there is time for."""
     fill(engine, *[40 * DAY + n * timedelta(hours=1) for n in range(300)])
     slow(engine, 0.005)
+    changed: list[int] = []
+    event.listen(engine, "after_cursor_execute", lambda *said: changed.append(said[1].rowcount))
 
-    with timed(engine) as took:
-        applied = go(engine, target=target)
+    applied = go(engine, target=timedelta(milliseconds=250))
 
     assert (applied.rows, applied.failed, applied.skipped) == (300, 0, 0)
     assert applied.batches > 3
-    assert max(took) < 0.5
+    assert 0 < max(changed) <= 50
 
 
 def test_rows_that_share_one_moment_are_cut_down_too(engine: Engine) -> None:
-    fill(engine, *[40 * DAY] * 60)
-    slow(engine, 0.002)
+    fill(engine, *[40 * DAY] * 30)
+    slow(engine, 0.02)
 
-    applied = go(engine, target=timedelta(milliseconds=50))
+    applied = go(engine, target=timedelta(milliseconds=300))
 
-    assert (applied.rows, applied.failed, applied.skipped) == (60, 0, 0)
+    assert (applied.rows, applied.failed, applied.skipped) == (30, 0, 0)
     assert applied.batches > 1
 
 
@@ -544,7 +542,10 @@ def test_nothing_is_kept_for_less_than_the_floor(heap: Engine) -> None:
 
 
 @pytest.mark.parametrize("skew", [-timedelta(minutes=10), timedelta(days=365)])
-def test_clocks_that_differ_are_a_reason_to_touch_nothing(heap: Engine, skew: timedelta) -> None:
+def test_clocks_that_differ_are_a_reason_to_touch_nothing(
+    heap: Engine, skew: timedelta, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "MAX_SKEW", MAX_SKEW)
     fill(heap, 29 * DAY, 400 * DAY)
 
     with pytest.raises(Permanent, match=r"the database's clock says .* nothing was touched"):
