@@ -6,6 +6,7 @@ The local AWS plants them when it starts; whoever wants to know what there is re
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,6 +30,8 @@ TEMPLATE: Final = Path(__file__).parent.parent / "docs" / "member-account-role.y
 
 PLANTED: Final = "planted.json"
 """The file in MiniStack's temporary directory that lists what was planted."""
+LASTS: Final = timedelta(days=4)
+"""For how long the checks say of it what they have to. Then what was young is no longer."""
 
 
 def let_in(cloudformation: Any, stack_name: str) -> None:

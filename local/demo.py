@@ -6,6 +6,7 @@ It leaves the local AWS up, to be looked at. A second run starts from what the f
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import sys
 import time
@@ -18,7 +19,7 @@ from rich.filesize import decimal
 
 from local import demo_data
 from local.console import console, say, step, table
-from local.demo_cloud import Cloud
+from local.demo_cloud import SETTINGS, Cloud
 from local.demo_evidence import Alerts, Evidence
 from local.demo_housekeeping import Housekeeping
 from local.demo_stage import Answered, Stage, number, reports, short
@@ -44,25 +45,28 @@ class Demo:
         self.alerts = Alerts(self.aws, self.outputs["AlertsTopicArn"])
 
     def run(self) -> None:
-        live, before = self._fill()
+        cloud, housekeeping = Cloud(self.stage), Housekeeping(self.stage)
+        live, before = self._fill(cloud)
         preview = self._preview()
         self._governor(before)
         cleanup = self._cleanup(preview, before)
         self._undo(cleanup, before)
-        self._stuck_jobs(live)
+        housekeeping.upload()
+        cloud.run()
+        self._stuck_jobs(live)  # by now the checker's schedule has come round
         alive = [job.job_id for job in live.others if job.status == "running"]
-        Housekeeping(self.stage).run(alive[:20], [job.job_id for job in live.old])
-        Cloud(self.stage).run()
+        housekeeping.run(alive[:20], [job.job_id for job in live.old])
         self._schedules()
         self._settings()
         self._history()
         self._close(cleanup)
 
-    def _fill(self) -> tuple[demo_data.LiveJobs, dict[str, str]]:
+    def _fill(self, cloud: Cloud) -> tuple[demo_data.LiveJobs, dict[str, str]]:
         """The live jobs, and the bucket's listing."""
         self.stage.chapter(
             "Demo data", "A media bucket with orphans in it, rows that name the other files, a job ledger."
         )
+        cloud.set_up()
         wanted = demo_data.media(self.bucket)
         with step("Objects", total=len(wanted)) as current:
             put, before = demo_data.put_objects(self.aws, self.bucket, wanted, current.advance)
@@ -288,8 +292,11 @@ class Demo:
             "that read it start anew, so as not to wait). First comes a bad value, which must change nothing, then a "
             "good one, by which `schedules` has to refuse a start.",
         )
-        bad, good = '{"orphan_cleanup_max_orphan_share": 1.7}', '{"orphan_cleanup_enabled": false}'
+        bad, good = {"orphan_cleanup_max_orphan_share": 1.7}, {"orphan_cleanup_enabled": False}
         ssm, heard = self.aws.client("ssm"), len(self.alerts.listen())
+
+        def override(**more: Any) -> None:
+            ssm.put_parameter(Name=name, Value=json.dumps({**SETTINGS, **more}), Overwrite=True)
 
         def alerted() -> str | None:
             self.stage.invoke("schedule-watch", {})
@@ -303,20 +310,20 @@ class Demo:
         began = time.monotonic()
         try:
             with step("Bad value") as current:
-                ssm.put_parameter(Name=name, Value=bad, Overwrite=True)
+                override(**bad)
                 self.stage.start_anew("schedule-watch")
                 alert = self.stage.wait("The alert about the bad value", alerted)
                 current.say("refused, and an alert raised")
             with step("Good value") as current:
-                ssm.put_parameter(Name=name, Value=good, Overwrite=True)
+                override(**good)
                 self.stage.start_anew("schedules")
                 refusal = self.stage.wait("The new setting", refused)
                 current.say("in force")
         finally:
-            ssm.put_parameter(Name=name, Value="{}", Overwrite=True)
+            override()
             self.stage.start_anew("schedules")
-        rest = ssm.get_parameter(Name=name)["Parameter"]["Value"]
-        table(("override", "what came of it"), [(bad, alert), (good, refusal), (rest, "Put back.")], lines=True)
+        table(("override", "what came of it"), [(json.dumps(bad), alert), (json.dumps(good), refusal)], lines=True)
+        say("Both are taken back.")
         self.stage.did("schedule-watch", "refused a bad setting", time.monotonic() - began, "the alerts")
 
     def _history(self) -> None:

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any, Final
 
 from local.cloud import REGIONS, STRANGER, TARGETS
-from local.console import console, say, table
+from local.console import console, say, step, table
 from local.demo_jobs import Jobs
 from local.demo_stage import Stage, number
 
@@ -23,6 +22,11 @@ REMEDIES: Final = {
 }
 """What would be done; without `apply` it is only said. More than half of the demo accounts' groups are
 open, more than the governor lets pass by default."""
+SETTINGS: Final = {"cloud_targets": TARGETS, "cloud_concurrency": 2, "cloud_remedies": REMEDIES}
+"""What the demo overrides. Two regions at a time, because each function that starts cold takes a processor for a
+second."""
+FUNCTIONS: Final = ("cloud-scan", "cloud-region", "cloud-actions")
+SCANS: Final = ("waste_scan", "security_enforcement", "instance_health")
 REGION: Final = ("findings", "unknown", "api_calls", "seconds")
 """What is shown of a region."""
 SHOWN: Final = 8
@@ -37,26 +41,23 @@ class Cloud:
         self.planted = stage.aws.planted()
         self.names = {one.resource_id: one.name for one in self.planted}
 
-    def run(self) -> None:
-        with self._targets():
-            self._waste()
-            self._risks()
-
-    @contextmanager
-    def _targets(self) -> Iterator[None]:
-        """The demo accounts are scanned, until the settings are put back."""
+    def set_up(self) -> None:
+        """Have the demo accounts scanned from now on, by their schedules, too."""
         ssm, name = self.stage.aws.client("ssm"), self.stage.outputs["SettingsParameterName"]
-        said = {"cloud_targets": TARGETS, "cloud_remedies": REMEDIES}
-        ssm.put_parameter(Name=name, Value=json.dumps(said), Overwrite=True)
-        functions = ("cloud-scan", "cloud-region", "cloud-actions")
-        for function in functions:
-            self.stage.start_anew(function)
-        try:
-            yield
-        finally:
-            ssm.put_parameter(Name=name, Value="{}", Overwrite=True)
-            for function in functions:
+        wanted = json.dumps(SETTINGS)
+        with step("Accounts") as current:
+            current.say(f"{len(TARGETS[0]['accounts']) + len(TARGETS[1]['accounts'])} cloud accounts to be scanned")
+            if ssm.get_parameter(Name=name)["Parameter"]["Value"] == wanted:
+                return
+            ssm.put_parameter(Name=name, Value=wanted, Overwrite=True)
+            # Functions that have read the settings within the last minute are started anew, but not under a scan.
+            self.stage.wait("The end of the scans", lambda: None if self.jobs.running(*SCANS) else True)
+            for function in FUNCTIONS:
                 self.stage.start_anew(function)
+
+    def run(self) -> None:
+        self._waste()
+        self._risks()
 
     def _waste(self) -> None:
         stage = self.stage

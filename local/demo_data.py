@@ -15,7 +15,8 @@ from datetime import datetime, timedelta
 from itertools import batched
 from random import Random
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, unquote, unquote_plus, urlsplit
+from xml.etree import ElementTree
 
 from local.stack import LocalAws
 
@@ -31,7 +32,7 @@ DUE: Final = 10
 RUNNING: Final = 150
 WAITING: Final = 90
 OLD: Final = 200
-ORPHAN_SHARE: Final = 0.03
+ORPHAN_SHARE: Final = 0.01
 CDN: Final = "https://cdn.example.com/"
 THREADS: Final = 8
 MARK: Final = {"pk": {"S": "DEMO#jobs"}}
@@ -72,7 +73,7 @@ class Media:
 
 
 def media(bucket: str) -> list[Media]:
-    """All objects: known media in the main, three in a hundred of it orphaned, the rest other files."""
+    """All objects: known media in the main, one in a hundred of it orphaned, the rest other files."""
     random = Random(20_000)
     found = []
     for number in range(OBJECTS):
@@ -103,9 +104,27 @@ def key_of(stored: str, bucket: str) -> str:
 
 
 def listing(aws: LocalAws, bucket: str) -> dict[str, str]:
-    """The ETag of each object of the bucket, by key."""
-    pages = aws.client("s3").get_paginator("list_objects_v2").paginate(Bucket=bucket)
-    return {entry["Key"]: entry["ETag"] for page in pages for entry in page.get("Contents", ())}
+    """The ETag of each object of the bucket, by key.
+
+    By signed URLs, because boto3 takes ten times as long to read a page as ElementTree does.
+    """
+    s3, space = aws.client("s3"), "{http://s3.amazonaws.com/doc/2006-03-01/}"
+    connection = http.client.HTTPConnection(urlsplit(aws.endpoint_url).netloc, timeout=30)
+    found: dict[str, str] = {}
+    asked: dict[str, str] | None = {"Bucket": bucket, "EncodingType": "url"}
+    while asked:
+        url = s3.generate_presigned_url("list_objects_v2", Params=asked)
+        connection.request("GET", url.removeprefix(aws.endpoint_url))
+        answer = connection.getresponse()
+        page = ElementTree.fromstring(answer.read())
+        if answer.status != http.HTTPStatus.OK:
+            raise RuntimeError(f"S3 answered {answer.status} to a listing of {bucket}.")
+        for entry in page.iter(f"{space}Contents"):
+            found[unquote_plus(entry.findtext(f"{space}Key", ""))] = entry.findtext(f"{space}ETag", "")
+        token = page.findtext(f"{space}NextContinuationToken")
+        asked = {"Bucket": bucket, "EncodingType": "url", "ContinuationToken": token} if token else None
+    connection.close()
+    return found
 
 
 def put_objects(aws: LocalAws, bucket: str, wanted: Sequence[Media], advance: Advance) -> tuple[int, dict[str, str]]:

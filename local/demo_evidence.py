@@ -7,11 +7,14 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from rich.filesize import decimal
 
 from local.stack import LocalAws
+
+if TYPE_CHECKING:
+    from lamplighter.kernel.schedules import Schedule
 
 _HEARTBEATS: Final = {"timeout-checker": "CheckerHeartbeat", "schedule-watch": "ScheduleWatchHeartbeat"}
 """The metrics by which the schedules show themselves that are no ledger jobs."""
@@ -33,25 +36,43 @@ class Evidence:
 
     def schedules(self) -> Iterator[tuple[str, str, str, str]]:
         """Name, expression, state and last run of each schedule."""
+        group = self.outputs["ScheduleGroupName"]
+        for listed in self.aws.client("scheduler").list_schedules(GroupName=group)["Schedules"]:
+            schedule = self.schedule(listed["Name"].removeprefix(f"{self.aws.stack_name}-"))
+            if schedule.name in _HEARTBEATS:
+                last = self._last_heartbeat(schedule.name)
+            else:
+                completed = self.last_completed(schedule.name)
+                last = f"{completed:%Y-%m-%d %H:%M} (completed)" if completed else None
+            state = "enabled" if schedule.enabled else "disabled"
+            yield schedule.name, schedule.expression, state, last or "none yet"
+
+    def schedule(self, name: str) -> Schedule:
+        """The schedule of this short name."""
+        from lamplighter.kernel.schedules import Schedule
+
         scheduler, group = self.aws.client("scheduler"), self.outputs["ScheduleGroupName"]
-        for listed in scheduler.list_schedules(GroupName=group)["Schedules"]:
-            schedule = scheduler.get_schedule(GroupName=group, Name=listed["Name"])
-            name = listed["Name"].removeprefix(f"{self.aws.stack_name}-")
-            last = self._last_heartbeat(name) if name in _HEARTBEATS else self._last_completed(name)
-            yield name, schedule["ScheduleExpression"], schedule["State"].lower(), last or "none yet"
+        found = scheduler.get_schedule(GroupName=group, Name=f"{self.aws.stack_name}-{name}")
+        return Schedule(
+            name=name,
+            enabled=found["State"] == "ENABLED",
+            expression=found["ScheduleExpression"],
+            changed_at=found["LastModificationDate"],
+        )
 
     def _last_heartbeat(self, schedule: str) -> str | None:
         points = self._datapoints(_HEARTBEATS[schedule], {"service": self.aws.stack_name}, period=60)
         last = max((point["Timestamp"] for point in points), default=None)
         return f"{last:%Y-%m-%d %H:%M} (heartbeat)" if last else None
 
-    def _last_completed(self, schedule: str) -> str | None:
+    def last_completed(self, schedule: str) -> datetime | None:
+        """When a run that this schedule started was last completed."""
         item = (
             self.aws.client("dynamodb")
             .get_item(TableName=self.outputs["JobsTableName"], Key={"pk": {"S": f"SCHEDULE#{schedule}"}})
             .get("Item")
         )
-        return f"{item['last_completed_at']['S'][:16].replace('T', ' ')} (completed)" if item else None
+        return datetime.fromisoformat(item["last_completed_at"]["S"]) if item else None
 
     def checker_passes(self, since: datetime) -> list[tuple[str, ...]]:
         """Of each pass of the timeout checker, by its log: when, expired, retried, failed, released, oldest overdue."""

@@ -17,9 +17,9 @@ from local.stack import LocalAws
 if TYPE_CHECKING:
     from pg8000.native import Connection
 
-PATIENCE: Final = timedelta(seconds=90)
-"""How long something may take that happens by itself: a schedule's minute, a warm function's view of the settings
-(FRESH_SECONDS), and what follows from it."""
+PATIENCE: Final = timedelta(minutes=3)
+"""How long something may take that happens by itself: a schedule's minute, a run that its schedule has begun, a warm
+function's view of the settings (FRESH_SECONDS), and what follows from it."""
 
 
 class Stage:
@@ -44,9 +44,18 @@ class Stage:
         self.summary.append((job, did, f"{seconds:.1f}", look))
 
     def invoke(self, job: str, event: Mapping[str, Any]) -> dict[str, Any]:
-        """What a job answers."""
-        answer: dict[str, Any] = self.aws.invoke(job, event)
-        return answer
+        """What a job answers; while another run of it holds its lock, as its schedule's may, that is waited for."""
+
+        def answered() -> dict[str, Any] | None:
+            try:
+                answer: dict[str, Any] = self.aws.invoke(job, event)
+            except LocalAwsError as error:
+                if f"{job} failed: AlreadyRunning: " in str(error):
+                    return None
+                raise
+            return answer
+
+        return self.wait(f"The lock of {job}", answered)
 
     def start_anew(self, job: str) -> None:
         """Have its next call begin in a new environment, as after any update, though here to the same timeout."""
@@ -67,7 +76,7 @@ class Stage:
         end = time.monotonic() + PATIENCE.total_seconds()
         while (found := look()) is None:
             self.expect(time.monotonic() < end, f"{what} did not come within {PATIENCE.total_seconds():.0f} seconds.")
-            time.sleep(0.5)
+            time.sleep(0.1)
         return found
 
     def expect(self, holds: bool, otherwise: str) -> None:

@@ -19,10 +19,12 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from local.cloud import HOME, MEMBER, PLANTED, let_in
+from local.cloud import HOME, LASTS, MEMBER, PLANTED, let_in
 from local.console import console, step
 from local.estate import Planted
 from local.postgres import database_url, postgres, postgres_programs
@@ -71,15 +73,21 @@ class LocalAws:
 
     def client(self, service: str, *, account: str = HOME, region: str = REGION) -> Any:
         """A boto3 client of this local AWS, whatever the environment says: as the root of an account."""
-        from boto3.session import Session
-
-        make: Callable[..., Any] = Session(account, "test", region_name=region).client  # typed per service otherwise
-        return make(service, endpoint_url=self.endpoint_url)
+        return _client(service, account, region, self.endpoint_url)
 
     def planted(self) -> list[Planted]:
-        """What the demo accounts hold that the checks have to say something about, or nothing."""
+        """What the demo accounts hold that the checks have to say something about, or nothing.
+
+        Raises LocalAwsError once that has aged so much that they say something else.
+        """
         listing = self.directory / "tmp" / PLANTED
         self.client("ec2").describe_instances()  # answered once all is planted
+        age = datetime.now(UTC) - datetime.fromtimestamp(listing.stat().st_mtime, UTC)
+        if age > LASTS:
+            raise LocalAwsError(
+                f"The demo's cloud accounts have been there for {age.days} days, and what is in them is no longer as "
+                "young as it was: `make down` forgets them."
+            )
         return [Planted.from_json(one) for one in json.loads(listing.read_text())]
 
     def outputs(self) -> dict[str, str]:
@@ -260,6 +268,15 @@ class LocalAws:
             )
         if result.returncode:
             raise LocalAwsError(f"`sam {command}` failed. Its log, {log}, ends:\n{tail(log)}")
+
+
+@cache
+def _client(service: str, account: str, region: str, endpoint_url: str) -> Any:
+    """Made once: to make one takes as long as some thirty calls."""
+    from boto3.session import Session
+
+    make: Callable[..., Any] = Session(account, "test", region_name=region).client  # typed per service otherwise
+    return make(service, endpoint_url=endpoint_url)
 
 
 def _without_aws(environment: Mapping[str, str]) -> dict[str, str]:

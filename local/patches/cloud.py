@@ -22,7 +22,7 @@ from typing import Any
 from ministack.core.responses import get_account_id, get_region
 from ministack.services import alb, cloudwatch, cloudwatch_logs, ec2
 
-from local.cloud import HOME, MEMBER, PLANTED, REGIONS
+from local.cloud import HOME, LASTS, MEMBER, PLANTED, REGIONS
 from local.estate import Estate
 from local.patches import recycle_bin
 
@@ -124,12 +124,14 @@ def plant() -> None:
 
 
 class _Estate(Estate):
-    """One whose metrics and logs are in MiniStack."""
+    """One whose metrics and logs are in MiniStack. What its metrics were they are again for as long as it `LASTS`."""
 
     def _keep_metric(
         self, namespace: str, name: str, dimensions: Mapping[str, str], points: Sequence[tuple[datetime, float]]
     ) -> None:
         key = (namespace, name, cloudwatch._dims_key(dimensions))
+        newest = max((moment for moment, _ in points), default=None)
+        again = [(moment + LASTS, value) for moment, value in points if newest and moment + LASTS > newest]
         data = [
             {
                 "Timestamp": moment.replace(tzinfo=UTC).timestamp(),
@@ -137,7 +139,7 @@ class _Estate(Estate):
                 "Unit": "None",
                 "Dimensions": dict(dimensions),
             }
-            for moment, value in points
+            for moment, value in (*points, *again)
         ]
         if data:
             cloudwatch._metrics.set_scoped(self.account, self.region, key, data)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -11,7 +11,11 @@ import boto3
 import pytest
 from botocore.exceptions import ClientError
 
-from local.cloud import HOME, MEMBER, REGIONS, STRANGER
+from lamplighter.cloud import access, checks, reader
+from lamplighter.cloud.check import Basis, judge, wanted
+from lamplighter.cloud.prices import Prices
+from lamplighter.kernel.cloud import Limits
+from local.cloud import HOME, LASTS, MEMBER, REGIONS, STRANGER
 from local.estate import Planted
 from local.stack import LocalAws
 
@@ -112,6 +116,30 @@ def test_resources_and_metrics_have_a_past(cloud: LocalAws, planted: dict[str, P
     )["MetricDataResults"]
     assert len(result["Values"]) == 56  # two weeks of them, whenever that was planted
     assert max(result["Values"]) < 5
+
+
+@pytest.mark.parametrize("later", [LASTS / 2, LASTS - timedelta(hours=1)])
+def test_the_checks_say_of_it_what_they_have_to_for_as_long_as_it_lasts(
+    cloud: LocalAws, planted: dict[str, Planted], later: timedelta, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (cloud.environment | {"AWS_ACCESS_KEY_ID": MEMBER}).items():
+        monkeypatch.setenv(name, value)
+    now, region, every = datetime.now(UTC) + later, "eu-west-1", checks.BY_ID.values()
+    clients = access.clients(region, session_name="test")
+    inventory = reader.read(clients, account=MEMBER, region=region, now=now, limits=Limits(), needs=wanted(every))
+    judged = judge(inventory, Basis(now=now, limits=Limits(), prices=Prices.from_file(region)), every)
+    by_history = "unattached_volumes"  # since when is not in the account
+
+    def pairs(said: Iterable[Any]) -> set[tuple[str, str]]:
+        return {(one.check, one.resource_id) for one in said if one.check != by_history}
+
+    ids = {one.resource_id for one in planted.values()}
+    assert pairs(judged.findings) == {
+        (check, one.resource_id) for one in planted.values() for check in one.found if check != by_history
+    }
+    assert {pair for pair in pairs(judged.unknown) if pair[1] in ids} == {
+        (check, one.resource_id) for one in planted.values() for check in one.unknown
+    }
 
 
 def test_every_account_and_region_has_one_of_each_kind(cloud: LocalAws) -> None:
