@@ -681,7 +681,7 @@ def test_undo_of_a_refused_cleanup_says_that_it_deleted_nothing(world: World, le
     refusal = refused(world, run)
     ledger.fail(ledger.get(run.job_id), refusal, result=refusal.report.model_dump(mode="json"))
 
-    with pytest.raises(Permanent, match="was refused by the governor: it deleted nothing"):
+    with pytest.raises(Permanent, match="was refused by the governor: it did nothing"):
         undo_job(world, run.job_id)
 
 

@@ -7,30 +7,16 @@ object that has been made anew under the same key since, and running it twice do
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-from lamplighter.kernel.deletion import (
-    Archive,
-    Entry,
-    Manifest,
-    ManifestAddress,
-    Part,
-    Tally,
-    archive_bucket,
-    carry_out,
-    part_entries,
-    verified,
-)
-from lamplighter.kernel.errors import Permanent
+from lamplighter.kernel.deletion import Entry, ManifestAddress, Tally
 from lamplighter.kernel.job import Report as JobReport
 from lamplighter.kernel.job import Run, Unfinished, job
-from lamplighter.kernel.undo import UndoParams
+from lamplighter.kernel.ledger.row import Job
+from lamplighter.kernel.undo import Deeds, UndoParams, deeds, take_back
 from lamplighter.media.removal import own_marker
-
-if TYPE_CHECKING:
-    from datetime import datetime
 
 THREADS: Final = 16
 """Objects looked at, at once; as many as the client has connections."""
@@ -58,18 +44,6 @@ class Report(JobReport):
         return self.restored_files, self.restored_bytes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Deleted:
-    """What a cleanup deleted."""
-
-    bucket: str
-    scope: str
-    planned_at: datetime
-    parts: list[Part]
-    begun: list[Entry]
-    """Of a run that died: entries that it may have deleted without writing it down."""
-
-
 @job("undo", params=UndoParams, timeout=timedelta(minutes=15), singleton=True)
 def handler(run: Run, params: UndoParams) -> Report | Unfinished:
     """Restore what a cleanup deleted.
@@ -80,99 +54,34 @@ def handler(run: Run, params: UndoParams) -> Report | Unfinished:
     from lamplighter.kernel.aws import client
 
     s3 = client("s3")
-    deleted = _by_job(s3, params.job_id) if params.job_id else _by_manifest(s3, params)
-    archive = Archive(s3, archive_bucket(), job_type="undo", scope=deleted.scope, job_id=run.job_id)
-
-    def read_part(number: int) -> list[Entry]:
-        if number == len(deleted.parts):
-            return deleted.begun
-        found = part_entries(s3, archive.bucket, deleted.parts[number])
-        return [entry for entry in found if entry.outcome == "deleted"]
-
-    done = carry_out(
-        archive,
-        parts=len(deleted.parts) + bool(deleted.begun),
-        resumed=False,  # what is restored already shows by itself
-        read_part=read_part,
-        act=_Restoration(s3, deleted, dry_run=params.dry_run),
-        stop=run.stop,
-        progress=lambda part, parts: run.progress(99 * part // parts, f"{part} of {parts} parts dealt with"),
+    deleted = deeds(s3, params, job_types=["orphan_cleanup"], archived_as="orphan_cleanup", manifest_of=_manifest_of)
+    done, _, manifest = take_back(
+        run,
+        s3,
+        deleted,
+        dry_run=params.dry_run,
+        undoable=lambda entry: entry.outcome in {"deleted", ""},
+        undo=_Restoration(s3, deleted, dry_run=params.dry_run),
     )
     duration = (run.now() - run.job.created_at).total_seconds()
-    if done.stopped == "out_of_time":
-        report = _report(done.tally, duration, dry_run=params.dry_run)
-        return Unfinished(checkpoint={"parts": len(done.parts)}, report=report)
-    manifest = archive.write_manifest(
-        Manifest(
-            job_id=run.job_id,
-            scope=deleted.scope,
-            planned_at=run.job.created_at,
-            finished_at=run.now(),
-            dry_run=params.dry_run,
-            complete=done.stopped is None,
-            accepted=True,
-            refusals=[],
-            references={},
-            parts=done.parts,
-        )
-    )
-    return _report(done.tally, duration, dry_run=params.dry_run, manifest=manifest)
+    report = _report(done.tally, duration, dry_run=params.dry_run, manifest=manifest)
+    return report if manifest else Unfinished(checkpoint={"parts": len(done.parts)}, report=report)
 
 
-def _by_manifest(s3: Any, params: UndoParams) -> _Deleted:
-    address = ManifestAddress(bucket=archive_bucket(), key=params.manifest or "", sha256=params.sha256 or "")
-    return _of(verified(s3, address))
-
-
-def _by_job(s3: Any, job_id: str) -> _Deleted:
-    from lamplighter.kernel.ledger.ledger import Ledger
-
-    row = Ledger.from_environment().get(job_id)
-    if row.job_type != "orphan_cleanup":
-        raise Permanent(f"job_id: {job_id} is no orphan_cleanup but {row.job_type}.")
-    if not row.status.terminal:
-        raise Permanent(f"job_id: {job_id} is {row.status}; cancel it first, or wait for its end.")
-    archive = Archive(s3, archive_bucket(), job_type="orphan_cleanup", scope="", job_id=job_id)
-    address = (row.result or {}).get("manifest")
-    if address and row.status != "failed":
-        return _of(verified(s3, ManifestAddress.model_validate(address)))
-    # The run died for good before its manifest: what it had written down by then has to do.
-    known = archive.plan()
-    if not known:
-        raise Permanent(f"job_id: {job_id} ended before it had a plan: it deleted nothing.")
-    plan, _ = known
-    if not plan.accepted:
-        raise Permanent(f"job_id: {job_id} was refused by the governor: it deleted nothing.")
-    parts, begun = archive.done_so_far(plan)
-    return _Deleted(
-        bucket=plan.scope.partition("/")[0],
-        scope=plan.scope,
-        planned_at=plan.planned_at,
-        parts=parts,
-        begun=begun,
-    )
-
-
-def _of(manifest: Manifest) -> _Deleted:
-    return _Deleted(
-        bucket=manifest.scope.partition("/")[0],
-        scope=manifest.scope,
-        planned_at=manifest.planned_at,
-        parts=manifest.parts,
-        begun=[],
-    )
+def _manifest_of(row: Job) -> Any:
+    return None if row.status == "failed" else (row.result or {}).get("manifest")
 
 
 class _Restoration:
-    """What `carry_out` calls for each part of the manifest."""
+    """What `take_back` calls for each part of the manifest."""
 
-    def __init__(self, s3: Any, deleted: _Deleted, *, dry_run: bool) -> None:
+    def __init__(self, s3: Any, deleted: Deeds, *, dry_run: bool) -> None:
         self._s3 = s3
-        self._bucket = deleted.bucket
+        self._bucket = deleted.scope.partition("/")[0]
         self._planned_at = deleted.planned_at
         self._dry_run = dry_run
 
-    def __call__(self, entries: list[Entry], _tally: Tally, _begun: bool) -> list[Entry]:
+    def __call__(self, entries: list[Entry]) -> list[Entry]:
         """The entries with what became of them now."""
         with ThreadPoolExecutor(THREADS) as pool:
             return list(pool.map(self._restore, entries))
@@ -217,7 +126,7 @@ class _Restoration:
             return None, error.response["ResponseMetadata"]["HTTPHeaders"].get("x-amz-version-id")
 
 
-def _report(tally: Tally, duration: float, *, dry_run: bool, manifest: ManifestAddress | None = None) -> Report:
+def _report(tally: Tally, duration: float, *, dry_run: bool, manifest: ManifestAddress | None) -> Report:
     count = tally.count
     return Report(
         status="completed_with_errors" if count["failed"] or count["not_restorable"] else "completed",
