@@ -1,4 +1,4 @@
-"""The Recycle Bin for snapshots, which neither MiniStack nor moto has: its rules, and what they keep of EC2's.
+"""The Recycle Bin for snapshots and volumes, which neither MiniStack nor moto has: rules, and what they keep.
 
 What a rule covers does not vanish when it is deleted: it can be listed and restored. Retention never ends here.
 """
@@ -6,7 +6,7 @@ What a rule covers does not vanish when it is deleted: it can be listed and rest
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 from uuid import uuid4
@@ -55,57 +55,59 @@ async def handle(method: str, path: str, headers: Any, body: bytes, query_params
 
 
 def teach_moto() -> None:
-    """EC2's side of it: deleted snapshots are kept, listed and restored."""
+    """EC2's side of it: deleted snapshots and volumes are kept, listed and restored."""
+    from moto.ec2.exceptions import InvalidSnapshotIdError, InvalidVolumeIdError
+
+    _teach("Snapshot", lambda _id: InvalidSnapshotIdError())
+    _teach("Volume", InvalidVolumeIdError)
+
+
+def _teach(kind: str, absent: Callable[[str], Exception]) -> None:
     from moto.core.responses import ActionResult
-    from moto.ec2.exceptions import InvalidSnapshotIdError
     from moto.ec2.models.elastic_block_store import EBSBackend
     from moto.ec2.responses import EC2Response
 
-    delete = EBSBackend.delete_snapshot
+    name, type_ = kind.lower(), f"EBS_{kind.upper()}"
+    delete = getattr(EBSBackend, f"delete_{name}")
 
     def kept(backend: Any) -> dict[str, tuple[Any, datetime]]:
-        found: dict[str, tuple[Any, datetime]] = backend.__dict__.setdefault("recycle_bin", {})
+        found: dict[str, tuple[Any, datetime]] = backend.__dict__.setdefault(f"recycle_bin_{name}s", {})
         return found
 
-    def delete_into_bin(backend: Any, snapshot_id: str) -> Any:
-        snapshot = delete(backend, snapshot_id)
+    def delete_into_bin(backend: Any, id_: str) -> Any:
+        deleted = delete(backend, id_)
         rules = _rules.get((backend.account_id, backend.region_name), {}).values()
-        if any(_covers(rule, dict(backend.tags[snapshot_id])) for rule in rules):
-            kept(backend)[snapshot_id] = (snapshot, datetime.now(UTC))
-        return snapshot
+        if any(rule["ResourceType"] == type_ and _covers(rule, dict(backend.tags[id_])) for rule in rules):
+            kept(backend)[id_] = (deleted, datetime.now(UTC))
+        return deleted
 
-    def list_snapshots_in_recycle_bin(response: Any) -> Any:
-        wanted = response._get_param("SnapshotIds", [])
+    def list_in_recycle_bin(response: Any) -> Any:
+        wanted = response._get_param(f"{kind}Ids", [])
         found = kept(response.ec2_backend)
-        if set(wanted) - found.keys():
-            raise InvalidSnapshotIdError
+        for id_ in set(wanted) - found.keys():
+            raise absent(id_)
         listed = [
             {
-                "SnapshotId": id_,
-                "VolumeId": snapshot.volume_id,
-                "Description": snapshot.description,
+                f"{kind}Id": id_,
                 "RecycleBinEnterTime": entered,
                 "RecycleBinExitTime": entered + timedelta(days=7),
             }
-            for id_, (snapshot, entered) in found.items()
+            for id_, (_, entered) in found.items()
             if not wanted or id_ in wanted
         ]
-        return ActionResult({"Snapshots": listed})
+        return ActionResult({f"{kind}s": listed})
 
-    def restore_snapshot_from_recycle_bin(response: Any) -> Any:
-        id_, backend = response._get_param("SnapshotId"), response.ec2_backend
+    def restore_from_recycle_bin(response: Any) -> Any:
+        id_, backend = response._get_param(f"{kind}Id"), response.ec2_backend
         if id_ not in kept(backend):
-            raise InvalidSnapshotIdError
-        backend.snapshots[id_], _ = kept(backend).pop(id_)
-        return ActionResult(backend.snapshots[id_])
+            raise absent(id_)
+        restored, _ = kept(backend).pop(id_)
+        getattr(backend, f"{name}s")[id_] = restored
+        return ActionResult(restored if kind == "Snapshot" else {"Return": True})
 
-    taught: dict[Any, Any] = {
-        delete_into_bin: (EBSBackend, "delete_snapshot"),
-        list_snapshots_in_recycle_bin: (EC2Response, "list_snapshots_in_recycle_bin"),
-        restore_snapshot_from_recycle_bin: (EC2Response, "restore_snapshot_from_recycle_bin"),
-    }
-    for method, (class_, name) in taught.items():
-        setattr(class_, name, method)
+    setattr(EBSBackend, f"delete_{name}", delete_into_bin)
+    setattr(EC2Response, f"list_{name}s_in_recycle_bin", list_in_recycle_bin)
+    setattr(EC2Response, f"restore_{name}_from_recycle_bin", restore_from_recycle_bin)
 
 
 def _covers(rule: Mapping[str, Any], tags: Mapping[str, str]) -> bool:
@@ -113,8 +115,6 @@ def _covers(rule: Mapping[str, Any], tags: Mapping[str, str]) -> bool:
         key = pair["ResourceTagKey"]
         return key in tags and pair.get("ResourceTagValue", tags[key]) == tags[key]
 
-    if rule["ResourceType"] != "EBS_SNAPSHOT":
-        return False
     if wanted := rule.get("ResourceTags"):
         return any(map(has, wanted))
     return not any(map(has, rule.get("ExcludeResourceTags") or ()))

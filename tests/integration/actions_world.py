@@ -91,12 +91,12 @@ class Account:
         """One that lets everybody in by SSH, with a finding."""
         return self.found("open_ports", self.group(ssh("0.0.0.0/0"), tags=tags))
 
-    def idle_instance(self, **tags: str) -> str:
+    def idle_instance(self, type_: str = "t3.micro", **tags: str) -> str:
         """A running instance whose processor has hardly done a thing, with a finding."""
         image = self.ec2.describe_images(Owners=["self"])["Images"] or [self._image()]
         tagged = [{"ResourceType": "instance", "Tags": _listed(tags)}] if tags else []
         made = self.ec2.run_instances(
-            ImageId=image[0]["ImageId"], MinCount=1, MaxCount=1, InstanceType="t3.micro", TagSpecifications=tagged
+            ImageId=image[0]["ImageId"], MinCount=1, MaxCount=1, InstanceType=type_, TagSpecifications=tagged
         )
         instance: str = made["Instances"][0]["InstanceId"]
         boto3.client("cloudwatch").put_metric_data(
@@ -156,10 +156,23 @@ class Account:
             if volume["State"] == "available":
                 self.ec2.delete_volume(VolumeId=id_)
 
-    def retain(self, **said: Any) -> None:
-        """A rule of the Recycle Bin for snapshots."""
+    def written_to(self, volume: str, at: datetime) -> None:
+        """What CloudWatch says of a volume that was attached then."""
+        written = {"MetricName": "VolumeWriteOps", "Value": 7, "Timestamp": at}
+        dimensions = [{"Name": "VolumeId", "Value": volume}]
+        data = [written | {"Dimensions": dimensions}]
+        boto3.client("cloudwatch").put_metric_data(Namespace="AWS/EBS", MetricData=data)
+
+    def retain(self, kind: str = "EBS_SNAPSHOT", **said: Any) -> None:
+        """A rule of the Recycle Bin."""
         period = {"RetentionPeriodValue": 14, "RetentionPeriodUnit": "DAYS"}
-        boto3.client("rbin").create_rule(ResourceType="EBS_SNAPSHOT", RetentionPeriod=period, **said)
+        boto3.client("rbin").create_rule(ResourceType=kind, RetentionPeriod=period, **said)
+
+    def forget_rules(self) -> None:
+        """The Recycle Bin keeps no snapshot that is deleted from now on."""
+        rbin = boto3.client("rbin")
+        for rule in rbin.list_rules(ResourceType="EBS_SNAPSHOT")["Rules"]:
+            rbin.delete_rule(Identifier=rule["Identifier"])
 
     # -- what is there -----------------------------------------------------------------------------------------------
 
@@ -179,7 +192,6 @@ class Account:
 
     def ingress(self, group: str) -> set[tuple[Any, ...]]:
         """Protocol, ports and source of each rule of a group."""
-        rules = self.ec2.describe_security_group_rules(Filters=[{"Name": "group-id", "Values": [group]}])
         return {
             (
                 rule["IpProtocol"],
@@ -187,9 +199,13 @@ class Account:
                 rule.get("ToPort"),
                 rule.get("CidrIpv4") or rule.get("CidrIpv6") or rule.get("PrefixListId"),
             )
-            for rule in rules["SecurityGroupRules"]
-            if not rule["IsEgress"]
+            for rule in self.rules(group)
         }
+
+    def rules(self, group: str) -> list[Any]:
+        """The rules by which a group lets somebody in, as EC2 has them."""
+        found = self.ec2.describe_security_group_rules(Filters=[{"Name": "group-id", "Values": [group]}])
+        return [rule for rule in found["SecurityGroupRules"] if not rule["IsEgress"]]
 
     def volumes(self) -> dict[str, dict[str, Any]]:
         """All that are there."""
@@ -228,18 +244,19 @@ class Account:
         remedies: Mapping[str, Remedy],
         *,
         stops: Mapping[int, Stop] | None = None,
+        once_planned: Callable[[], None] = lambda: None,
         **settings: Any,
     ) -> Report | Unfinished:
-        """A run as far as it comes."""
+        """A run as far as it comes; `once_planned` happens when its plan is made and nothing is done yet."""
         chosen = {"cloud_limits": LIMITS, "cloud_remedies": dict(remedies)} | settings
-        run = ScriptedRun(job, settings=Settings(**chosen), now=self.now, stops=stops or {})
+        run = _Run(self, once_planned, job, settings=Settings(**chosen), now=self.now, stops=stops or {})
         outcome = cloud_actions.body(run)
         assert isinstance(outcome, Report | Unfinished)
         return outcome
 
     def act(self, check: str, action: str, *, job: Job | None = None, **said: Any) -> Report:
         """A run to its end, in earnest unless told otherwise, with one remedy that waits no time."""
-        settings = {name: said.pop(name) for name in list(said) if name.startswith("cloud_")}
+        settings = {name: said.pop(name) for name in list(said) if name.startswith(("cloud_", "once_"))}
         remedy = Remedy(**{"action": action, "after_days": 0, "apply": True} | said)
         report = self.attempt(job or self.job(), {check: remedy}, **settings)
         assert isinstance(report, Report)
@@ -264,6 +281,24 @@ class Account:
         return undone
 
 
+class _Run(ScriptedRun):
+    """A run of an account, whose time is that of the account."""
+
+    def __init__(self, account: Account, once_planned: Callable[[], None], *given: Any, **options: Any) -> None:
+        super().__init__(*given, **options)
+        self._account = account
+        self._once_planned = once_planned
+
+    def now(self) -> datetime:
+        return self._account.now
+
+    def stop(self) -> Stop:
+        answer = super().stop()
+        if self.asked == 2:  # of the plan of its one region it was asked before
+            self._once_planned()
+        return answer
+
+
 _WRITES: Final = ("Create", "Delete", "Put", "Stop", "Start", "Revoke", "Authorize", "Restore", "Publish")
 
 
@@ -283,6 +318,32 @@ def writes(*, dies_after: int | None = None) -> Iterator[list[str]]:
 
     with patch.object(BaseClient, "_make_api_call", counted):
         yield made
+
+
+@contextmanager
+def answering(operation: str, answer: Mapping[str, Any]) -> Iterator[None]:
+    """AWS answers an operation like this."""
+    call: Callable[..., Any] = BaseClient._make_api_call  # type: ignore[attr-defined]
+
+    def answered(client: Any, asked: str, request: Any) -> Any:
+        return answer if asked == operation else call(client, asked, request)
+
+    with patch.object(BaseClient, "_make_api_call", answered):
+        yield
+
+
+@contextmanager
+def repeating(operation: str) -> Iterator[None]:
+    """AWS is asked for an operation twice: the first answer is lost on its way."""
+    call: Callable[..., Any] = BaseClient._make_api_call  # type: ignore[attr-defined]
+
+    def repeated(client: Any, asked: str, request: Any) -> Any:
+        if asked == operation:
+            call(client, asked, request)
+        return call(client, asked, request)
+
+    with patch.object(BaseClient, "_make_api_call", repeated):
+        yield
 
 
 def ssh(*ranges: str) -> dict[str, Any]:

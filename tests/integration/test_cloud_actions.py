@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
+from itertools import count
 from typing import Any
+from unittest.mock import patch
 
 import boto3
 import pytest
+from botocore.exceptions import ClientError
 
-from lamplighter.cloud import findings
+from lamplighter.cloud import findings, reader
 from lamplighter.cloud.cloud_actions import BATCH, FEW
+from lamplighter.cloud.inventory import Inventory
 from lamplighter.cloud.marks import KEEP
+from lamplighter.cloud.remedies import delete_snapshot
 from lamplighter.cloud.remedies.outcomes import Report
+from lamplighter.cloud.remedies.recycle_bin import Rule
 from lamplighter.kernel.cloud import Remedy
 from lamplighter.kernel.errors import DatabaseUnavailable, Permanent
 from lamplighter.kernel.job import Unfinished
-from tests.integration.actions_world import DAY, REGION, Account, ssh, writes
+from tests.integration.actions_world import DAY, REGION, Account, answering, repeating, ssh, writes
 
 PORTS = "lamplighter:open_ports"
 """The mark."""
@@ -78,8 +85,19 @@ def test_valid_rules_remain(account: Account) -> None:
     assert len(account.outcomes(report)[group].facts["state"]["rules"]) == len(before) - len(valid)  # type: ignore[index]
     account.undo(report)
     assert account.ingress(group) == before
-    rules = account.ec2.describe_security_group_rules(Filters=[{"Name": "group-id", "Values": [group]}])
-    assert "for now" in {rule.get("Description") for rule in rules["SecurityGroupRules"]}
+    rules = account.rules(group)
+    assert "for now" in {rule.get("Description") for rule in rules}
+
+
+def test_a_rule_comes_back_with_its_tags_but_those_of_aws(account: Account) -> None:
+    """AWS lets nobody write tags of its own."""
+    group = account.open_group()
+    (rule,) = account.rules(group)
+    account.tag(rule["SecurityGroupRuleId"], **{"Why": "for now", "aws:cloudformation:stack-name": "shop"})
+    account.act("open_ports", "revoke")
+    account.undo(account.act("open_ports", "revoke"))
+    (again,) = account.rules(group)
+    assert again["Tags"] == [{"Key": "Why", "Value": "for now"}]
 
 
 def test_an_idle_instance_is_stopped_and_started_again(account: Account) -> None:
@@ -138,6 +156,25 @@ def test_a_snapshot_is_deleted_only_into_the_recycle_bin_and_comes_back(account:
     assert account.undo(report).outcomes == {"restored": 1}
     assert set(account.snapshots()) == {snapshot}
     assert account.undo(report).outcomes == {"already_restored": 1}
+
+
+def test_a_snapshot_is_kept_whose_recycle_bin_rule_goes_away_right_before(account: Account) -> None:
+    """Without it the snapshot would be gone for good."""
+    account.retain()
+    snapshot = account.old_snapshot()
+    account.act("old_snapshots", "delete_snapshot")
+    covering, looks = delete_snapshot.covering, count(1)
+
+    def covered(*looked: Any) -> Rule | None:
+        found = covering(*looked)
+        if next(looks) == 2:  # the plan's look was the first
+            account.forget_rules()
+        return found
+
+    with patch.object(delete_snapshot, "covering", covered):
+        report = account.act("old_snapshots", "delete_snapshot")
+    assert report.outcomes == {"kept": 1}
+    assert set(account.snapshots()) == {snapshot}
 
 
 def test_a_snapshot_that_an_older_version_of_a_launch_template_names_is_kept(account: Account) -> None:
@@ -241,6 +278,15 @@ def test_what_is_not_to_be_stopped_is_kept_with_a_reason(account: Account) -> No
     assert outcomes[stopped].outcome == "unmarked"
 
 
+def test_an_instance_whose_type_has_disks_of_its_own_is_not_stopped(account: Account) -> None:
+    """What is on an instance store does not outlive a stop, and no undo brings it back."""
+    idle = account.idle_instance(type_="m5d.large")
+    account.act("idle_cpu", "stop")
+    report = account.act("idle_cpu", "stop")
+    assert "m5d.large" in account.outcomes(report)[idle].facts["reason"]  # type: ignore[index]
+    assert (report.outcomes, account.state(idle)) == ({"kept": 1}, "running")
+
+
 def test_a_volume_that_is_attached_again_is_unmarked(account: Account) -> None:
     volume, instance = account.unattached_volume(), account.idle_instance()
     account.act("unattached_volumes", "snapshot_and_delete")
@@ -257,6 +303,7 @@ def test_an_old_snapshot_of_a_volume_does_not_do(account: Account) -> None:
     account.act("unattached_volumes", "snapshot_and_delete")
     account.act("unattached_volumes", "snapshot_and_delete")
     account.now += 3 * DAY
+    account.sql("UPDATE unattached_volumes SET last_seen_at = :now", now=account.now)
     report = account.act("unattached_volumes", "snapshot_and_delete")
     assert report.outcomes == {"snapshot_started": 1}
     assert len(account.volumes()) == 1
@@ -268,11 +315,91 @@ def test_a_volume_that_was_written_to_since_its_snapshot_gets_another_one(accoun
     account.act("unattached_volumes", "snapshot_and_delete")
     account.act("unattached_volumes", "snapshot_and_delete")
     (first,) = account.snapshots()
-    written = {"MetricName": "VolumeWriteOps", "Value": 7, "Timestamp": account.snapshots()[first]["StartTime"]}
-    dimensions = [{"Name": "VolumeId", "Value": volume}]
-    boto3.client("cloudwatch").put_metric_data(Namespace="AWS/EBS", MetricData=[written | {"Dimensions": dimensions}])
+    account.written_to(volume, account.snapshots()[first]["StartTime"])
     assert account.act("unattached_volumes", "snapshot_and_delete").outcomes == {"snapshot_started": 1}
     assert volume in account.volumes()
+
+
+def test_a_volume_is_kept_while_nobody_knows_whether_it_was_written_to(account: Account) -> None:
+    volume = account.unattached_volume()
+    account.act("unattached_volumes", "snapshot_and_delete")
+    account.act("unattached_volumes", "snapshot_and_delete")
+    with answering(
+        "GetMetricData", {"MetricDataResults": [{"Id": "writes", "StatusCode": "InternalError", "Values": []}]}
+    ):
+        report = account.act("unattached_volumes", "snapshot_and_delete")
+    assert (report.outcomes, list(account.volumes())) == ({"kept": 1}, [volume])
+
+
+def test_writes_are_asked_for_up_to_the_very_moment(account: Account) -> None:
+    """Not up to when the region was read, which may be a quarter of an hour ago."""
+    volume = account.unattached_volume()
+    account.act("unattached_volumes", "snapshot_and_delete")
+    account.act("unattached_volumes", "snapshot_and_delete")
+    read = reader.read
+
+    def read_slowly(*args: Any, **said: Any) -> Inventory:
+        found = read(*args, **said)
+        account.now += timedelta(minutes=10)
+        account.written_to(volume, account.now - timedelta(minutes=2))
+        return found
+
+    with patch.object(reader, "read", read_slowly):
+        report = account.act("unattached_volumes", "snapshot_and_delete")
+    assert (report.outcomes, list(account.volumes())) == ({"snapshot_started": 1}, [volume])
+
+
+def test_a_volume_that_the_recycle_bin_keeps_comes_back_itself(account: Account) -> None:
+    """With what was written to it after its last snapshot, if anything was."""
+    account.retain("EBS_VOLUME")
+    volume = account.unattached_volume(Owner="ada")
+    for _ in range(2):
+        account.act("unattached_volumes", "snapshot_and_delete")
+    report = account.act("unattached_volumes", "snapshot_and_delete")
+    assert (report.outcomes, account.volumes()) == ({"deleted": 1}, {})
+    assert account.undo(report, dry_run=True).outcomes == {"would_be_restored": 1}
+    assert account.undo(report).outcomes == {"restored": 1}
+    assert list(account.volumes()) == [volume]
+    assert account.tags(volume) == {"Owner": "ada"}
+    assert account.undo(report).outcomes == {"already_restored": 1}
+
+
+def test_a_volume_that_no_scan_has_watched_of_late_is_not_deleted(account: Account) -> None:
+    """C5: it may have been attached, and detached again; its time begins anew."""
+    volume = account.unattached_volume()
+    account.act("unattached_volumes", "snapshot_and_delete")
+    account.sql("UPDATE unattached_volumes SET last_seen_at = :at", at=account.now - 3 * DAY)
+    report = account.act("unattached_volumes", "snapshot_and_delete")
+    assert (report.outcomes, list(account.volumes())) == ({"unmarked": 1}, [volume])
+
+
+@pytest.mark.parametrize(
+    ("check", "action", "operation"),
+    [
+        ("unattached_volumes", "snapshot_and_delete", "DeleteVolume"),
+        ("old_snapshots", "delete_snapshot", "DeleteSnapshot"),
+        ("open_ports", "revoke", "RevokeSecurityGroupIngress"),
+    ],
+)
+def test_a_deed_whose_answer_was_lost_is_done_and_can_be_undone(
+    account: Account, check: str, action: str, operation: str
+) -> None:
+    """botocore asks again, and is told that there is no such thing."""
+    account.retain()
+    make = {
+        "unattached_volumes": account.unattached_volume,
+        "old_snapshots": account.old_snapshot,
+        "open_ports": account.open_group,
+    }
+    resource = make[check]()
+    account.act(check, action)
+    if check == "unattached_volumes":
+        account.act(check, action)
+    with repeating(operation):
+        report = account.act(check, action)
+    assert report.status == "completed"
+    assert account.outcomes(report)[resource].outcome in {"deleted", "revoked"}
+    assert account.undo(report).outcomes == {"restored": 1}
 
 
 def test_nothing_is_acted_upon_without_a_stored_finding(account: Account) -> None:
@@ -340,6 +467,40 @@ def test_an_exception_protects_and_a_bad_document_protects_everything(account: A
     report = account.act("open_ports", "revoke")
     outcomes = {id_: entry.outcome for id_, entry in account.outcomes(report).items()}
     assert outcomes == {excepted: "unmarked", other: "revoked"}
+
+
+def test_an_exception_that_is_made_while_a_run_is_under_way_protects(account: Account) -> None:
+    group = account.open_group()
+    account.act("open_ports", "revoke")
+    entry = {"check": "open_ports", "resource": group, "reason": "The bastion", "owner": "ada", "expires": "2099-01-01"}
+
+    def excepted() -> None:
+        body = json.dumps({"exceptions": [entry]})
+        account.s3.put_object(Bucket=account.archive, Key="cloud/exceptions.json", Body=body)
+
+    report = account.act("open_ports", "revoke", once_planned=excepted)
+    assert (report.outcomes, len(account.ingress(group))) == ({"kept": 1}, 1)
+
+
+def test_nothing_is_marked_that_nobody_can_be_told_of(account: Account, monkeypatch: pytest.MonkeyPatch) -> None:
+    """C13: its owner would have learnt of it when it was gone."""
+    group = account.open_group()
+    monkeypatch.setenv("ALERTS_TOPIC_ARN", account.topic + "-gone")
+    with pytest.raises(ClientError, match="NotFound"):
+        account.act("open_ports", "revoke")
+    assert account.tags(group) == {}
+
+
+def test_what_is_kept_takes_nobodys_turn(account: Account) -> None:
+    """The oldest marks come first: were they counted, those that are kept for ever would stop all others for ever."""
+    scaled = [account.idle_instance(**{"aws:autoscaling:groupName": "web"}) for _ in range(2)]
+    account.act("idle_cpu", "stop")
+    account.now += timedelta(minutes=1)
+    idle = account.idle_instance()
+    account.act("idle_cpu", "stop", max_actions=1)
+    report = account.act("idle_cpu", "stop", max_actions=1)
+    assert report.outcomes == {"kept": 2, "stopped": 1}
+    assert [account.state(one) for one in (*scaled, idle)] == ["running", "running", "stopped"]
 
 
 def test_one_failure_stops_nothing_else(account: Account) -> None:

@@ -14,7 +14,7 @@ from lamplighter.kernel.cloud import Remedy
 from lamplighter.kernel.deletion import entries, verified
 from lamplighter.kernel.errors import Permanent
 from lamplighter.kernel.ledger.row import Policy
-from tests.integration.actions_world import DAY, REGION, Account, Died, ssh, writes
+from tests.integration.actions_world import DAY, REGION, Account, Died, answering, ssh, writes
 
 REMEDIES = {
     "idle_cpu": Remedy(action="stop", apply=True),
@@ -116,6 +116,22 @@ def test_an_undo_that_dies_after_any_write_takes_all_of_it_back_once(account: Ac
         assert effects(third) == Counter(), first
         if len(first) < death:
             break  # it came to its end
+
+
+def test_a_volume_that_is_still_being_deleted_is_one_that_the_run_deleted(account: Account) -> None:
+    """EC2 shows it for some minutes (DeleteVolume); were it taken for kept, undo would not bring it back."""
+    volume = account.unattached_volume()
+    for _ in range(2):
+        account.act("unattached_volumes", "snapshot_and_delete")
+    job, delete = account.job(), {"unattached_volumes": Remedy(action="snapshot_and_delete", after_days=0, apply=True)}
+    with suppress(Died), writes(dies_after=3) as made:
+        account.attempt(job, delete)
+    assert made == ["PutObject", "PutObject", "DeleteVolume"]
+    with answering("DescribeVolumes", {"Volumes": [{"VolumeId": volume, "State": "deleting", "Attachments": []}]}):
+        report = account.attempt(job, delete)
+    assert isinstance(report, Report)
+    assert report.outcomes == {"deleted": 1}
+    assert account.undo(report).outcomes == {"restored": 1}
 
 
 @pytest.mark.parametrize(

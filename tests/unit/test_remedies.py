@@ -35,12 +35,16 @@ def tag(key: str, value: str | None = None) -> dict[str, str]:
         ({"ResourceTags": [tag("Keep"), tag("Stage", "live")]}, {"Keep": ""}, True),
         ({"ResourceTags": [tag("Keep"), tag("Stage", "live")]}, {"Stage": "test"}, False),
         ({"ResourceTags": [tag("Keep")]}, {}, False),
+        ({"ResourceTags": [tag("Keep")]}, {"Keep": "yes"}, False),
     ],
 )
 def test_a_rule_of_the_recycle_bin_covers_what_aws_says(
     rule: dict[str, Any], tags: dict[str, str], covers: bool
 ) -> None:
-    """Recycle Bin, "How Recycle Bin works": a rule is for some tags, or for the region but some tags."""
+    """Recycle Bin, "How Recycle Bin works": a rule is for some tags, or for the region but some tags.
+
+    What a tag without a value matches AWS does not say: surely an empty one, and then no other is certain to be kept.
+    """
     given = {"Identifier": "r", "RetentionPeriod": {"RetentionPeriodValue": 7, "RetentionPeriodUnit": "DAYS"}}
     assert Rule.parse(given | rule).covers(tags) is covers
 

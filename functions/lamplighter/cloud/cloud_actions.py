@@ -3,9 +3,10 @@
 Only for the checks that the setting `cloud_remedies` names, and in earnest only where it says `apply`. The protocol is
 that of `kernel.deletion`, the marks are those of `cloud.marks`:
 
-    plan        each region with open findings is read anew and put to the same checks; what is to be done about each
-                resource is decided and written down
+    plan        each region with open findings is read anew and put to the same checks (`cloud.judged`); what is to be
+                done about each resource is decided and written down
     governor    a check of which too large a share of all resources offends is refused as a whole
+    notice      the alerts topic is told what will be marked, before anything is
     re-check    what is due is read and judged once more, then looked at by itself, right before
     act         or, in a preview, say what would be done
     manifest    every resource with what became of it; `cloud_undo` reads it
@@ -17,23 +18,21 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from aws_lambda_powertools import Logger
 from pydantic import BaseModel
 
-from lamplighter.cloud import findings, reader, targets
-from lamplighter.cloud.check import Basis, Finding, judge, wanted
+from lamplighter.cloud import findings, targets
 from lamplighter.cloud.checks import BY_ID, SECURITY, WASTE
-from lamplighter.cloud.exemptions import Exemptions, load
-from lamplighter.cloud.inventory import Inventory, Tags
-from lamplighter.cloud.marks import KEEP, Case, Decision, decide, excluded, key_of
-from lamplighter.cloud.prices import Prices
+from lamplighter.cloud.exemptions import load
+from lamplighter.cloud.judged import Judged
+from lamplighter.cloud.marks import KEEP, Decision, excluded, key_of
 from lamplighter.cloud.remedies import ACTIONS, checked, tags
-from lamplighter.cloud.remedies.action import Gone, Kept, Offence, Place, Step, failures
+from lamplighter.cloud.remedies.action import Gone, Kept, Place, Step, failures
 from lamplighter.cloud.remedies.outcomes import Report, Where, facts, item, report, where, with_facts
 from lamplighter.cloud.remedies.places import Places
 from lamplighter.kernel import phases
@@ -63,16 +62,13 @@ FEW: Final = 10
 """So many findings of a check are never too large a share."""
 TOLD: Final = 500
 """Marks that the notice spells out; a message takes 256 KB (SNS, "Quotas")."""
+LOOKS: Final = 500
+"""Due resources of a check and a region that a run looks at, acted upon or kept: each takes some calls."""
 REMEMBERED: Final = timedelta(days=30)
 """How long after its finding was resolved a resource is still looked at, to take its mark away."""
 
 _CHECKS: Final = {"waste_scan": WASTE, "security_enforcement": SECURITY}
 """Which checks a scan's own actions are about, by job type; a preview by hand is about all."""
-_COUNTED: Final = (
-    *("instances", "volumes", "snapshots", "security_groups"),
-    *("addresses", "nat_gateways", "load_balancers"),
-)
-"""Of what a check needs, that which it can find something about."""
 _SETTLED: Final = {"keep": "kept", "wait": "waiting", "gone": "already_gone", "fail": "failed"}
 """What is in the plan because the report has to name it, and its outcome."""
 
@@ -98,11 +94,11 @@ def body(run: Run) -> Report | Unfinished:
         return Report(dry_run=run.job.dry_run)
     s3 = client("s3")
     try:
-        exemptions = load(s3, archive_bucket())
+        load(s3, archive_bucket())
     except Permanent as error:
         said = f"Nothing is acted upon while the exceptions cannot be read: {error}"
         return Report(status="completed_with_errors", errors=[said], dry_run=run.job.dry_run)
-    return Actions(run, remedies, exemptions, s3).run()
+    return Actions(run, remedies, s3).run()
 
 
 class _Planned(BaseModel):
@@ -121,32 +117,12 @@ class _Planned(BaseModel):
     """Regions that could not be read."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Judged:
-    """One region as it is now."""
-
-    place: Place
-    findings: Mapping[tuple[str, str], Finding]
-    """By check and resource, as all that follows."""
-    unknown: Mapping[tuple[str, str], str]
-    """Why nothing is known, of a resource or (`*`) of all."""
-    judged: frozenset[str]
-    """The checks that could look."""
-    tags: Mapping[str, Tags]
-    """Of each of its resources."""
-    counts: Mapping[str, int]
-    """How many of them each check can find something about."""
-    open_since: Mapping[tuple[str, str], datetime]
-    """The stored findings that are open, by check and resource, and since when."""
-
-
 class Actions:
     """One run."""
 
-    def __init__(self, run: Run, remedies: Mapping[str, Remedy], exemptions: Exemptions, s3: Any) -> None:
+    def __init__(self, run: Run, remedies: Mapping[str, Remedy], s3: Any) -> None:
         self._run = run
         self._remedies = remedies
-        self._exemptions = exemptions
         self._s3 = s3
         self._stack = os.environ["STACK_NAME"]
         self._archive = Archive(s3, archive_bucket(), job_type="cloud_actions", scope="all", job_id=run.job_id)
@@ -169,6 +145,7 @@ class Actions:
         else:
             plan = known[0]
         refused: dict[str, str] = plan.facts["refused"]
+        self._announce(plan, refused)
         done = carry_out(
             self._archive,
             parts=plan.parts,
@@ -180,9 +157,7 @@ class Actions:
         )
         if done.stopped == "out_of_time":
             return Unfinished(checkpoint={}, report=self._report(plan, done))
-        address = self._archive.write_manifest(manifest := self._manifest(plan, done))
-        self._notify(manifest, address)
-        return self._report(plan, done, address)
+        return self._report(plan, done, self._archive.write_manifest(self._manifest(plan, done)))
 
     # -- plan --------------------------------------------------------------------------------------------------------
 
@@ -223,44 +198,19 @@ class Actions:
         for check, remedy in self._remedies.items():
             planned.looked_at[check] += judged.counts[check]
             planned.offending[check] += sum(found == check for found, _ in judged.findings)
-            decided = [(id_, self._decide(judged, check, id_)) for id_ in self._candidates(judged, check)]
-            decided.sort(key=lambda one: (one[1].mark.after.isoformat() if one[1].mark else "", one[0]))
-            for resource_id, decision in decided:
+            looks = 0
+            for resource_id, decision in judged.decisions(check):
                 if decision.step == "none":
                     continue
                 entry = self._entry(judged, check, resource_id, decision)
                 if decision.step == "act":
-                    if planned.acting[check] >= remedy.max_actions:
-                        full = f"No more than {remedy.max_actions} are acted upon in a run: its turn comes."
+                    if planned.acting[check] >= remedy.max_actions or looks >= LOOKS:
+                        full = f"A run acts upon {remedy.max_actions} and looks at {LOOKS} at most: its turn comes."
                         entry = with_facts(entry, step="wait", reason=full)
                     else:
-                        planned.acting[check] += 1
-                        entry = self._foreseen(judged, check, entry)
+                        entry, looks = self._foreseen(judged, check, entry), looks + 1
+                        planned.acting[check] += facts(entry)["step"] == "act"
                 yield entry
-
-    def _candidates(self, judged: Judged, check: str) -> list[str]:
-        """Resources that offend, that nobody can judge, or that are marked."""
-        found = {resource_id for one, resource_id in (*judged.findings, *judged.unknown) if one == check}
-        marked = {resource_id for resource_id, tags_ in judged.tags.items() if key_of(check) in tags_}
-        return sorted((found | marked) - {"*"})
-
-    def _decide(self, judged: Judged, check: str, resource_id: str) -> Decision:
-        now, finding = judged.place.now, judged.findings.get((check, resource_id))
-        reasons = [judged.unknown[key] for key in ((check, resource_id), (check, "*")) if key in judged.unknown]
-        verdict: Literal["offends", "unknown", "in_order"] = "offends" if finding else "in_order"
-        if reasons or check not in judged.judged:
-            verdict = "unknown"
-        exemption = self._exemptions.covering(finding, now) if finding else None
-        case = Case(
-            verdict=verdict,
-            tags=judged.tags.get(resource_id, {}),
-            reason=" ".join(reasons),
-            open_since=judged.open_since.get((check, resource_id)),
-            exempted=f"An exception covers it: {exemption.reason}" if exemption else None,
-        )
-        if resource_id not in judged.tags:
-            return Decision(step="keep", reason="Its tags are not known, and one of them might say to keep it.")
-        return decide(case, check, self._remedies[check], now=now, stack=self._stack)
 
     def _entry(self, judged: Judged, check: str, resource_id: str, decision: Decision) -> Entry:
         there = judged.tags.get(resource_id, {})
@@ -279,7 +229,7 @@ class Actions:
     def _foreseen(self, judged: Judged, check: str, entry: Entry) -> Entry:
         """An entry that is due, with exactly what would be done about it."""
         try:
-            step = self._look(judged, check, where(entry).resource_id)
+            step = judged.look(check, where(entry).resource_id, self._run.now())
         except Kept as kept:
             return with_facts(entry, step="keep", reason=str(kept))
         except Gone:
@@ -287,16 +237,6 @@ class Actions:
         except failures() as error:
             return with_facts(entry, step="fail", reason=str(error))
         return replace(entry, facts=facts(entry) | {"outcome": step.outcome, "state": step.state})
-
-    def _look(self, judged: Judged, check: str, resource_id: str) -> Step:
-        offence = Offence(
-            resource_id=resource_id,
-            tags=judged.tags[resource_id],
-            evidence=judged.findings[check, resource_id].evidence,
-            remedy=self._remedies[check],
-            limits=self._run.settings.cloud_limits,
-        )
-        return ACTIONS[self._remedies[check].action].look(judged.place, offence)
 
     def _written(self, planned: _Planned) -> Plan:
         """Has the governor judge the plan, and writes it down."""
@@ -322,32 +262,12 @@ class Actions:
     # -- regions -----------------------------------------------------------------------------------------------------
 
     def _judge(self, account: str, region: str) -> Judged:
-        """A region as it is now.
-
-        Raises:
-            Permanent: nothing may be read there.
-            Retryable: nothing can be read there now.
-        """
-        from lamplighter.kernel.database import engine
-
-        checks, limits = [BY_ID[check] for check in self._remedies], self._run.settings.cloud_limits
-        place = replace(self._place(account, region), seen={}, now=self._run.now())
-        inventory = reader.read(
-            place.clients, account=account, region=region, now=place.now, limits=limits, needs=wanted(checks)
-        )
-        with engine().connect() as connection:
-            since = findings.first_sights(connection, account=account, region=region)
-            open_since = findings.open_since(connection, account=account, region=region)
-        basis = Basis(now=place.now, limits=limits, prices=Prices.from_file(region), unattached_since=since)
-        judgement = judge(inventory, basis, checks)
-        return Judged(
-            place=place,
-            findings={(one.check, one.resource_id): one for one in judgement.findings},
-            unknown={(one.check, one.resource_id): one.reason for one in judgement.unknown},
-            judged=judgement.judged,
-            tags=dict(_tags(inventory)),
-            counts={check.id: _counted(inventory, check.needs) for check in checks},
-            open_since=open_since,
+        """A region as it is now, by the exceptions of now. Raises as `Judged.read`."""
+        return Judged.read(
+            replace(self._place(account, region), seen={}, now=self._run.now()),
+            remedies=self._remedies,
+            limits=self._run.settings.cloud_limits,
+            exemptions=load(self._s3, self._archive.bucket),
         )
 
     # -- act ---------------------------------------------------------------------------------------------------------
@@ -407,15 +327,23 @@ class Actions:
         if begun and (state := action.found(place, resource_id, planned)) is not None:
             return with_facts(entry, planned.outcome, state=state)
         judged = self._judged_again(place)
-        decision = self._decide(judged, check, resource_id)
-        if decision.step != "act":
+        decision = judged.decide(check, resource_id)
+        if decision.step in {"none", "unmark"}:
             raise Kept(decision.reason or "It does not offend any more.")
+        if decision.step != "act":
+            raise Kept(decision.reason or "Its mark is not what it was a moment ago.")
         there = tags.read(place, resource_id)
         if (reason := excluded(there, self._stack)) or there.get(key_of(check)) != said["written"]:
             raise Kept(reason or "Its mark is not what it was a moment ago.")
-        if self._look(judged, check, resource_id) != planned:
+        if judged.look(check, resource_id, self._run.now()) != planned:
             raise Kept("It has changed since the plan was made.")
-        state = action.act(place, resource_id, planned)
+        try:
+            state = action.act(judged.place, resource_id, planned)
+        except failures():  # such as that it is gone, of a request that was repeated because its answer was lost
+            done = action.found(judged.place, resource_id, planned)
+            if done is None:
+                raise
+            state = done
         logger.info("acted", extra={"entry": entry.key, "outcome": planned.outcome})
         return with_facts(entry, planned.outcome, state=state)
 
@@ -441,9 +369,11 @@ class Actions:
             parts=done.parts,
         )
 
-    def _notify(self, manifest: Manifest, address: ManifestAddress) -> None:
-        """One message for all that the run marked; nothing is told twice (K9)."""
-        marked = [entry for entry in self._entries(manifest) if entry.outcome == "marked"]
+    def _announce(self, plan: Plan, refused: Mapping[str, str]) -> None:
+        """One message for all that the run is about to mark, told once (K9), and first: so there is no mark that nobody
+        was told of, wherever the run may end."""
+        planned = (entry for part in range(plan.parts) for entry in self._archive.plan_part(part))
+        marked = [one for one in planned if facts(one)["step"] == "mark" and not self._untouched(one, refused)]
         if not marked:
             return
         lines = [f"  {_sentence(entry)}" for entry in marked[:TOLD]]
@@ -459,16 +389,13 @@ class Actions:
                     *lines,
                     "",
                     f"To keep a resource, tag it {KEEP} (any value). To gain time, write a later moment into its mark.",
-                    f"All of it: s3://{address.bucket}/{address.key}, of the job {self._run.job_id}.",
+                    f"The job {self._run.job_id} names the manifest that has all of it, once it has ended.",
                 ]
             ),
         )
 
-    def _entries(self, manifest: Manifest) -> Iterator[Entry]:
-        return entries(self._s3, self._archive.bucket, manifest)
-
     def _report(self, plan: Plan, done: CarriedOut, address: ManifestAddress | None = None) -> Report:
-        told = self._entries(self._manifest(plan, done))
+        told = entries(self._s3, self._archive.bucket, self._manifest(plan, done))
         errors = [*plan.facts["errors"], *plan.refusals]
         return report(done.tally, told, errors=errors, dry_run=self._run.job.dry_run, manifest=address)
 
@@ -484,15 +411,6 @@ def refusal(check: str, remedy: Remedy, offending: int, looked_at: int) -> str |
         f"{check}: {offending} of {looked_at} resources ({offending / max(looked_at, 1):.0%}) offend; "
         f"{remedy.max_share:.0%} may (cloud_remedies.{check}.max_share): nothing is done about them."
     )
-
-
-def _tags(inventory: Inventory) -> Iterator[tuple[str, Tags]]:
-    for name in _COUNTED:
-        yield from ((resource.id, resource.tags) for resource in getattr(inventory, name))
-
-
-def _counted(inventory: Inventory, needs: Sequence[str]) -> int:
-    return sum(len(getattr(inventory, name)) for name in needs if name in _COUNTED)
 
 
 def _sentence(entry: Entry) -> str:

@@ -114,7 +114,8 @@ _UNATTACHED: Final = """
 """
 
 _SINCE: Final = """
-    SELECT volume_id, first_seen_at FROM unattached_volumes WHERE account_id = :account AND region = :region
+    SELECT volume_id, first_seen_at FROM unattached_volumes
+    WHERE account_id = :account AND region = :region AND last_seen_at >= :watched_since
 """
 
 _PLACES: Final = """
@@ -204,12 +205,12 @@ def unattached_since(
     _execute(connection, _ONE_AT_A_TIME, **here)
     _execute(connection, _ATTACHED, volumes=unattached, now=now, **here)
     _execute(connection, _UNATTACHED, volumes=unattached, now=now, watched_since=now - UNWATCHED, **here)
-    return first_sights(connection, account=account, region=region)
+    return first_sights(connection, account=account, region=region, now=now)
 
 
-def first_sights(connection: Connection, *, account: str, region: str) -> dict[str, datetime]:
-    """Since when volumes have been seen unattached, as the last scan left it."""
-    rows = _execute(connection, _SINCE, account=account, region=region)
+def first_sights(connection: Connection, *, account: str, region: str, now: datetime) -> dict[str, datetime]:
+    """Since when volumes have been seen unattached, as the last scan left it, unless that was too long ago."""
+    rows = _execute(connection, _SINCE, account=account, region=region, watched_since=now - UNWATCHED)
     return {row.volume_id: row.first_seen_at for row in rows}
 
 

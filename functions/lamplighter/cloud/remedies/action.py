@@ -6,7 +6,8 @@ and botocore's errors as they come (`failures`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -76,14 +77,12 @@ class Action:
     act: Callable[[Place, str, Step], dict[str, Any]]
     """Does it; answers the state with what undo needs beside."""
     found: Callable[[Place, str, Step], dict[str, Any] | None]
-    """The state, as `act` answers it, if an attempt of this run that died has done the step already."""
+    """The state, as `act` answers it, if this run has done the step already and never learnt of it."""
     undo: Callable[[Place, str, dict[str, Any], bool], tuple[str, dict[str, Any]]]
     """Takes it back, or (True) says whether that can be done: `restored`, `already_restored`, `changed_since` or
-    `not_restorable`, and the state with what is new, such as the id of a volume made again."""
+    `not_restorable`, and the state; with `volume_id` where another resource stands in for it, which has no mark."""
     undone: str
     """The outcome that undo takes back."""
-    remade: bool = False
-    """Whether what comes back is another resource, without the mark."""
 
 
 def tag_list(tags: Mapping[str, str]) -> list[dict[str, str]]:
@@ -104,7 +103,22 @@ def failures(*others: type[Exception]) -> tuple[type[Exception], ...]:
     return (BotoCoreError, ClientError, ResponseParserError, *others)
 
 
-def is_absence(error: BaseException) -> bool:
-    """Whether a botocore ClientError says that there is no such resource."""
-    response = getattr(error, "response", None) or {}
-    return str(response.get("Error", {}).get("Code", "")).endswith(("NotFound", "NotFoundException"))
+@contextmanager
+def absence_as_gone() -> Iterator[None]:
+    """Raises `Gone` where AWS says that there is no such resource."""
+    from botocore.exceptions import ClientError
+
+    try:
+        yield
+    except ClientError as error:
+        if error.response["Error"]["Code"].endswith(("NotFound", "NotFoundException")):
+            raise Gone from None
+        raise
+
+
+def is_there(read: Callable[[], Any]) -> bool:
+    """Whether `read` gives anything, and does not raise `Gone`."""
+    try:
+        return bool(read())
+    except Gone:
+        return False

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Final
+from typing import Any
 
-from lamplighter.cloud.remedies.action import Action, Gone, Kept, Offence, Place, Step, is_absence, tag_map
-from lamplighter.cloud.remedies.recycle_bin import covering
-
-_BACKUPS: Final = ("aws:backup:", "aws:dlm:")
-"""Tags begin so on what AWS Backup and Data Lifecycle Manager made, and delete when its time has come."""
+from lamplighter.cloud.checks.old_snapshots import PLANNED_TAGS
+from lamplighter.cloud.remedies.action import Action, Kept, Offence, Place, Step, absence_as_gone, is_there, tag_map
+from lamplighter.cloud.remedies.recycle_bin import covering, unchanged
 
 
 def look(place: Place, offence: Offence) -> Step:
@@ -18,7 +16,7 @@ def look(place: Place, offence: Offence) -> Step:
     if snapshot["State"] != "completed":
         raise Kept(f"It is {snapshot['State']}.")
     tags = tag_map(snapshot.get("Tags"))
-    if managed := [key for key in tags if key.startswith(_BACKUPS)]:
+    if managed := [key for key in tags if key.startswith(PLANNED_TAGS)]:
         raise Kept(f"A backup plan manages it ({managed[0]}).")
     if user := _users(place).get(offence.resource_id):
         raise Kept(f"{user} uses it.")
@@ -30,21 +28,25 @@ def look(place: Place, offence: Offence) -> Step:
 
 
 def act(place: Place, resource_id: str, step: Step) -> dict[str, Any]:
-    """EC2 itself refuses what an image uses."""
+    """EC2 itself refuses what an image uses; that the Recycle Bin still keeps it is asked once more."""
+    if not unchanged(place, step.state["recycle_bin"]):
+        raise Kept("The Recycle Bin rule that covered it is not what it was a moment ago.")
     place.ec2.delete_snapshot(SnapshotId=resource_id)
     return step.state
 
 
 def found(place: Place, resource_id: str, step: Step) -> dict[str, Any] | None:
     """It was there when the plan was made, and is in the Recycle Bin."""
-    return step.state if not _exists(place, resource_id) and _in_bin(place, resource_id) else None
+    if is_there(lambda: _snapshot(place, resource_id)):
+        return None
+    return step.state if is_there(lambda: _binned(place, resource_id)) else None
 
 
 def undo(place: Place, resource_id: str, state: dict[str, Any], dry_run: bool) -> tuple[str, dict[str, Any]]:
     """Possible for as long as the rule keeps it."""
-    if _exists(place, resource_id):
+    if is_there(lambda: _snapshot(place, resource_id)):
         return "already_restored", state
-    if not _in_bin(place, resource_id):
+    if not is_there(lambda: _binned(place, resource_id)):
         return "not_restorable", state
     if not dry_run:
         place.ec2.restore_snapshot_from_recycle_bin(SnapshotId=resource_id)
@@ -52,32 +54,13 @@ def undo(place: Place, resource_id: str, state: dict[str, Any], dry_run: bool) -
 
 
 def _snapshot(place: Place, resource_id: str) -> dict[str, Any]:
-    from botocore.exceptions import ClientError
-
-    try:
+    with absence_as_gone():
         return dict(place.ec2.describe_snapshots(SnapshotIds=[resource_id])["Snapshots"][0])
-    except ClientError as error:
-        if is_absence(error):
-            raise Gone from None
-        raise
 
 
-def _exists(place: Place, resource_id: str) -> bool:
-    try:
-        return bool(_snapshot(place, resource_id))
-    except Gone:
-        return False
-
-
-def _in_bin(place: Place, resource_id: str) -> bool:
-    from botocore.exceptions import ClientError
-
-    try:
-        return bool(place.ec2.list_snapshots_in_recycle_bin(SnapshotIds=[resource_id])["Snapshots"])
-    except ClientError as error:
-        if is_absence(error):
-            return False
-        raise
+def _binned(place: Place, resource_id: str) -> list[Any]:
+    with absence_as_gone():
+        return list(place.ec2.list_snapshots_in_recycle_bin(SnapshotIds=[resource_id])["Snapshots"])
 
 
 def _users(place: Place) -> dict[str, str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from lamplighter.cloud.inventory import Tags
-from lamplighter.cloud.remedies.action import Place
+from lamplighter.cloud.remedies.action import Gone, Place, absence_as_gone
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,9 +17,9 @@ class Rule:
     id: str
     days: int
     tags: tuple[tuple[str, str | None], ...]
-    """It covers what has one of these; none is the whole region. None for a value is any."""
+    """It covers what has one of these; none is the whole region."""
     excluded: tuple[tuple[str, str | None], ...]
-    """Of a rule for the region: it does not cover what has one of these."""
+    """Of a rule for the region: it does not cover what has one of these; None for a value is any."""
 
     @classmethod
     def parse(cls, rule: Mapping[str, Any]) -> Self:
@@ -33,9 +33,9 @@ class Rule:
 
     def covers(self, tags: Tags) -> bool:
         """Whether a snapshot with such tags is kept (Recycle Bin, "How it works")."""
-        if self.tags:
-            return any(_has(tags, *pair) for pair in self.tags)
-        return not any(_has(tags, *pair) for pair in self.excluded)
+        if self.tags:  # what one without a value matches AWS does not say: an empty one at least
+            return any(tags.get(key) == (value or "") for key, value in self.tags)
+        return not any(key in tags and value in {None, tags[key]} for key, value in self.excluded)
 
 
 def covering(place: Place, tags: Tags) -> Rule | None:
@@ -44,6 +44,16 @@ def covering(place: Place, tags: Tags) -> Rule | None:
         place.seen["recycle_bin"] = list(_rules(place))
     found = [rule for rule in place.seen["recycle_bin"] if rule.covers(tags)]
     return max(found, key=lambda rule: rule.days, default=None)
+
+
+def unchanged(place: Place, rule_id: str) -> bool:
+    """Whether a rule that `covering` gave is in force as it was then."""
+    try:
+        with absence_as_gone():
+            rule = place.clients("rbin").get_rule(Identifier=rule_id)
+    except Gone:
+        return False
+    return rule["Status"] == "available" and Rule.parse(rule) in place.seen["recycle_bin"]
 
 
 def _rules(place: Place) -> Iterator[Rule]:
@@ -57,7 +67,3 @@ def _rules(place: Place) -> Iterator[Rule]:
 
 def _pairs(tags: list[dict[str, str]] | None) -> tuple[tuple[str, str | None], ...]:
     return tuple((tag["ResourceTagKey"], tag.get("ResourceTagValue")) for tag in tags or ())
-
-
-def _has(tags: Tags, key: str, value: str | None) -> bool:
-    return key in tags and value in {None, tags[key]}

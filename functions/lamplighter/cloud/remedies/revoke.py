@@ -9,7 +9,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from lamplighter.cloud.remedies.action import Action, Gone, Kept, Offence, Place, Step, is_absence, tag_list, tag_map
+from lamplighter.cloud.remedies.action import (
+    Action,
+    Gone,
+    Kept,
+    Offence,
+    Place,
+    Step,
+    absence_as_gone,
+    tag_list,
+    tag_map,
+)
 
 _KEPT: Final = ("IpProtocol", "FromPort", "ToPort", "CidrIpv4", "CidrIpv6", "PrefixListId", "Description")
 _SOURCES: Final = {
@@ -61,19 +71,13 @@ def undo(place: Place, resource_id: str, state: dict[str, Any], dry_run: bool) -
 
 def _rules(place: Place, group: str) -> list[dict[str, Any]]:
     """The ingress rules of a group, as far as undo needs them."""
-    from botocore.exceptions import ClientError
-
     pages = place.ec2.get_paginator("describe_security_group_rules").paginate(
         Filters=[{"Name": "group-id", "Values": [group]}]
     )
     found = [rule for page in pages for rule in page["SecurityGroupRules"] if not rule["IsEgress"]]
     if not found:  # the filter is silent about a group that is not there
-        try:
+        with absence_as_gone():
             place.ec2.describe_security_groups(GroupIds=[group])
-        except ClientError as error:
-            if is_absence(error):
-                raise Gone from None
-            raise
     return [
         {"SecurityGroupRuleId": rule["SecurityGroupRuleId"]}
         | {name: rule[name] for name in _KEPT if rule.get(name) is not None}
@@ -99,7 +103,7 @@ def _authorise(place: Place, group: str, rule: Mapping[str, Any]) -> None:
     ranges, key = _SOURCES[name]
     source = {key: rule[name]} | ({"Description": rule["Description"]} if "Description" in rule else {})
     permission = {name: rule[name] for name in ("IpProtocol", "FromPort", "ToPort") if name in rule}
-    tags = rule.get("Tags")
+    tags = {key: value for key, value in rule.get("Tags", {}).items() if not key.startswith("aws:")}  # AWS's own
     labelled = {"TagSpecifications": [{"ResourceType": "security-group-rule", "Tags": tag_list(tags)}]} if tags else {}
     place.ec2.authorize_security_group_ingress(
         GroupId=group, IpPermissions=[permission | {ranges: [source]}], **labelled

@@ -1,7 +1,12 @@
 """Takes a snapshot of a volume that nothing uses, and once that is complete deletes the volume.
 
-It takes two runs, because nobody waits here for a snapshot: one starts it, a later one finds it complete. Undo makes
-a volume from the snapshot: the same but for its id.
+It takes two runs, because nobody waits here for a snapshot: one starts it, a later one finds it complete. Undo takes
+the volume out of the Recycle Bin, if a rule of its owner keeps deleted volumes there; else it makes one from the
+snapshot: the same but for its id.
+
+That nothing was written since the snapshot, CloudWatch says, some minutes late. EC2 does not tell when a volume was
+last attached. So without such a rule one case is left in which data is lost: somebody attaches the volume, writes to it
+and detaches it, all in the few minutes before it is deleted.
 """
 
 from __future__ import annotations
@@ -11,7 +16,18 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 
 from lamplighter.cloud.marks import PREFIX
-from lamplighter.cloud.remedies.action import Action, Gone, Kept, Offence, Place, Step, is_absence, tag_list, tag_map
+from lamplighter.cloud.remedies.action import (
+    Action,
+    Gone,
+    Kept,
+    Offence,
+    Place,
+    Step,
+    absence_as_gone,
+    is_there,
+    tag_list,
+    tag_map,
+)
 
 ORIGIN: Final = f"{PREFIX}origin-volume"
 """The tag of a snapshot of ours that says which volume it is of."""
@@ -72,12 +88,17 @@ def found(place: Place, resource_id: str, step: Step) -> dict[str, Any] | None:
 
 
 def undo(place: Place, resource_id: str, state: dict[str, Any], dry_run: bool) -> tuple[str, dict[str, Any]]:
-    """Makes it again, once: what was made is known by its tag."""
+    """Takes it out of the Recycle Bin, or makes it again, once: what was made is known by its tag."""
+    if is_there(lambda: _volume(place, resource_id)):
+        return "already_restored", state
     named = [{"Name": f"tag:{RESTORED}", "Values": [resource_id]}]
     if made := place.ec2.describe_volumes(Filters=named)["Volumes"]:
         return "already_restored", state | {"volume_id": made[0]["VolumeId"]}
-    snapshot = _one_snapshot(place, state["snapshot_id"])
-    if not snapshot:
+    if is_there(lambda: _binned(place, resource_id)):
+        if not dry_run:
+            place.ec2.restore_volume_from_recycle_bin(VolumeId=resource_id)
+        return "restored", state
+    if not is_there(lambda: _snapshot(place, state["snapshot_id"])):
         return "not_restorable", state
     if dry_run:
         return "restored", state
@@ -96,14 +117,16 @@ def undo(place: Place, resource_id: str, state: dict[str, Any], dry_run: bool) -
 
 
 def _volume(place: Place, resource_id: str) -> dict[str, Any]:
-    from botocore.exceptions import ClientError
+    with absence_as_gone():
+        volume = dict(place.ec2.describe_volumes(VolumeIds=[resource_id])["Volumes"][0])
+    if volume["State"] in {"deleting", "deleted"}:  # for some minutes (DeleteVolume)
+        raise Gone
+    return volume
 
-    try:
-        return dict(place.ec2.describe_volumes(VolumeIds=[resource_id])["Volumes"][0])
-    except ClientError as error:
-        if is_absence(error):
-            raise Gone from None
-        raise
+
+def _binned(place: Place, resource_id: str) -> list[Any]:
+    with absence_as_gone():
+        return list(place.ec2.list_volumes_in_recycle_bin(VolumeIds=[resource_id])["Volumes"])
 
 
 def _described(volume: dict[str, Any]) -> dict[str, Any]:
@@ -134,18 +157,15 @@ def _written_since(place: Place, resource_id: str, moment: datetime) -> bool:
     answer = place.clients("cloudwatch").get_metric_data(
         MetricDataQueries=[query], StartTime=moment - timedelta(minutes=5), EndTime=place.now
     )
-    return any(any(result["Values"]) for result in answer["MetricDataResults"])
+    (result,) = answer["MetricDataResults"]
+    if not any(result["Values"]) and result.get("StatusCode", "Complete") != "Complete":
+        raise Kept("CloudWatch does not tell whether it was written to since its snapshot.")
+    return any(result["Values"])
 
 
-def _one_snapshot(place: Place, snapshot_id: str) -> dict[str, Any] | None:
-    from botocore.exceptions import ClientError
-
-    try:
-        return dict(place.ec2.describe_snapshots(SnapshotIds=[snapshot_id])["Snapshots"][0])
-    except ClientError as error:
-        if is_absence(error):
-            return None
-        raise
+def _snapshot(place: Place, snapshot_id: str) -> list[Any]:
+    with absence_as_gone():
+        return list(place.ec2.describe_snapshots(SnapshotIds=[snapshot_id])["Snapshots"])
 
 
-action = Action(id="snapshot_and_delete", look=look, act=act, found=found, undo=undo, undone="deleted", remade=True)
+action = Action(id="snapshot_and_delete", look=look, act=act, found=found, undo=undo, undone="deleted")

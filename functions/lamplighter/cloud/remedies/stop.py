@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from lamplighter.cloud.remedies.action import Action, Gone, Kept, Offence, Place, Step, is_absence, tag_map
+from lamplighter.cloud.remedies.action import Action, Gone, Kept, Offence, Place, Step, absence_as_gone, tag_map
 
 _GROUP: Final = "aws:autoscaling:groupName"
 
@@ -21,8 +21,8 @@ def look(place: Place, offence: Offence) -> Step:
         raise Kept(f"The Auto Scaling group {group} would replace it.")
     if instance.get("InstanceLifecycle") == "spot":
         raise Kept("It is a spot instance: whether it runs is up to its request.")
-    if instance.get("RootDeviceType") == "instance-store":
-        raise Kept("Its root device is an instance store, which does not outlive a stop.")
+    if _has_disks(place, instance["InstanceType"]):
+        raise Kept(f"Its type, {instance['InstanceType']}, has an instance store, whose data does not outlive a stop.")
     return Step(outcome="stopped", state={"launched_at": instance["LaunchTime"].isoformat()})
 
 
@@ -58,15 +58,18 @@ def undo(place: Place, resource_id: str, state: dict[str, Any], dry_run: bool) -
 
 
 def _instance(place: Place, resource_id: str) -> dict[str, Any]:
-    from botocore.exceptions import ClientError
-
-    try:
+    with absence_as_gone():
         reservations = place.ec2.describe_instances(InstanceIds=[resource_id])["Reservations"]
-    except ClientError as error:
-        if is_absence(error):
-            raise Gone from None
-        raise
     return dict(reservations[0]["Instances"][0])
+
+
+def _has_disks(place: Place, type_: str) -> bool:
+    """Whether instances of a type come with an instance store (EC2, "Instance store temporary block storage")."""
+    known: dict[str, bool] = place.seen.setdefault("disks", {})
+    if type_ not in known:
+        (described,) = place.ec2.describe_instance_types(InstanceTypes=[type_])["InstanceTypes"]
+        known[type_] = described["InstanceStorageSupported"]
+    return known[type_]
 
 
 def _not_started_since(instance: dict[str, Any], state: dict[str, Any]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from lamplighter.cloud.remedies.action import Gone, Place, is_absence, tag_list, tag_map
+from lamplighter.cloud.remedies.action import Place, absence_as_gone, tag_list, tag_map
 
 
 def read(place: Place, resource_id: str) -> dict[str, str]:
@@ -13,15 +13,9 @@ def read(place: Place, resource_id: str) -> dict[str, str]:
     Raises:
         Gone: there is no such load balancer; EC2 answers no tags for what is not there.
     """
-    from botocore.exceptions import ClientError
-
     if _is_load_balancer(resource_id):
-        try:
+        with absence_as_gone():
             (answer,) = place.clients("elbv2").describe_tags(ResourceArns=[resource_id])["TagDescriptions"]
-        except ClientError as error:
-            if is_absence(error):
-                raise Gone from None
-            raise
         return tag_map(answer["Tags"])
     pages = place.ec2.get_paginator("describe_tags").paginate(
         Filters=[{"Name": "resource-id", "Values": [resource_id]}]
