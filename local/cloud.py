@@ -28,6 +28,9 @@ TARGETS: Final[tuple[Mapping[str, Any], ...]] = (
 
 TEMPLATE: Final = Path(__file__).parent.parent / "docs" / "member-account-role.yaml"
 
+BORN: Final = "local:born"
+"""The tag of a resource that is to have come into being at its value, an ISO-8601 moment: no API of AWS makes anything
+older than it is."""
 PLANTED: Final = "planted.json"
 """The file in MiniStack's temporary directory that lists what was planted."""
 LASTS: Final = timedelta(days=4)

@@ -22,7 +22,7 @@ from typing import Any
 from ministack.core.responses import get_account_id, get_region
 from ministack.services import alb, cloudwatch, cloudwatch_logs, ec2
 
-from local.cloud import HOME, LASTS, MEMBER, PLANTED, REGIONS
+from local.cloud import BORN, HOME, LASTS, MEMBER, PLANTED, REGIONS
 from local.estate import Estate
 from local.patches import recycle_bin
 
@@ -44,6 +44,7 @@ def answer_from_moto(planted: Future[None]) -> None:
 
         planted.result()
         recycle_bin.teach_moto()
+        let_things_be_old()
         return Client(DomainDispatcherApplication(create_backend_app))
 
     def answer(method: str, path: str, headers: Mapping[str, str], body: bytes) -> tuple[int, dict[str, str], bytes]:
@@ -59,6 +60,29 @@ def answer_from_moto(planted: Future[None]) -> None:
     for service in (ec2, alb):
         assert hasattr(service, "handle_request"), f"MiniStack's {service.__name__} handles requests elsewhere"
         service.handle_request = handle
+
+
+def let_things_be_old() -> None:
+    """An instance, a volume or a snapshot that is given the tag `BORN` by CreateTags is as old as that says."""
+    from moto.ec2 import responses
+
+    class_: Any = responses.EC2Response
+    create_tags = class_.create_tags
+
+    def create_tags_and_age(response: Any) -> Any:
+        answer = create_tags(response)
+        backend, given = response.ec2_backend, {tag["Key"]: tag["Value"] for tag in response._get_param("Tags", [])}
+        for id_ in response._get_param("Resources", []) if BORN in given else ():
+            born = datetime.fromisoformat(given[BORN]).astimezone(UTC).replace(tzinfo=None)  # moto reckons in naive UTC
+            if id_.startswith("i-"):
+                backend.get_instance(id_).launch_time = born
+            elif id_.startswith("vol-"):
+                backend.volumes[id_].create_time = born
+            else:
+                backend.snapshots[id_].start_time = born
+        return answer
+
+    class_.create_tags = create_tags_and_age
 
 
 def name_resources_as_aws_does() -> None:
