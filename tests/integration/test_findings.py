@@ -273,7 +273,7 @@ scans = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(scans=scans)
 def test_the_lives_of_findings_are_those_of_a_simple_model(
     engine: Engine, scans: list[tuple[int, dict[str, dict[str, Word]]]]

@@ -55,7 +55,7 @@ def missing(engine: Engine, references: References, *keys: str) -> list[str]:
 
 
 @example(name="?", others=[], prefix=PREFIXES[2], encode=str, lead="", path_style=False)  # looks like a query
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     name=KEYS,
     others=st.lists(KEYS, max_size=3),

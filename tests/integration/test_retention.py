@@ -139,7 +139,7 @@ ROWS = st.lists(st.tuples(CLOCKS, st.sampled_from(["a", "b", None]), st.integers
 ACTIONS = [Delete(), Archive("attic"), Set({"note": "b", "share": 0.1}), Set({"note": None})]
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     rows=ROWS,
     clock=st.sampled_from(["at", None]),

@@ -248,7 +248,7 @@ class LedgerMachine(RuleBasedStateMachine):
         assert all(Status(item["status"]).terminal for item in self.store.items.values())
 
 
-LedgerMachine.TestCase.settings = settings(max_examples=300, stateful_step_count=60, deadline=None)
+LedgerMachine.TestCase.settings = settings(max_examples=300, stateful_step_count=60)
 TestLedger = LedgerMachine.TestCase
 
 

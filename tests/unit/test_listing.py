@@ -11,7 +11,7 @@ import pytest
 from botocore.awsrequest import AWSResponse
 from botocore.config import Config
 from botocore.exceptions import ClientError
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lamplighter.kernel.errors import Permanent
@@ -91,7 +91,6 @@ def written(
 KEYS = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=30)
 
 
-@settings(deadline=None)
 @given(keys=st.lists(KEYS, min_size=1, max_size=5), style=st.sampled_from(["plus", "percent", "entities"]))
 def test_any_key_is_read_as_boto3_reads_it(keys: list[str], style: str) -> None:
     spell = {"plus": lambda k: quote_plus(k, safe="/"), "percent": quote, "entities": escape}[style]

@@ -12,7 +12,7 @@ from functools import cache
 from ipaddress import IPv4Address, IPv6Address, ip_network
 from typing import Any, Final
 
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from lamplighter.cloud.checks.open_ports import check
@@ -159,7 +159,6 @@ def open_by(group: SecurityGroup, lists: Lists) -> Iterator[tuple[Permission, in
                 yield from ((permission, family, port) for port in SENSITIVE if takes(permission, port))
 
 
-@settings(deadline=None)
 @given(world=worlds())
 def test_it_finds_what_everybody_can_reach(world: Inventory) -> None:
     (judged_group,) = world.security_groups
@@ -177,7 +176,6 @@ def test_it_finds_what_everybody_can_reach(world: Inventory) -> None:
         assert finding.evidence["unread_prefix_lists"] == ["pl-unread"] * unread
 
 
-@settings(deadline=None)
 @given(world=worlds())
 def test_to_revoke_what_it_names_is_enough_and_not_too_much(world: Inventory) -> None:
     """FAILURES 14: remediation removed valid rules (automated-security-response-on-aws #246)."""
