@@ -20,8 +20,8 @@ from lamplighter.cloud.cloud_region import Scanned
 from lamplighter.cloud.health import Examined
 from lamplighter.kernel import fan_out, phases
 from lamplighter.kernel.deletion import archive_bucket
-from lamplighter.kernel.job import Context, Report, Run
-from lamplighter.kernel.phases import Division, Done, Phase, PhasedJob, PhaseParams, Turn
+from lamplighter.kernel.job import Context, Report
+from lamplighter.kernel.phases import Division, Done, Phase, PhasedJob, PhaseParams, PhaseRun, Turn
 from lamplighter.kernel.settings import Settings
 
 EXECUTION: Final = timedelta(hours=1)
@@ -68,7 +68,7 @@ def summed[R: Summed](kind: type[R], done: Sequence[Done]) -> R:
     )
 
 
-def report(run: Run) -> Reported:
+def report(run: PhaseRun) -> Reported:
     """Report on all that is open where scans look, with what this one could not read; a preview writes nothing."""
     from lamplighter.cloud.open_findings import OpenFindings
     from lamplighter.cloud.report import generate_waste_report
@@ -81,9 +81,10 @@ def report(run: Run) -> Reported:
         with OpenFindings.snapshot(engine(), run.now(), places) as found:
             everything = found.totals().all
         return Reported(findings=everything.findings, monthly_usd=round(everything.monthly_usd, 2))
-    state = run.job.checkpoint or {}  # of the whole run: what the phases before this one came to
-    regions = state.get("outcomes", {}).get("regions", {}).get("report", {})
-    failures: Any = regions.get("failures")
+    regions = run.outcomes["regions"].report if "regions" in run.outcomes else {}
+    remarks, failures = list(regions.get("remarks") or ()), regions.get("failures")
+    if reason := run.errors.get("regions"):
+        remarks.append(f"The regions could not all be scanned; findings may be those of an earlier scan: {reason}")
     made = generate_waste_report(
         engine(),
         client("s3"),
@@ -93,7 +94,7 @@ def report(run: Run) -> Reported:
         now=run.now(),
         places=places,
         regions_failed=[FailedRegion(**_failed(one)) for one in failures] if isinstance(failures, list) else (),
-        remarks=regions.get("remarks") or (),
+        remarks=remarks,
     )
     return Reported(
         findings=made.totals.all.findings,

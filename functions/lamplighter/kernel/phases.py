@@ -13,8 +13,8 @@ A function serves its phases with
     def handler(event, context):
         return phases.take(event, context, {"audit_log": body})
 
-where a body is as that of a `@job`, without parameters: `body(run: Run) -> Report | Unfinished`. `run.job.dry_run` says
-whether it is a preview, `run.checkpoint` is what its own last stretch left, reports are cumulative.
+where a body is as that of a `@job`, without parameters: `body(run: PhaseRun) -> Report | Unfinished`. `run.job.dry_run`
+says whether it is a preview, `run.checkpoint` is what its own last stretch left, reports are cumulative.
 """
 
 from __future__ import annotations
@@ -67,8 +67,6 @@ short."""
 
 SENTENCE_LIMIT: Final = 500
 """Characters of an error in the result; its stack trace is in the log."""
-
-Body = Callable[[Run], Report | Unfinished]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,6 +198,32 @@ class State(BaseModel):
     def items(self, phase: str) -> int:
         """How many items a phase dealt with; none if it did not run."""
         return self.outcomes[phase].items if phase in self.outcomes else 0
+
+
+class PhaseRun(Run):
+    """A run as one of its phases sees it: with a checkpoint and a part of the progress bar of its own, and with what
+    became of the phases before it."""
+
+    def __init__(self, job: Job, state: State, **options: Any) -> None:
+        super().__init__(job, **options)
+        self.outcomes: Mapping[str, Outcome] = state.outcomes
+        self.errors: Mapping[str, str] = state.errors
+        """Why phases before this one failed, by their names."""
+        self._span = state.left[0].span
+        self._own_checkpoint = state.checkpoint
+
+    @property
+    def checkpoint(self) -> dict[str, Any] | None:
+        """What the phase's previous stretch left, or None at its start."""
+        return self._own_checkpoint
+
+    def progress(self, percent: int, message: str) -> None:
+        """Say how far the phase is."""
+        low, high = self._span
+        super().progress(low + (high - low) * min(percent, 100) // 100, message)
+
+
+Body = Callable[[PhaseRun], Report | Unfinished]
 
 
 class PhasedJob(JobType[PhaseParams]):
@@ -387,7 +411,7 @@ def take(event: Mapping[str, Any], context: Context, bodies: Mapping[str, Body])
     left = timedelta(milliseconds=context.get_remaining_time_in_millis())
     stop_in = max(left - STOP_MARGIN, left / 2)
     if "left" not in event:
-        return _previewed(event, bodies, Run(_nobodys(now), settings=settings, stop_at=now + stop_in))
+        return _previewed(event, bodies, now, settings=settings, stop_at=now + stop_in)
     state, ledger = State.model_validate(event), Ledger.from_environment()
     turn = state.left[0]
     with logged(state, phase=turn.name):
@@ -396,16 +420,8 @@ def take(event: Mapping[str, Any], context: Context, bodies: Mapping[str, Body])
         if job.cancel_requested:
             return then(state, job, ledger, over=True)
         stop_at = min(ledger.clock() + stop_in, over_at(job))
-        run = _PhaseRun(
-            job,
-            turn,
-            state.checkpoint,
-            settings=settings,
-            stop_at=stop_at,
-            ledger=ledger,
-            clock=ledger.clock,
-            logger=logger,
-        )
+        options = {"settings": settings, "stop_at": stop_at, "ledger": ledger, "clock": ledger.clock, "logger": logger}
+        run = PhaseRun(job, state, **options)
         try:
             with heartbeats(run):
                 outcome = _body_of(turn.name, bodies)(run)
@@ -442,19 +458,13 @@ def _body_of(phase: str, bodies: Mapping[str, Body]) -> Body:
     return bodies[phase]
 
 
-def _previewed(event: Mapping[str, Any], bodies: Mapping[str, Body], run: Run) -> dict[str, Any]:
+def _previewed(event: Mapping[str, Any], bodies: Mapping[str, Body], now: datetime, **options: Any) -> dict[str, Any]:
+    """A phase of a job that is in no ledger."""
     try:
         phase = Preview.model_validate(event).phase
     except ValidationError:
         raise Permanent('Takes the state of a run, or {"phase": "...", "dry_run": true} for a preview.') from None
-    outcome = _body_of(phase, bodies)(run)
-    report = outcome.report if isinstance(outcome, Unfinished) else outcome
-    return {"phase": phase, "dry_run": True} | report.model_dump(mode="json")
-
-
-def _nobodys(now: datetime) -> Job:
-    """A row that is in no ledger, for a preview by hand."""
-    return Job(
+    job = Job(
         job_id=new_job_id(now, bytes(10)),
         job_type="preview",
         status=Status.RUNNING,
@@ -463,25 +473,11 @@ def _nobodys(now: datetime) -> Job:
         run_at=now,
         dry_run=True,
     )
-
-
-class _PhaseRun(Run):
-    """A run as one of its phases sees it: with a checkpoint and a part of the progress bar of its own."""
-
-    def __init__(self, job: Job, turn: Turn, checkpoint: dict[str, Any] | None, **options: Any) -> None:
-        super().__init__(job, **options)
-        self._span = turn.span
-        self._own_checkpoint = checkpoint
-
-    @property
-    def checkpoint(self) -> dict[str, Any] | None:
-        """What the phase's previous stretch left, or None at its start."""
-        return self._own_checkpoint
-
-    def progress(self, percent: int, message: str) -> None:
-        """Say how far the phase is."""
-        low, high = self._span
-        super().progress(low + (high - low) * min(percent, 100) // 100, message)
+    turn = Turn(name=phase, function="", span=(0, 100))
+    state = State(job_id=job.job_id, attempt=1, continuation=0, job_type=job.job_type, left=[turn])
+    outcome = _body_of(phase, bodies)(PhaseRun(job, state, **options))
+    report = outcome.report if isinstance(outcome, Unfinished) else outcome
+    return {"phase": phase, "dry_run": True} | report.model_dump(mode="json")
 
 
 def pass_over(event: Mapping[str, Any]) -> dict[str, Any]:
