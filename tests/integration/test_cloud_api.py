@@ -126,7 +126,7 @@ def test_reports_are_listed_newest_first_with_what_they_came_to(reports: Reports
     found = read_through("/api/cloud/reports", "reports", job_type="waste_scan", limit=2)
     assert [one["job_id"] for one in found] == jobs[::-1]
     assert {(one["monthly_usd"], one["findings"]) for one in found} == {(12.5, 1)}
-    assert found[0]["documents"]["html"].endswith(f"/{jobs[4]}/report.html")
+    assert found[0]["documents"]["html"].endswith(f"/{jobs[4]}/101000/report.html")
     assert len(read_through("/api/cloud/reports", "reports", limit=4)) == 6
 
 

@@ -30,7 +30,7 @@ def test_nothing_found_is_a_report_all_the_same(reports: Reports) -> None:
     document = reports.document(report)
     assert (document.findings, document.exempted_findings) == ([], [])
     assert reports.lines(report) == []
-    assert reports.stored() == [f"reports/cloud/2026-11-22/01JOB/{name}" for name in DOCUMENTS]
+    assert reports.stored() == [f"reports/cloud/2026-11-22/01JOB/061000/{name}" for name in DOCUMENTS]
     assert_well_formed(reports.read(report.documents["html"]))
 
 
@@ -165,16 +165,18 @@ def test_the_trend_is_of_ninety_days_and_of_the_same_job_type(reports: Reports) 
     assert [(point.at, point.monthly_usd) for point in trend] == [(NOW - 89 * DAY, 1), (NOW - HOUR, 3), (NOW, 0)]
 
 
-def test_doing_it_again_rewrites_the_same(reports: Reports) -> None:
+def test_doing_it_again_says_the_same_and_writes_over_nothing(reports: Reports) -> None:
     reports.find("vol-1", check="unencrypted_volumes", evidence={"encrypted": False})
     reports.find("vol-2")
     first = reports.generate()
     documents = {key: reports.read(key) for key in reports.stored()}
-    rows = reports.rows()
     again = reports.generate(now=NOW + DAY)  # the next attempt, after midnight
-    assert again == first
-    assert reports.rows() == rows
-    assert {key: reports.read(key) for key in reports.stored()} == documents
+    assert again.model_copy(update={"documents": first.documents}) == first
+    [row] = reports.rows()
+    assert (row["created_at"], row["documents"]) == (NOW, again.documents)
+    assert not set(again.documents.values()) & set(first.documents.values())
+    assert reports.lines(again) == reports.lines(first)
+    assert {key: reports.read(key) for key in documents} == documents
 
 
 def test_a_report_is_kept_as_a_row_that_says_where_its_documents_are(reports: Reports) -> None:
@@ -329,7 +331,7 @@ def test_security_findings_are_in_batches_for_security_hub(reports: Reports) -> 
     reports.find("vol-z", check="unencrypted_volumes", region="us-east-1", status="resolved", resolved_at=old)
     reports.find("vol-waste")
     report = reports.generate()
-    base = "reports/cloud/2026-11-22/01JOB/asff/111111111111"
+    base = "reports/cloud/2026-11-22/01JOB/061000/asff/111111111111"
     keys = [key for key in reports.stored() if "/asff/" in key]
     assert keys == [f"{base}/eu-west-1/0001.json", f"{base}/eu-west-1/0002.json", f"{base}/us-east-1/0001.json"]
     assert [len(json.loads(reports.read(key))["Findings"]) for key in keys] == [100, 1, 2]

@@ -2,12 +2,13 @@
 
 The last phase of the scans. What is open in Postgres becomes a row of `cloud_reports` and, in S3,
 
-    reports/cloud/<day>/<job_id>/report.json                  `Document`
-                                 findings.csv                 all that are open, a line each
-                                 report.html                  one page for people (`page`)
-                                 asff/<account>/<region>/...  those on security, for Security Hub (`asff`)
+    reports/cloud/<day>/<job_id>/<time>/report.json                  `Document`
+                                        findings.csv                 all that are open, a line each
+                                        report.html                  one page for people (`page`)
+                                        asff/<account>/<region>/...  those on security, for Security Hub (`asff`)
 
-Doing it again for the same job writes the same documents over.
+Done again for the same job, it writes documents of its own beside the first ones, and the row then names those: so what
+the row names is always one report, whenever this dies. What no row names expires with the others.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def generate_waste_report(
         remarks: sentences on the scan as a whole, which readers have to know.
     """
     at = _moment_of(engine, job_id) or now
-    base = f"{PREFIX}{at:%Y-%m-%d}/{job_id}/"
+    base = f"{PREFIX}{now:%Y-%m-%d}/{job_id}/{now:%H%M%S}/"
     with OpenFindings.snapshot(engine, at, places) as found, ExitStack() as files:
         totals = found.totals()
         report = WasteReport(
