@@ -4,9 +4,11 @@ and how functions and executions of them are killed."""
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, Self
 from unittest.mock import patch
 
@@ -21,6 +23,8 @@ from lamplighter.kernel.ledger.row import Job
 from lamplighter.kernel.settings import Settings
 from tests.memory_store import MemoryStore
 from tests.state_machine import Execution, ExecutionFailed, Killed
+
+WRITES = re.compile(r"\b(INSERT INTO|UPDATE|DELETE FROM|MERGE INTO) \w+")
 
 
 class PhasesWorld:
@@ -141,65 +145,82 @@ class PhasesWorld:
 
 
 class Points:
-    """Numbers the moments at which a function can be killed, and kills it at the chosen one."""
+    """The moments at which a function can be killed, which are after everything that it writes; kills it at one."""
 
     def __init__(self) -> None:
         self.passed: list[str] = []
-        """What each was."""
-        self.deadly: int | None = None
-        """Which one kills, counted from 1."""
-        self.armed = False
+        """What functions have written since the last call of `kill_at`; what comes after the kill is not counted."""
+        self.killed = False
+        self._deadly: tuple[str, int] | None = None
+        self._where: str | None = None
+
+    def kill_at(self, number: int, what: str = "") -> None:
+        """Kill at the n-th point, or at the n-th of those that are called `what`."""
+        self.passed, self.killed, self._deadly = [], False, (what, number)
+
+    def kill_no_more(self) -> None:
+        """Let everything live from now on."""
+        self.killed = True
 
     def __call__(self, what: str) -> None:
-        if self.armed:
-            self.passed.append(what)
-            if len(self.passed) == self.deadly:
-                self.armed = False
-                raise Killed
+        if self._where is None or self.killed:
+            return
+        self.passed.append(f"{self._where}{what}")
+        if self._deadly is None:
+            return
+        called, number = self._deadly
+        if called in ("", self.passed[-1]) and (self.passed.count(called) if called else len(self.passed)) == number:
+            self.killed = True
+            raise Killed
 
     @contextmanager
-    def within(self) -> Iterator[None]:
-        """A function is at work, which can be killed unless another was."""
-        self.armed = self.deadly is None or len(self.passed) < self.deadly
+    def within(self, where: str = "") -> Iterator[None]:
+        """A function is at work; `where` stands before what its points are called."""
+        self._where = where
         try:
             yield
         finally:
-            self.armed = False
+            self._where = None
 
 
 class FragileStore(MemoryStore):
-    """A store whose caller may be killed after each request."""
+    """A store whose caller may be killed after each write."""
 
     def __init__(self, point: Points) -> None:
         super().__init__()
-        for name in ("create", "get", "apply", "apply_many", "remove_many", "statuses", "expired", "finished"):
-            setattr(self, name, self._fragile(name, getattr(self, name), point))
+        for name in ("create", "apply", "apply_many", "remove_many"):
+            setattr(self, name, after(getattr(self, name), partial(point, name)))
 
-    @staticmethod
-    def _fragile(name: str, whole: Callable[..., Any], point: Points) -> Callable[..., Any]:
-        def request(*args: Any, **options: Any) -> Any:
-            answer = whole(*args, **options)
-            point(name)
-            return answer
 
-        return request
+def after[**P, R](whole: Callable[P, R], then: Callable[[], None]) -> Callable[P, R]:
+    """The same function, after which something else is done."""
+
+    def both(*args: P.args, **options: P.kwargs) -> R:
+        answer = whole(*args, **options)
+        then()
+        return answer
+
+    return both
 
 
 @contextmanager
 def fragile(world: PhasesWorld, point: Points) -> Iterator[None]:
-    """Every statement of a function is a point, and every time that it asks whether to go on, with which the clock goes
-    on a second."""
-    stop = Run.stop
+    """Every statement of a function that writes is a point, and every commit; each time that a function asks whether to
+    go on, the clock goes on a second."""
+    stop, dialect = Run.stop, world.engine.dialect
 
     def stops(run: Run) -> Any:
-        point("stop")
         world.now += timedelta(seconds=1)
         return stop(run)
 
     def executed(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
-        point(statement)
+        if writes := WRITES.search(statement):
+            point(writes[0])
 
-    with patch.object(Run, "stop", stops):
+    with (
+        patch.object(Run, "stop", stops),
+        patch.object(dialect, "do_commit", after(dialect.do_commit, partial(point, "COMMIT"))),
+    ):
         event.listen(world.engine, "after_cursor_execute", executed)
         try:
             yield
@@ -225,12 +246,11 @@ def die_with(execution: Execution) -> None:
 
 
 def interleaved(executions: Collection[Execution], rng: random.Random) -> Iterator[None]:
-    """A step of one, a step of another, in any order, until all have ended."""
-    going = [execution.steps() for execution in executions]
+    """A step of one, a step of another, in any order, until all have ended or were aborted."""
+    going = {execution.arn: execution.steps() for execution in executions}
     while going:
-        steps = rng.choice(going)
-        try:
-            next(steps)
-        except (StopIteration, ExecutionFailed):
-            going.remove(steps)
+        arn = rng.choice(list(going))
+        with suppress(ExecutionFailed):
+            next(going[arn], None)
+        going = {one.arn: going[one.arn] for one in executions if one.status == "RUNNING"}
         yield
