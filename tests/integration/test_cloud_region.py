@@ -133,7 +133,7 @@ def test_exceptions_that_cannot_be_understood_are_told_of_and_unmake_none(accoun
     assert (account.scan().exempted, account.scan().remark) == (1, None)
     account.s3.put_object(Bucket=account.archive, Key=KEY, Body="{")
     report = account.scan()
-    assert report.remark and report.remark.startswith(f"In s3://{account.archive}/{KEY}: The exceptions are not")
+    assert report.remark and report.remark.startswith(f"In {KEY}: The exceptions are not")
     exempted = "SELECT exemption ->> 'reason' FROM findings WHERE check_id = 'unencrypted_volumes'"
     assert account.sql(exempted) == [("r",)]
 

@@ -239,10 +239,55 @@ def test_an_error_that_is_too_long_to_travel_ends_with_a_whole_word() -> None:
     assert len(told) <= fan_out.SENTENCE
 
 
+@pytest.mark.parametrize("word", ["word ", '"quoted" ', "größer ", "😀 "])
+def test_what_travels_is_short_as_json_has_it(word: str) -> None:
+    """A quote is two characters there, and a letter that is none of ASCII's six."""
+    told = fan_out.short(word * 100)
+    assert told.startswith(word.strip())
+    assert fan_out.SENTENCE * 0.7 < len(json.dumps(told)) <= fan_out.SENTENCE + 2
+
+
+def test_what_five_hundred_items_come_to_fits_a_state_and_the_row(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Step Functions takes 256 KiB ("Quotas"), a row 400 KB ("Constraints in Amazon DynamoDB"); and each failure is
+    told of."""
+    many = [{"account": "123456789012", "region": f"ap-southeast-{n}"} for n in range(500)]
+    division = Division(
+        items=lambda settings: many,
+        concurrency=lambda settings: 40,
+        gather=lambda done: House(
+            status="completed_with_errors",
+            failures=[f"{one.item['account']}/{one.item['region']}: {one.error}" for one in done if one.error],
+        ),
+    )
+    monkeypatch.setitem(CATALOGUE, "rooms", Phase(function="room", division=division))
+
+    def body(run: Run, item: dict[str, Any]) -> Report:
+        if item != many[-1]:
+            raise ValueError('"It is" größer ' * 30)
+        return Swept(rows=1)
+
+    def invoke(function: str, payload: Any) -> Any:
+        told = (
+            fan_out.work(payload, FakeContext(), body) if function == "stack-room" else world.invoke(function, payload)
+        )
+        assert max(len(json.dumps(payload)), len(json.dumps(told))) < 256 * 1024
+        if function != "stack-room":
+            row = world.row()
+            assert len(json.dumps([row.checkpoint, row.result])) < 390_000
+        return told
+
+    execution = world.execution()
+    execution.invoke = invoke
+    output = execution.run()
+    assert len(output["errors"]) == len(output["phases"]["rooms"]["failures"]) == 499
+
+
 def test_five_hundred_items_that_all_fail_with_long_errors_fit_a_state(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Step Functions takes 256 KiB ("Quotas"); what is more ends an execution in a way that nothing catches."""
+    """What is more than Step Functions takes ends an execution in a way that nothing catches."""
     many = [{"account": "123456789012", "region": f"ap-southeast-{n}"} for n in range(500)]
     division = Division(
         items=lambda settings: many,

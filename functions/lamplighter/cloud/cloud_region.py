@@ -201,6 +201,6 @@ def _exemptions(now: datetime) -> tuple[Exemptions | None, str | None]:
         known = load(client("s3"), archive_bucket())
     except Permanent as error:
         logger.error("the exceptions are not known", extra={"error": str(error)})
-        return None, fan_out.short(str(error))
+        return None, fan_out.short(str(error).replace(f"s3://{archive_bucket()}/", ""), fan_out.REMARK)
     remark = known.remark(now)
-    return known, remark and fan_out.short(remark)
+    return known, remark and fan_out.short(remark, fan_out.REMARK)

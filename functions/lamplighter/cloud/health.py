@@ -91,7 +91,7 @@ def examine(clients: ClientOf, target: Target, run: Run, now: datetime) -> Exami
     rows = present(inventory, checked)
     known = {"checked": "status" not in gaps, "measured": not gaps.keys() & {"cpu", "memory"}}
     gone = 0 if run.job.dry_run else _store(rows, now=now, **here, **known)
-    remark = fan_out.short("; ".join(f"{name}: {why}" for name, why in sorted(gaps.items())))
+    remark = fan_out.short("; ".join(f"{name}: {why}" for name, why in sorted(gaps.items())), fan_out.REMARK)
     return Examined(
         instances=len(rows),
         impaired=sum(row["status"] == "impaired" for row in rows),

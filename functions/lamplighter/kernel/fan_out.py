@@ -18,6 +18,7 @@ as those of a run that was cancelled are nobody's (K7).
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from textwrap import shorten
@@ -52,10 +53,12 @@ logger = Logger()
 
 SENTENCE: Final = 200
 """Characters of an item's error that travel."""
+REMARK: Final = 100
+"""Characters of what an item has to remark, which travels beside its numbers."""
 
-REPORT_LIMIT: Final = 150_000
-"""Characters of the phase's report that travel: three hundred for each of five hundred items. Step Functions takes
-256 KiB in all ("Quotas"), so while the items' own answers travel, the report's lists do not."""
+REPORT_LIMIT: Final = 170_000
+"""Characters of the phase's report that travel: 340 for each of five hundred items. Step Functions takes 256 KiB in all
+("Quotas"), so while the items' own answers travel, the report's lists do not."""
 
 Body = Callable[[Run, dict[str, Any]], Report]
 
@@ -219,9 +222,10 @@ def _failed(item: dict[str, Any], sentence: str) -> Done:
     return Done(item=item, error=short(sentence.strip().partition("\n")[0]))
 
 
-def short(sentence: str) -> str:
-    """As much of a sentence, in whole words, as may travel."""
-    return shorten(sentence, SENTENCE, placeholder=" ...")
+def short(sentence: str, limit: int = SENTENCE) -> str:
+    """As much of a sentence, in whole words, as may travel: `limit` counts the characters of it as JSON."""
+    tried = (shorten(sentence, width, placeholder=" ...") for width in range(limit, 0, -5))
+    return next(told for told in tried if len(json.dumps(told)) <= limit + len('""'))
 
 
 def _told(done: Done) -> dict[str, Any]:
