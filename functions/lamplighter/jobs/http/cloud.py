@@ -110,7 +110,7 @@ class Finding(Answer):
     """The exception that covers it: its reason, its owner, its last day."""
     evidence: dict[str, Any]
     job_id: str
-    """The run that saw it last."""
+    """The run that saw it last, or that found it resolved."""
 
 
 class Findings(Answer):
