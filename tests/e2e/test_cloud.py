@@ -89,6 +89,8 @@ def test_a_scan_goes_through_accounts_and_regions_and_tells_of_those_that_it_can
     )
     told = json.loads(document["Body"].read())
     assert [(one["account"], one["region"]) for one in told["regions_failed"]] == [(STRANGER, one) for one in REGIONS]
+    [remark] = told["remarks"]
+    assert remark.startswith("Nobody has looked for waste yet in ")
 
 
 def test_the_waste_scan_finds_what_was_planted_and_keeps_first_sights(stack: Deployed, machine: Machine) -> None:

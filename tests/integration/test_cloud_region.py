@@ -11,7 +11,7 @@ import boto3
 import pytest
 from sqlalchemy import Engine, text
 
-from lamplighter.cloud import access, cloud_region, health
+from lamplighter.cloud import access, cloud_region, cloud_scan, health
 from lamplighter.cloud.cloud_region import Event, Watched
 from lamplighter.cloud.exemptions import KEY
 from lamplighter.cloud.health import Examined
@@ -188,6 +188,18 @@ def test_a_role_that_cannot_be_assumed_is_the_regions_failure(account: Account) 
     account.settings = Settings.model_validate({"cloud_targets": targets})
     with pytest.raises(Permanent, match="The role arn:aws:iam::222222222222:role/none cannot be assumed"):
         cloud_region.body(account.run(), {"account": "222222222222", "region": "us-east-1"})
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_a_report_leaves_out_what_is_no_target_any_more(account: Account, dry_run: bool) -> None:
+    account.volume(encrypted=False)
+    findings = account.scan().findings
+    assert cloud_scan.report(account.run(dry_run=dry_run)).findings == findings > 0
+    account.settings = Settings.model_validate(
+        {"cloud_targets": [{"accounts": [account.account], "regions": ["eu-west-1"]}]}
+    )
+    told = cloud_scan.report(account.run(dry_run=dry_run))
+    assert (told.findings, bool(told.documents)) == (0, not dry_run)
 
 
 # -- health ------------------------------------------------------------------------------------------------------------
