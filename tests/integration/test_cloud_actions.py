@@ -427,6 +427,16 @@ def test_what_changes_between_the_plan_and_the_act_is_kept(account: Account) -> 
     assert [len(account.ingress(group)) for group in groups] == [2, 1]
 
 
+def test_what_goes_away_before_it_is_marked_is_no_failure(account: Account) -> None:
+    volume = account.unattached_volume()
+    report = account.act(
+        "unattached_volumes",
+        "snapshot_and_delete",
+        once_planned=lambda: account.ec2.delete_volume(VolumeId=volume),
+    )
+    assert (report.status, report.outcomes) == ("completed", {"already_gone": 1})
+
+
 @pytest.mark.parametrize(
     "now_set",
     [{}, {"open_ports": Remedy(action="tag", apply=True)}, {"open_ports": Remedy(action="revoke", after_days=0)}],

@@ -24,19 +24,21 @@ def read(place: Place, resource_id: str) -> dict[str, str]:
 
 
 def write(place: Place, resource_id: str, tags: Mapping[str, str]) -> None:
-    """Adds tags; one that is there is written over."""
-    if _is_load_balancer(resource_id):
-        place.clients("elbv2").add_tags(ResourceArns=[resource_id], Tags=tag_list(tags))
-    else:
-        place.ec2.create_tags(Resources=[resource_id], Tags=tag_list(tags))
+    """Adds tags; one that is there is written over. Raises `Gone`: there is no such resource."""
+    with absence_as_gone():
+        if _is_load_balancer(resource_id):
+            place.clients("elbv2").add_tags(ResourceArns=[resource_id], Tags=tag_list(tags))
+        else:
+            place.ec2.create_tags(Resources=[resource_id], Tags=tag_list(tags))
 
 
 def remove(place: Place, resource_id: str, tags: Mapping[str, str]) -> None:
-    """Removes tags; EC2 removes one only while it has this very value (DeleteTags)."""
-    if _is_load_balancer(resource_id):
-        place.clients("elbv2").remove_tags(ResourceArns=[resource_id], TagKeys=list(tags))
-    else:
-        place.ec2.delete_tags(Resources=[resource_id], Tags=tag_list(tags))
+    """Removes tags; EC2 removes one only while it has this very value (DeleteTags). Raises `Gone`, as `write`."""
+    with absence_as_gone():
+        if _is_load_balancer(resource_id):
+            place.clients("elbv2").remove_tags(ResourceArns=[resource_id], TagKeys=list(tags))
+        else:
+            place.ec2.delete_tags(Resources=[resource_id], Tags=tag_list(tags))
 
 
 def _is_load_balancer(resource_id: str) -> bool:
