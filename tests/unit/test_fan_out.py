@@ -359,7 +359,7 @@ def test_an_item_that_takes_longer_than_its_function_may_ends_by_itself_with_a_s
     world.body = body
     output = world.run()
     assert output["errors"] == [
-        "rooms: 1: The item was stopped: out of time. It is too much for the 15 min that a function may take."
+        "rooms: 1: It was not done within the 15 min that a function may take; nothing of it is recorded."
     ]
     assert output["phases"]["rooms"]["rows"] == 4
 

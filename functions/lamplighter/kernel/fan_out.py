@@ -9,8 +9,9 @@ as after any phase. The function serves its items with
     def handler(event, context):
         return fan_out.work(event, context, body)
 
-where `body(run: Run, item: dict) -> Report` does one item whole, and asks `ask(run)` at every step that can wait. An
-item may be delivered twice, and is done again when the execution died before `gather`: a body can bear that.
+where `body(run: Run, item: dict) -> Report` does one item whole or not at all, and asks `ask(run)` at every step that
+can wait. An item may be delivered twice, and is done again when the execution died before `gather`: a body can bear
+that.
 
 No item is begun that could outlast the execution. Those that are left then are the next execution's (REQUIREMENTS K8),
 as those of a run that was cancelled are nobody's (K7).
@@ -150,12 +151,13 @@ def work(event: Mapping[str, Any], context: Context, body: Body) -> dict[str, An
         run = _ItemRun(share.state, job, ledger, settings=settings, stop_at=stop_at)
         try:
             report = body(run, item)
-        except Stopped as stopped:
+        except Stopped:
             if run.cancelled:
                 return _told(Done(item=item, left=True))
             logger.exception("an item takes too long")
             minutes = function_time.total_seconds() / 60
-            return _told(_failed(item, f"{stopped} It is too much for the {minutes:.0f} min that a function may take."))
+            within = f"It was not done within the {minutes:.0f} min that a function may take"
+            return _told(_failed(item, f"{within}; nothing of it is recorded."))
         except (Retryable, LostLease):
             raise
         except Exception as error:
