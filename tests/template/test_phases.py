@@ -14,7 +14,8 @@ import yaml
 from lamplighter.catalogue import NAMES, job_type
 from lamplighter.cloud import cloud_scan
 from lamplighter.kernel import errors
-from lamplighter.kernel.phases import EXECUTION, MARGIN, Phase, PhasedJob
+from lamplighter.kernel.phased_job import EXECUTION, Phase, PhasedJob
+from lamplighter.kernel.phases import MARGIN
 from lamplighter.library import cleanup
 from lamplighter.rules import RULES
 from tests.template.project import STACK, Function, Project

@@ -13,7 +13,7 @@ from lamplighter.cloud.targets import Target
 from lamplighter.kernel import fan_out
 from lamplighter.kernel.cloud import Targets
 from lamplighter.kernel.errors import Permanent
-from lamplighter.kernel.phases import Done, Outcome, PhaseParams
+from lamplighter.kernel.phased_job import Done, Outcome, PhaseParams
 from lamplighter.kernel.settings import Settings, parse
 
 OWN, OTHER = "111122223333", "444455556666"

@@ -15,7 +15,7 @@ from lamplighter.kernel.errors import DatabaseUnavailable, Permanent
 from lamplighter.kernel.job import Report, Run
 from lamplighter.kernel.ledger.ledger import Ledger
 from lamplighter.kernel.ledger.row import Job, Status
-from lamplighter.kernel.phases import Division, Done, Phase, PhasedJob
+from lamplighter.kernel.phased_job import Division, Done, Phase, PhasedJob
 from lamplighter.kernel.settings import Settings
 from tests.memory_store import MemoryStore
 from tests.state_machine import Execution, ExecutionFailed, Killed, load

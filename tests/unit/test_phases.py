@@ -14,7 +14,7 @@ from lamplighter.kernel.errors import AlreadyRunning, DatabaseUnavailable, LostL
 from lamplighter.kernel.job import Report, Run, Unfinished
 from lamplighter.kernel.ledger.ledger import Ledger
 from lamplighter.kernel.ledger.row import Job, Status, Trigger
-from lamplighter.kernel.phases import Body, Phase, PhasedJob
+from lamplighter.kernel.phased_job import Body, Phase, PhasedJob
 from lamplighter.kernel.settings import Settings
 from tests.memory_store import MemoryStore
 from tests.unit.conftest import FakeClock, FakeContext

@@ -21,7 +21,7 @@ from lamplighter.cloud.health import Examined
 from lamplighter.kernel import fan_out, phases
 from lamplighter.kernel.deletion import archive_bucket
 from lamplighter.kernel.job import Context, Report
-from lamplighter.kernel.phases import Division, Done, Phase, PhasedJob, PhaseParams, PhaseRun, Turn
+from lamplighter.kernel.phased_job import Division, Done, Phase, PhasedJob, PhaseParams, PhaseRun, Turn
 from lamplighter.kernel.settings import Settings
 
 EXECUTION: Final = timedelta(hours=1)

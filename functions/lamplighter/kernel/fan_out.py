@@ -34,21 +34,8 @@ from lamplighter.kernel.job import STOP_MARGIN, Context, Report, Run, Unfinished
 from lamplighter.kernel.ledger.ledger import Ledger
 from lamplighter.kernel.ledger.row import Job
 from lamplighter.kernel.ledger.transitions import MESSAGE_LIMIT
-from lamplighter.kernel.phases import (
-    Caught,
-    Division,
-    Done,
-    Item,
-    Outcome,
-    PhasedJob,
-    State,
-    held,
-    logged,
-    measure,
-    note,
-    over_at,
-    then,
-)
+from lamplighter.kernel.phased_job import Caught, Division, Done, Item, Outcome, PhasedJob, State
+from lamplighter.kernel.phases import held, logged, measure, note, over_at, then
 
 logger = Logger()
 

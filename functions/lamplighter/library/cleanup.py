@@ -16,7 +16,7 @@ from typing import Any, Final
 from lamplighter import rules
 from lamplighter.kernel import phases
 from lamplighter.kernel.job import Context
-from lamplighter.kernel.phases import Body, Phase, PhasedJob, State, evenly
+from lamplighter.kernel.phased_job import Body, Phase, PhasedJob, State, evenly
 from lamplighter.library import old_jobs, plans, rows, stale_jobs
 
 _HERE: Final = "cleanup"
