@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -14,12 +13,13 @@ import pytest
 
 from local.stack import ROOT, LocalAws
 from tests.e2e.deployed import Deployed, Mailbox, Shelf
+from tests.ports import free_ports
 
 
 @pytest.fixture(scope="session")
 def aws() -> Iterator[LocalAws]:
     """The deployed and migrated stack; retries are due at once. LOCAL_TEST_PORT names the first of its three ports."""
-    port = int(os.environ.get("LOCAL_TEST_PORT") or _free_ports())
+    port = int(os.environ.get("LOCAL_TEST_PORT") or free_ports())
     local = LocalAws(directory=ROOT / ".local" / "e2e", first_port=port)
     signal.signal(signal.SIGTERM, _as_interrupt)  # else the servers would outlive us
     local.stop()  # what a killed session left
@@ -65,19 +65,6 @@ def background() -> Iterator[Callable[..., Future[Any]]]:
     """Runs a call in a thread; the test ends when it has."""
     with ThreadPoolExecutor(8) as pool:
         yield pool.submit
-
-
-def _free_ports() -> int:
-    """The first of three free ports in a row."""
-    for first in range(4660, 6000, 3):
-        with socket.socket() as one, socket.socket() as two, socket.socket() as three:
-            try:
-                for n, probe in enumerate((one, two, three)):
-                    probe.bind(("127.0.0.1", first + n))
-            except OSError:
-                continue
-            return first
-    raise RuntimeError("There are no three free ports in a row.")
 
 
 def _as_interrupt(*_: object) -> None:

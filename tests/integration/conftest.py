@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from tests.integration.actions_world import REGION, Account
 from tests.integration.media_world import World
 from tests.integration.reports_world import Reports
 from tests.integration.uploads_world import Uploads
+from tests.ports import free_ports
 
 if TYPE_CHECKING:
     from tests.integration.cloud_world import Cloud
@@ -119,10 +119,7 @@ def any_moment(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def local_aws(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalAws]:
     """A local AWS of this test process, of which only MiniStack runs."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    local = LocalAws(directory=tmp_path_factory.mktemp("ministack"), first_port=port)
+    local = LocalAws(directory=tmp_path_factory.mktemp("ministack"), first_port=free_ports())
     server = local.ministack()
     server.start()
     yield local
