@@ -36,9 +36,11 @@ up: .venv/stamp  ## Start the local AWS and deploy into it; it stays up (LOCAL_P
 down: .venv/stamp  ## Stop the local AWS and forget its data
 	@$(PY) -m local.stack down
 
+# Two processes halve what takes no more than itself; the end-to-end tests share one deployed stack, and run alone.
 .PHONY: test
 test: .venv/stamp  ## Run every test that needs no Docker
-	@$(PY) -m pytest tests/unit tests/integration tests/template tests/e2e
+	@$(PY) -m pytest --numprocesses 2 --dist loadfile tests/unit tests/integration tests/template
+	@$(PY) -m pytest tests/e2e
 
 .PHONY: test-sam-local
 test-sam-local: .venv/stamp  ## Run every sample event through `sam local invoke` (needs Docker)
