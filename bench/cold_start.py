@@ -23,7 +23,18 @@ from bench.tables import show
 
 ROUNDS: Final = 11
 TARGETS_MS: Final = {"timeout-checker": 250, "dispatcher": 250, "orphan-cleanup": 600}
-INVOKED: Final = ("timeout-checker", "dispatcher", "history", "orphan-cleanup", "schedule-watch", "migrate", "api")
+INVOKED: Final = (
+    "timeout-checker",
+    "dispatcher",
+    "history",
+    "orphan-cleanup",
+    "schedule-watch",
+    "migrate",
+    "api",
+    "cloud-scan",
+    "cloud-region",
+    "cloud-actions",
+)
 """Those whose sample event means something to a stack that is empty."""
 
 EAGER: Final = """

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
@@ -18,6 +19,8 @@ READABLE: Final = 100
 """Columns beyond which text is hard to read, however wide the terminal."""
 
 console = Console(highlight=False)
+if not console.is_terminal and "COLUMNS" not in os.environ:
+    console.width = READABLE  # nobody's terminal folds what is read from a file
 
 
 class Step:
@@ -64,12 +67,19 @@ def say(sentence: str) -> None:
 
 
 def table(
-    columns: Sequence[str], rows: Sequence[Sequence[object]], *, right: Sequence[str] = (), lines: bool = False
+    columns: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    *,
+    right: Sequence[str] = (),
+    whole: Sequence[str] = (),
+    lines: bool = False,
 ) -> None:
-    """Show a table; columns in `right` are aligned so, `lines` are drawn between rows, a `Text` keeps its style."""
+    """Show a table; columns in `right` are aligned so, those in `whole` are not folded, `lines` are drawn between rows,
+    a `Text` keeps its style."""
     shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold", show_lines=lines)
     for column in columns:
-        shown.add_column(column, justify="right" if column in right else "left", overflow="fold")
+        justify: JustifyMethod = "right" if column in right else "left"
+        shown.add_column(column, justify=justify, overflow="fold", no_wrap=column in whole)
     for row in rows:
         shown.add_row(*(cell if isinstance(cell, Text) else escape(str(cell)) for cell in row))
     console.print(shown, width=min(console.width, READABLE))

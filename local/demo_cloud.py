@@ -14,6 +14,8 @@ from local.cloud import REGIONS, STRANGER, TARGETS
 from local.console import console, say, step, table
 from local.demo_jobs import Jobs
 from local.demo_stage import Stage, number
+from local.scan import SEVERITIES
+from local.stack import PAGE
 
 REMEDIES: Final = {
     "unattached_volumes": {"action": "snapshot_and_delete", "after_days": 7},
@@ -74,18 +76,18 @@ class Cloud:
                     " ON CONFLICT (account_id, region, volume_id) DO UPDATE SET first_seen_at = excluded.first_seen_at",
                     account=one.account, region=one.region, volume=one.resource_id,
                 )  # fmt: skip
-        took, _, report = self._scanned("waste_scan")
+        took, result, report = self._scanned("waste_scan")
         totals = report["totals"]
         for title in ("kind", "owner"):
             table(
-                (f"waste, by {title}", "findings", "resources", "$ a month", "weighed by confidence"),
+                (f"waste, by {title}", "findings", "resources", "$ a month", "likely saved"),
                 [
                     (total["name"].replace("_", " "), total["findings"], total["resources"], _usd(total["monthly_usd"]),
                      _usd(total["weighed_usd"]))
                     for total in totals[title]
                     if total["monthly_usd"]
                 ],
-                right=("findings", "resources", "$ a month", "weighed by confidence"),
+                right=("findings", "resources", "$ a month", "likely saved"),
             )  # fmt: skip
         paid = [one for one in report["findings"] if one["counted_usd"]]
         dearest = sorted(paid, key=lambda one: -one["score"])[:SHOWN]
@@ -103,8 +105,13 @@ class Cloud:
             right=("resources",),
         )
         total = totals["all"]["monthly_usd"]
-        say(f"${_usd(total)} a month in all, each resource counted once. The page with charts, for a browser:")
-        console.print(report["documents"]["html"], markup=False, soft_wrap=True)
+        say(
+            f"${_usd(total)} a month in all, each resource counted once: estimates at list prices, before discounts. "
+            "How sure says which share of it is likely to be saved. The report's page with charts, for a browser:"
+        )
+        page = stage.aws.directory / PAGE
+        page.write_bytes(self._document(result, "html"))
+        console.print(page.as_uri(), markup=False, soft_wrap=True)
         stage.did("waste-scan", f"found ${_usd(total)} a month", took, "the page in the archive bucket")
 
     def _risks(self) -> None:
@@ -120,7 +127,8 @@ class Cloud:
             ("critical", "resource", "account", "region", "at fault"),
             [(one["check"], *self._where(one), _holes(one)) for one in worst[:SHOWN]],
         )
-        severities = ", ".join(f"{total['findings']} {total['name']}" for total in report["totals"]["severity"])
+        found = {total["name"]: total["findings"] for total in report["totals"]["severity"]}
+        severities = ", ".join(f"{found[severity]} {severity}" for severity in SEVERITIES if severity in found)
         say(f"All that is open, by severity: {severities}.")
         actions = result["phases"]["actions"]
         foreseen = {check: [one for one in actions["items"] if one["check"] == check] for check in REMEDIES}
@@ -132,10 +140,10 @@ class Cloud:
                 for one in those[: SHOWN // 2]
             ],
         )
-        outcomes = ", ".join(f"{number(count)} {outcome}" for outcome, count in actions["outcomes"].items())
-        say(f"In all: {outcomes}. Nothing was touched.")
-        found = len(report["findings"])
-        stage.did("security-enforcement", f"{found} findings, previewed what to do", took, "findings in Postgres")
+        outcomes = (f"{number(count)} {outcome.replace('_', ' ')}" for outcome, count in actions["outcomes"].items())
+        say(f"In all: {', '.join(outcomes)}. Nothing was touched.")
+        did = f"{len(report['findings'])} findings, previewed what to do"
+        stage.did("security-enforcement", did, took, "findings in Postgres")
 
     def _scanned(self, job_type: str) -> tuple[float, dict[str, Any], dict[str, Any]]:
         """Seconds, the job's result and its report, after it was held against what was planted."""
@@ -152,9 +160,13 @@ class Cloud:
         stage.expect(len(failures) == len(REGIONS), f"Others could not be scanned: {failures}")
         say(f"The others go on without them: {failures[0]}")
         self._expect_what_was_planted(job_type)
-        bucket, _, key = result["phases"]["report"]["documents"]["json"].removeprefix("s3://").partition("/")
-        report = json.loads(stage.aws.client("s3").get_object(Bucket=bucket, Key=key)["Body"].read())
-        return took, result, report
+        return took, result, json.loads(self._document(result, "json"))
+
+    def _document(self, result: Mapping[str, Any], form: str) -> bytes:
+        """The report that a scan wrote, in one of its forms."""
+        bucket, _, key = result["phases"]["report"]["documents"][form].removeprefix("s3://").partition("/")
+        body: bytes = self.stage.aws.client("s3").get_object(Bucket=bucket, Key=key)["Body"].read()
+        return body
 
     def _expect_what_was_planted(self, job_type: str) -> None:
         from lamplighter.cloud.checks import SECURITY, WASTE
@@ -184,9 +196,10 @@ def _usd(amount: float | None) -> str:
 
 def _holes(finding: Mapping[str, Any]) -> str:
     """The permissions that let everybody in, such as `tcp 22 from 0.0.0.0/0`."""
-    permissions = finding["evidence"].get("permissions", ())
-    told = (
-        f"{one['protocol']} {one['from_port']}-{one['to_port']} from {one.get('cidr') or one.get('prefix_list')}"
-        for one in permissions
-    )
+    told = []
+    for one in finding["evidence"].get("permissions", ()):
+        first, last = one["from_port"], one["to_port"]
+        ports = first if first == last else f"{first}-{last}"
+        what = "everything" if one["protocol"] == "-1" else f"{one['protocol']} {ports}"
+        told.append(f"{what} from {one.get('cidr') or one.get('prefix_list')}")
     return ", ".join(told)

@@ -54,7 +54,7 @@ class Housekeeping:
             "Cleanup",
             "Every 30 minutes one Step Functions execution goes through stuck jobs, old jobs, handled downloads and "
             "stuck plans. Here it is asked for over the jobs API, with signed requests: first what another retention "
-            "would mean, then a preview, then for real.",
+            "of downloads would mean, then a preview, then for real.",
         )
         self.jobs.let_pass("cleanup", "database-cleanup", "session-cleanup", "token-cleanup", "audit-archive")
         with step("Rows") as current:
@@ -64,7 +64,7 @@ class Housekeeping:
         asked = {"rule": "downloads", "keep_days": 7}
         told = self.jobs.post("/api/retention/simulate", asked)
         table(
-            ("downloads are kept for", "rows to go", "bytes", "oldest", "newest"),
+            ("kept for", "rows to go", "bytes", "oldest", "newest"),
             [
                 (kept, number(found["rows"]), decimal(found["bytes"]), _day(found["oldest"]), _day(found["newest"]))
                 for kept, found in (("14 days, as it is", told["current"]), ("7 days", told["proposed"]))
@@ -134,7 +134,7 @@ class Housekeeping:
             due = {name: demo_tables.count(database, name, where) for name, where in tables.items()}
             before = {name: demo_tables.count(database, name) for name in tables}
             job, _ = self.jobs.finished(
-                "/api/jobs/run", {"job_type": job_type}, job_type.replace("_", " ").capitalize()
+                "/api/jobs/run", {"job_type": job_type}, job_type.partition("_")[0].capitalize()
             )
             stage.expect(job["result"]["status"] == "completed", f"{job_type} is {job['result']['status']}.")
             for name, where in tables.items():

@@ -220,6 +220,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # botocore loads PyOpenSSL where it is installed, as moto's is here, only to find Python's own SSLContext behind it:
     # 10 MB and a twentieth of a second. Without it, it finds that at once.
     sys.modules.setdefault("urllib3.contrib.pyopenssl", None)  # type: ignore[arg-type]
+    # And awscrt, 5 MB, which SAM CLI brings along: for credentials of `aws login`, which the environment's precede.
+    if "AWS_ACCESS_KEY_ID" in os.environ:
+        sys.modules.setdefault("awscrt", None)  # type: ignore[arg-type]
     from lamplighter.kernel.errors import Permanent, Retryable
 
     try:

@@ -29,8 +29,9 @@ def show(scan: Scan) -> None:
     """Print it, in colour on a terminal."""
     looked_at = ", ".join(region for region in scan.regions if region not in scan.errors)
     console.print(f"Account {scan.account}, {looked_at}", style="bold")
-    _money([one for one in scan.findings if one.monthly_usd is not None])
-    _risks([one for one in scan.findings if one.monthly_usd is None])
+    several = len(scan.regions) > 1
+    _money([one for one in scan.findings if one.monthly_usd is not None], several)
+    _risks([one for one in scan.findings if one.monthly_usd is None], several)
     if not scan.findings:
         say("\nNothing was found.")
     if scan.exempted:
@@ -60,31 +61,37 @@ def show(scan: Scan) -> None:
     console.print(f"\n{scan.api_calls} API calls, {scan.seconds:.1f} seconds; nothing was changed.")
 
 
-def _money(findings: list[Finding]) -> None:
-    """What is worth most first, by check and one by one."""
+def _money(findings: list[Finding], several: bool) -> None:
+    """What is worth most first, by check and one by one, each with its region where there are several."""
     from lamplighter.cloud.totals import monthly_total
 
     if not findings:
         return
     _heading(f"${monthly_total(findings):,.2f} a month could be saved, each resource counted once")
+    say(
+        "Estimates at list prices, on demand, before discounts and tax. How sure: which share of it is likely to be "
+        "saved. In the JSON, price_source says where a price is from."
+    )
     checks = sorted(_by_check(findings), key=lambda some: -monthly_total(some))
     table(
         ("$ a month", "findings", "check", "what"),
         [(f"{monthly_total(some):,.2f}", len(some), some[0].check, some[0].title) for some in checks],
         right=("$ a month", "findings"),
+        whole=("check",),
     )
     table(
-        ("$ a month", "sure", "check", "resource", "region", "owner"),
+        ("$ a month", "sure", "check", "resource", *_region("region", several), "owner"),
         [
-            (f"{one.monthly_usd:,.2f}", f"{one.confidence:.0%}", one.check, _id(one), one.region, one.owner or "")
+            (f"{one.monthly_usd:,.2f}", f"{one.confidence:.0%}", one.check, _id(one), *_region(one.region, several),
+             one.owner or "")
             for one in findings[:SHOWN]
         ],
         right=("$ a month", "sure"),
-    )
+    )  # fmt: skip
     _and_more(len(findings), "findings")
 
 
-def _risks(findings: list[Finding]) -> None:
+def _risks(findings: list[Finding], several: bool) -> None:
     """What is worst first, likewise."""
     if not findings:
         return
@@ -95,8 +102,11 @@ def _risks(findings: list[Finding]) -> None:
         right=("findings",),
     )
     table(
-        ("severity", "check", "resource", "region", "owner"),
-        [(_severity(one), one.check, _id(one), one.region, one.owner or "") for one in findings[:SHOWN]],
+        ("severity", "check", "resource", *_region("region", several), "owner"),
+        [
+            (_severity(one), one.check, _id(one), *_region(one.region, several), one.owner or "")
+            for one in findings[:SHOWN]
+        ],
     )
     _and_more(len(findings), "findings")
 
@@ -113,10 +123,18 @@ def _severity(finding: Finding) -> Text:
     return Text(finding.severity, style=STYLES[finding.severity])
 
 
+def _region(cell: str, several: bool) -> tuple[str, ...]:
+    """A cell of the column of regions, which is left out where there is one region only."""
+    return (cell,) if several else ()
+
+
 def _id(finding: Finding) -> str:
-    """As short as it can be told from others: without what all ARNs have."""
+    """As short as it can be told from others: without what all ARNs have, a load balancer by its kind and name."""
     id = finding.resource_id
-    return id.split(":", 5)[5] if id.startswith("arn:") else id
+    if not id.startswith("arn:"):
+        return id
+    id = id.split(":", 5)[5]
+    return "/".join(id.split("/")[1:3]) if id.startswith("loadbalancer/") else id
 
 
 def _heading(text: str) -> None:

@@ -33,6 +33,8 @@ from local.servers import LocalAwsError, Server, tail
 ROOT = Path(__file__).resolve().parent.parent
 REGION = "us-east-1"
 FIRST_PORT = 4610
+PAGE = "report.html"
+"""The demo's report on cloud accounts, in the directory of a local AWS."""
 SOURCES = ("template.yaml", "samconfig.toml", "functions", "layers", "statemachines")
 
 
@@ -228,7 +230,7 @@ class LocalAws:
         for title, server in (("MiniStack", self.ministack()), ("Redis", self.redis()), ("Postgres", self.postgres())):
             with step(title) as current:
                 current.say("stopped" if server.stop() else "was not running")
-        for leftover in ("postgres", "tmp", "env", "deployed"):
+        for leftover in ("postgres", "tmp", "env", "deployed", PAGE):
             path = self.directory / leftover
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
