@@ -55,7 +55,7 @@ class Demo:
         cloud.run()
         self._stuck_jobs(live)  # by now the checker's schedule has come round
         alive = [job.job_id for job in live.others if job.status == "running"]
-        housekeeping.run(alive[:20], [job.job_id for job in live.old])
+        housekeeping.run(alive[:20])
         self._schedules()
         self._settings()
         self._history()

@@ -78,17 +78,20 @@ class Cloud:
                 )  # fmt: skip
         took, result, report = self._scanned("waste_scan")
         totals = report["totals"]
-        for title in ("kind", "owner"):
-            table(
-                (f"waste, by {title}", "findings", "resources", "$ a month", "likely saved"),
-                [
-                    (total["name"].replace("_", " "), total["findings"], total["resources"], _usd(total["monthly_usd"]),
-                     _usd(total["weighed_usd"]))
-                    for total in totals[title]
-                    if total["monthly_usd"]
-                ],
-                right=("findings", "resources", "$ a month", "likely saved"),
-            )  # fmt: skip
+        table(
+            ("waste, by kind", "findings", "resources", "$ a month", "likely saved"),
+            [
+                (one["name"].replace("_", " "), one["findings"], one["resources"], *_dollars(one))
+                for one in totals["kind"]
+                if one["monthly_usd"]
+            ],
+            right=("findings", "resources", "$ a month", "likely saved"),
+        )
+        table(
+            ("waste, by owner", "$ a month", "likely saved"),
+            [(one["name"], *_dollars(one)) for one in totals["owner"] if one["monthly_usd"]],
+            right=("$ a month", "likely saved"),
+        )
         paid = [one for one in report["findings"] if one["counted_usd"]]
         dearest = sorted(paid, key=lambda one: -one["score"])[:SHOWN]
         table(
@@ -153,7 +156,7 @@ class Cloud:
         regions = result["phases"]["regions"]["regions"]
         table(
             ("account", "region", "findings", "unknown", "API calls", "seconds"),
-            [(line["account"], line["region"], *(line.get(name, "-") for name in REGION)) for line in regions],
+            [(line["account"], line["region"], *(line.get(name, 0) for name in REGION)) for line in regions],
             right=("findings", "unknown", "API calls", "seconds"),
         )
         failures = result["phases"]["regions"]["failures"]
@@ -188,6 +191,11 @@ class Cloud:
     def _where(self, found: Mapping[str, Any]) -> tuple[str, str, str]:
         """The resource's name, its account and its region."""
         return self.names.get(found["resource_id"], found["resource_id"]), found["account"], found["region"]
+
+
+def _dollars(total: Mapping[str, Any]) -> tuple[str, str]:
+    """A month's, and how much of them is likely to be saved."""
+    return _usd(total["monthly_usd"]), _usd(total["weighed_usd"])
 
 
 def _usd(amount: float | None) -> str:

@@ -180,8 +180,6 @@ class LiveJobs:
     """Waiting, and their time has come."""
     others: list[Job]
     """Running well within their deadline, or waiting for a later time."""
-    old: list[Job]
-    """Not alive, but over since more than 30 days: what a cleanup removes."""
 
     def all(self) -> list[Job]:
         """Each of them."""
@@ -201,7 +199,24 @@ def put_jobs(aws: LocalAws, table: str, now: datetime, advance: Advance) -> Live
     keys = [{"S": job_key(job.job_id)} for job in live.all()]
     dynamodb.put_item(TableName=table, Item={**(mark or MARK), "live": {"L": keys}})
     history = [] if mark and "has_history" in mark else _history(now, JOBS - len(keys))
-    requests += [{"PutRequest": {"Item": to_item(job)}} for job in [*history, *live.old, *live.all()]]
+    requests += [{"PutRequest": {"Item": to_item(job)}} for job in [*history, *live.all()]]
+
+    _write(aws, table, requests, advance)
+    dynamodb.put_item(TableName=table, Item={**MARK, "live": {"L": keys}, "has_history": {"BOOL": True}})
+    return live
+
+
+def put_old_jobs(aws: LocalAws, table: str, now: datetime) -> list[Job]:
+    """Write jobs that are over since more than 30 days: what a cleanup removes."""
+    from lamplighter.kernel.ledger.dynamo import to_item
+
+    jobs = _old(now)
+    _write(aws, table, [{"PutRequest": {"Item": to_item(job)}} for job in jobs], lambda _: None)
+    return jobs
+
+
+def _write(aws: LocalAws, table: str, requests: Sequence[dict[str, Any]], advance: Advance) -> None:
+    dynamodb = aws.client("dynamodb")
 
     def write(batch: tuple[dict[str, Any], ...]) -> None:
         left = list(batch)
@@ -211,8 +226,6 @@ def put_jobs(aws: LocalAws, table: str, now: datetime, advance: Advance) -> Live
 
     with ThreadPoolExecutor(THREADS) as pool:
         list(pool.map(write, batched(requests, 25, strict=False)))
-    dynamodb.put_item(TableName=table, Item={**MARK, "live": {"L": keys}, "has_history": {"BOOL": True}})
-    return live
 
 
 def read_jobs(aws: LocalAws, table: str, jobs: Iterable[Job]) -> list[Job]:
@@ -371,7 +384,6 @@ def _live(now: datetime) -> LiveJobs:
         stuck=[*never, *last, *stuck],
         poison=poison,
         due=[pending(number, run_at=now - timedelta(seconds=5)) for number in range(DUE)],
-        old=_old(now),
         others=[
             *(running(number, since=random.uniform(0.02, 0.5)) for number in range(RUNNING)),
             *(pending(number, run_at=now + timedelta(hours=random.uniform(1, 48))) for number in range(WAITING)),

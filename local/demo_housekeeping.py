@@ -9,11 +9,12 @@ import subprocess
 import sys
 import time
 import zipfile
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from rich.filesize import decimal
 
-from local import demo_tables
+from local import demo_data, demo_tables
 from local.console import say, step, table
 from local.demo_jobs import Jobs
 from local.demo_stage import Stage, number, short
@@ -42,13 +43,13 @@ class Housekeeping:
         self.stage = stage
         self.jobs = Jobs(stage)
 
-    def run(self, live_jobs: list[str], old_jobs: list[str]) -> None:
-        self._cleanup(live_jobs, old_jobs)
+    def run(self, live_jobs: list[str]) -> None:
+        self._cleanup(live_jobs)
         self._other_cleanups()
         self._audit_log()
 
-    def _cleanup(self, live_jobs: list[str], old_jobs: list[str]) -> None:
-        """`live_jobs` may be waited for by plans, `old_jobs` are over since more than 30 days (ids)."""
+    def _cleanup(self, live_jobs: list[str]) -> None:
+        """`live_jobs` (ids) may be waited for by plans."""
         stage, database = self.stage, self.stage.database
         stage.chapter(
             "Cleanup",
@@ -60,7 +61,11 @@ class Housekeeping:
         with step("Rows") as current:
             plans = demo_tables.fill(database, live_jobs)
             downloads = demo_tables.count(database, "handled_downloads")
-            current.say(f"{number(downloads)} downloads, {plans.stuck + plans.waiting} plans that wait, and others")
+            old = demo_data.put_old_jobs(stage.aws, stage.outputs["JobsTableName"], datetime.now(UTC))
+            current.say(
+                f"{number(downloads)} downloads, {plans.stuck + plans.waiting} plans that wait, {len(old)} old jobs, "
+                "and others"
+            )
         asked = {"rule": "downloads", "keep_days": 7}
         told = self.jobs.post("/api/retention/simulate", asked)
         table(
@@ -99,7 +104,7 @@ class Housekeeping:
             f"Counted apart from the job: the {number(left)} younger downloads are all there, and the {stuck} plans "
             "whose job is alive still wait."
         )
-        gone = old_jobs[0]
+        gone = old[0].job_id
         shown = self.jobs.get(f"/api/jobs/{gone}")
         say(f"A job that left the ledger can still be asked for: {gone}, {shown['job_type']}, {shown['status']}.")
         did = f"removed {number(result['old_downloads_deleted'])} downloads, {number(result['old_jobs_deleted'])} jobs"
