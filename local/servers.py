@@ -39,7 +39,7 @@ class Server:
     working_directory: Path | None = None
     user: str | None = None
     stop_signal: signal.Signals = signal.SIGTERM
-    start_timeout: timedelta = timedelta(seconds=30)
+    start_timeout: timedelta = timedelta(minutes=1)
 
     @property
     def log(self) -> Path:

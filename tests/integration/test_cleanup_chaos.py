@@ -157,14 +157,16 @@ def test_killed_at_every_point_it_loses_nothing_and_the_next_attempt_ends_it(eng
     """The function alone is killed, or the execution with it, in turn; what was done is done once, and not undone."""
     points = points_of(engine)
     assert points > 40
+    got_away = 0
     for deadly in range(1, points + 1):
         with Chaos(engine, random.Random(deadly)).installed() as world:
             world.point.kill_at(deadly)
             execution = world.execution(phases=PHASES)
             with suppress(ExecutionFailed):
                 die_with(execution) if deadly % 2 else execution.run()
-            # Near the end it may get away: how many statements a rule takes depends on where its rows lie.
-            assert len(world.point.passed) == deadly or deadly > 0.9 * points
+            # It may get away: how many statements a rule takes depends on where its rows lie, and how long they take.
+            got_away += len(world.point.passed) < deadly
+            assert len(world.point.passed) == deadly or execution.status == "SUCCEEDED"
             world.point.kill_no_more()
             world.now += timedelta(minutes=5)
             world.settle()
@@ -175,6 +177,7 @@ def test_killed_at_every_point_it_loses_nothing_and_the_next_attempt_ends_it(eng
                 world.verify()
             world.verify_done()
             assert all(done <= EVERYTHING[name] for name, done in world.totals().items()), "counted twice"
+    assert got_away < points / 4
 
 
 @pytest.mark.parametrize("seeds", [range(50), range(50, 100)], ids=str)
