@@ -146,21 +146,25 @@ def test_it_may_act_only_where_that_is_allowed(
     role = deploy(home, member, client, AllowActions=allowed)
     answers = client("iam", member).simulate_principal_policy(
         PolicySourceArn=role,
-        ActionNames=["ec2:DescribeInstances", "ec2:StopInstances", "ec2:TerminateInstances"],
+        ActionNames=["ec2:DescribeInstances", "ec2:CreateTags", "ec2:TerminateInstances"],
         ResourceArns=[f"arn:aws:ec2:us-east-1:{member}:instance/i-1"],
     )["EvaluationResults"]
     assert [answer["EvalDecision"] for answer in answers] == ["allowed", decision, "implicitDeny"]
 
 
-def test_what_is_to_be_kept_is_never_touched(accounts: tuple[str, str], client: Client) -> None:
+def test_what_is_not_marked_or_is_to_be_kept_is_never_touched(accounts: tuple[str, str], client: Client) -> None:
     """FAILURES 14: IAM itself refuses."""
     home, member = accounts
     role = deploy(home, member, client, AllowActions="true")
     ec2 = client("ec2", member)
-    kept, other = ec2.run_instances(ImageId="ami-0123456789abcdef0", MinCount=2, MaxCount=2)["Instances"]
-    ec2.create_tags(Resources=[kept["InstanceId"]], Tags=[{"Key": "lamplighter:keep", "Value": ""}])
+    made = ec2.run_instances(ImageId="ami-0123456789abcdef0", MinCount=3, MaxCount=3)["Instances"]
+    marked, kept, other = (instance["InstanceId"] for instance in made)
+    mark = {"Key": "lamplighter:idle_cpu", "Value": "stop after 2026-11-22T06:10Z"}
+    ec2.create_tags(Resources=[marked, kept], Tags=[mark])
+    ec2.create_tags(Resources=[kept], Tags=[{"Key": "lamplighter:keep", "Value": ""}])
     sts = client("sts", **function_of("lamplighter", home, client))
     acting = client("ec2", **assumed(sts, role, ExternalId=EXTERNAL_ID))
-    acting.stop_instances(InstanceIds=[other["InstanceId"]])
-    with pytest.raises(ClientError, match="UnauthorizedOperation"):
-        acting.stop_instances(InstanceIds=[kept["InstanceId"]])
+    acting.stop_instances(InstanceIds=[marked])
+    for refused in (kept, other):
+        with pytest.raises(ClientError, match="UnauthorizedOperation"):
+            acting.stop_instances(InstanceIds=[refused])
