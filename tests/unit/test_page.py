@@ -122,14 +122,20 @@ def test_evidence_is_spelled_as_people_write() -> None:
     }
     told = re.sub("<.*?>", "", _told(evidence))
     assert told == (
-        "vpc id vpc-1; permissions cidr 0.0.0.0/0, from port 22, cidr ::/0; public yes; highest percent 2.5; "
-        f"long {'x' * 159}…"
+        f"highest percent 2.5; long {'x' * 159}…; permissions cidr 0.0.0.0/0, from port 22, cidr ::/0; public yes; "
+        "vpc id vpc-1"
     )
 
 
 def test_moments_in_evidence_are_days() -> None:
-    evidence = {"at": "2026-05-06T12:26:12.438452+00:00", "odd": "2026-99-99T12:26:12", "id": "2026-05-06"}
-    assert text(_told(evidence)) == "at 06 May 2026; odd 2026-99-99T12:26:12; id 2026-05-06"
+    evidence = {"at": "2026-05-06T12:26:12.438452+00:00", "id": "2026-05-06", "odd": "2026-99-99T12:26:12"}
+    assert text(_told(evidence)) == "at 06 May 2026; id 2026-05-06; odd 2026-99-99T12:26:12"
+
+
+def test_evidence_that_belongs_together_stands_together() -> None:
+    as_stored = {"type": "m5.large", "datapoints_seen": 27, "highest_percent": 2.5, "datapoints_expected": 28}
+    told = "datapoints expected 28; datapoints seen 27; highest percent 2.5; type m5.large"
+    assert text(_told(as_stored)) == told
 
 
 def test_a_finding_says_what_to_do_about_it_where_its_check_is_known() -> None:

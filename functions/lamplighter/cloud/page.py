@@ -342,9 +342,9 @@ def _why(finding: ReportedFinding) -> Markup:
 
 
 def _told(evidence: Mapping[str, Any]) -> Markup:
-    """Evidence as `name value`, one after the other; what is empty says nothing."""
+    """Evidence as `name value`, by name, for Postgres keeps no order; what is empty says nothing."""
     said = []
-    for name, value in evidence.items():
+    for name, value in sorted(evidence.items()):
         text = "" if name in _ELSEWHERE else _plain(value)
         if text:
             shown = text if len(text) <= _EVIDENCE else f"{text[: _EVIDENCE - 1]}…"
