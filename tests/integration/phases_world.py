@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import random
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
@@ -27,7 +28,7 @@ from tests.state_machine import Execution, ExecutionFailed, Killed
 WRITES = re.compile(r"\b(INSERT INTO|UPDATE|DELETE FROM|MERGE INTO) \w+")
 
 
-class PhasesWorld:
+class PhasesWorld(ABC):
     """A ledger whose stream is followed as the dispatcher follows it, executions, and a clock that is told the time."""
 
     definition: Mapping[str, Any]
@@ -55,9 +56,9 @@ class PhasesWorld:
             else:
                 self.done.append(action)
 
+    @abstractmethod
     def _invoke(self, function: str, payload: Any) -> Any:
         """A call of a function by the state machine."""
-        raise NotImplementedError
 
     @contextmanager
     def installed(self) -> Iterator[Self]:
