@@ -81,12 +81,13 @@ class World:
         checkpoint: dict[str, Any] | None = None,
         attempt: int = 1,
         stops: Mapping[int, Stop] | None = None,
+        job_type: str = "orphan_cleanup",
     ) -> ScriptedRun:
         """A run that takes place `after` now."""
         now = datetime.now(UTC) + after
         job = Job(
             job_id=job_id or new_job_id(now, now.isoformat()[-16:].encode()),
-            job_type="orphan_cleanup",
+            job_type=job_type,
             status=Status.RUNNING,
             policy=Policy(timeout=timedelta(minutes=15)),
             created_at=now,
@@ -113,7 +114,7 @@ class World:
         """An undo that comes to its end, in earnest if not told otherwise."""
         assert address
         given = {"manifest": address.key, "sha256": address.sha256, "dry_run": False} | params
-        report = undo.handler.body(run or self.run(), undo.handler.validated(given))
+        report = undo.handler.body(run or self.run(job_type="undo"), undo.handler.validated(given))
         assert isinstance(report, undo.Report)
         return report
 

@@ -600,7 +600,8 @@ def test_undo_refuses_a_manifest_or_a_part_that_was_altered(world: World) -> Non
 @pytest.mark.parametrize(
     ("params", "sentence"),
     [
-        ({"manifest": "nothing.json"}, "manifest: there is no nothing.json in archive-"),
+        ({"manifest": "nothing.json"}, "manifest: nothing.json is not one of orphan_cleanup"),
+        ({"manifest": "manifests/orphan_cleanup/x.json"}, "manifest: there is no manifests/orphan_cleanup/x.json in"),
         ({"manifest": None, "sha256": None}, "give either job_id, or manifest and sha256"),
         ({"job_id": "x"}, "give either job_id, or manifest and sha256"),
         ({"sha256": "abc"}, "sha256: string should match pattern"),
@@ -633,7 +634,7 @@ def begun(ledger: Ledger, world: World, job_type: str = "orphan_cleanup") -> Scr
 
 
 def undo_job(world: World, job_id: str) -> undo.Report:
-    report = undo.handler.body(world.run(), undo.handler.validated({"job_id": job_id, "dry_run": False}))
+    report = undo.handler.body(world.run(job_type="undo"), undo.handler.validated({"job_id": job_id, "dry_run": False}))
     assert isinstance(report, undo.Report)
     return report
 
@@ -683,6 +684,19 @@ def test_undo_of_a_refused_cleanup_says_that_it_deleted_nothing(world: World, le
 
     with pytest.raises(Permanent, match="was refused by the governor: it did nothing"):
         undo_job(world, run.job_id)
+
+
+def test_undo_takes_no_other_document_for_a_manifest(world: World) -> None:
+    world.put("a.jpg", "b.jpg", "c.jpg")
+    world.refer("a.jpg")
+    plan = refused(world, max_orphan_share=None).report.manifest
+    undone = world.undo(world.clean().manifest)
+
+    assert plan
+    for other in (plan, undone.manifest):
+        with pytest.raises(Permanent, match=f"manifest: {other.key} is not one of orphan_cleanup"):
+            world.undo(other)
+    assert world.keys() == ["a.jpg", "b.jpg", "c.jpg"]
 
 
 def test_undo_takes_only_cleanups_that_the_ledger_knows(world: World, ledger: Ledger) -> None:

@@ -78,6 +78,8 @@ def deeds(
     bucket, job_id = archive_bucket(), params.job_id
     if not job_id:
         address = ManifestAddress(bucket=bucket, key=params.manifest or "", sha256=params.sha256 or "")
+        if not address.key.startswith(f"manifests/{archived_as}/"):
+            raise Permanent(f"manifest: {address.key} is not one of {archived_as}: nothing was touched.")
         return _told(verified(s3, address))
     row = Ledger.from_environment().get(job_id)
     if row.job_type not in job_types:
