@@ -24,7 +24,7 @@ from lamplighter.kernel import database
 from lamplighter.kernel.errors import Retryable
 from lamplighter.kernel.job import Unfinished
 from lamplighter.kernel.ledger.row import Job, Policy, Status
-from lamplighter.kernel.settings import Settings
+from lamplighter.kernel.settings import parse
 from tests.integration.media_world import ScriptedRun, Stop, before
 
 NOW = datetime(2026, 8, 31, 14, 30, tzinfo=UTC)
@@ -108,7 +108,16 @@ class Log:
             dry_run=dry_run,
             checkpoint=checkpoint,
         )
-        return body(ScriptedRun(job, settings=Settings(audit_log_keep_days=keep_days), now=now, stops=stops or {}))
+        return body(
+            ScriptedRun(
+                job,
+                settings=parse(
+                    {"retention": {"rules": {"audit_log": {"apply": True, "keep_days": keep_days}}}}, source="a test"
+                ),
+                now=now,
+                stops=stops or {},
+            )
+        )
 
     def archive(self, **options: Any) -> Report:
         """A run that comes to its end."""

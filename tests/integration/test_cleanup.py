@@ -165,7 +165,7 @@ def test_settings_below_a_rules_floor_fail_the_run_before_anything_is_touched(
     fill(world)
     before = dict(world.store.items)
     monkeypatch.setenv("LAMPLIGHTER_RETENTION_DAYS", '{"downloads": 0.5}')
-    with pytest.raises(ExecutionFailed, match=r"retention_days: downloads takes at least 1 days, got 0\.5"):
+    with pytest.raises(ExecutionFailed, match=r"retention.rules.downloads.keep_days: takes at least 1 days, got 0\.5"):
         world.run()
     (job,) = world.ledger.store.of_type("cleanup", limit=9).jobs
     assert (job.status, job.dead_letter) == (Status.FAILED, "permanent")

@@ -14,7 +14,7 @@ from lamplighter import rules
 from lamplighter.kernel.job import Run
 from lamplighter.kernel.ledger.row import Job, Policy, Status
 from lamplighter.kernel.retention import Rule, Set, apply, preview
-from lamplighter.kernel.settings import Settings, merge
+from lamplighter.kernel.settings import Settings, parse, read
 from lamplighter.rules import RULES, keep
 from local.stack import ROOT
 
@@ -258,7 +258,7 @@ def test_the_pages_carts_go_and_the_setting_of_the_page_keeps_them_longer(engine
     insert(engine, "shop.carts", rows)
     [override] = re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)
 
-    longer = merge({}, override)
+    longer = parse(read(override, source="the page"), source="the page")
     assert page["body"](as_job(longer, dry_run=False), page["carts"]).rows == 0
     assert page["body"](as_job(Settings(), dry_run=True), page["carts"]).rows == 1
     assert page["body"](as_job(Settings(), dry_run=False), page["carts"]).rows == 1

@@ -25,10 +25,10 @@ PHASES: Final[Mapping[str, Phase]] = {
     "stale_jobs": Phase(function=_HERE),
     "old_jobs": Phase(function=_HERE),
     "downloads": Phase(function=_HERE, check=rules.checked),
-    "plans": Phase(function=_HERE),
+    "plans": Phase(function=_HERE, check=rules.checked),
     **{name: Phase(function=_HERE, check=rules.checked) for name in rules.RULES},
     "uploads": Phase(function="upload-expiry"),
-    "audit_log": Phase(function="audit-archive"),
+    "audit_log": Phase(function="audit-archive", check=rules.checked),
 }
 """All phases, in the order in which a run does them, and the function that serves each. Every rule is a phase."""
 

@@ -165,7 +165,7 @@ def preview(order: Order, idempotency_key: IdempotencyKey = None) -> Response[Wh
 @router.get(
     "/api/jobs",
     summary="List jobs, newest first",
-    description="Without `job_type`, of Lamplighter's own types and those in the setting `job_timeout_minutes`.",
+    description="Without `job_type`, of Lamplighter's own types and those in the setting `jobs.timeout_minutes`.",
     operation_id="list",
     tags=JOBS,
     responses=documented({200: {"description": "A page of jobs"}}),
@@ -430,4 +430,4 @@ def _ordered(name: str, params: dict[str, Any], key: str | None) -> Response[Who
 
 
 def _known_types() -> list[str]:
-    return sorted({*catalogue.NAMES, *settings.load().job_timeout_minutes} - {"default"})
+    return sorted({*catalogue.NAMES, *settings.load().jobs.timeout_minutes} - {"default"})
