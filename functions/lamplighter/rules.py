@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Final
 
+from lamplighter.kernel.ledger.row import Job
 from lamplighter.kernel.retention import Delete, Rule, Set
 from lamplighter.kernel.settings import Settings, SettingsError
 
@@ -93,6 +94,21 @@ OWN: Final = frozenset({"system_logs", "job_history", "resolved_findings", "clou
 settings say `apply` for them, by name (REQUIREMENTS S4)."""
 
 _FLOORS: Final[Mapping[str, timedelta]] = {"audit_log": timedelta(days=1)}
+
+
+def applied(name: str, settings: Settings) -> bool:
+    """Whether runs change the rows of a rule, of `plans` or of `audit_log`, or only preview (REQUIREMENTS S4)."""
+    return name in OWN or settings.rule(name).apply
+
+
+def previews(name: str, job: Job, settings: Settings) -> bool:
+    """Whether a run only previews `name`, by the settings of this moment: they may have changed since it was ordered.
+
+    What the settings do not apply acts where the order says `dry_run: false` and `allow_override` is true.
+    """
+    if job.dry_run or applied(name, settings):
+        return job.dry_run
+    return not (job.payload.get("dry_run") is False and settings.allow_override)
 
 
 def names() -> tuple[str, ...]:

@@ -94,6 +94,7 @@ class Log:
         now: datetime = NOW,
         keep_days: int = 90,
         dry_run: bool = False,
+        apply: bool = True,
         stops: Mapping[int, Stop] | None = None,
         checkpoint: dict[str, Any] | None = None,
     ) -> Report | Unfinished:
@@ -112,7 +113,7 @@ class Log:
             ScriptedRun(
                 job,
                 settings=parse(
-                    {"retention": {"rules": {"audit_log": {"apply": True, "keep_days": keep_days}}}}, source="a test"
+                    {"retention": {"rules": {"audit_log": {"apply": apply, "keep_days": keep_days}}}}, source="a test"
                 ),
                 now=now,
                 stops=stops or {},
@@ -224,6 +225,14 @@ def test_only_whole_days_that_are_old_enough_are_archived(log: Log) -> None:
 )
 def test_the_cutoff_is_a_midnight(now: datetime, days: int, midnight: datetime) -> None:
     assert cutoff(now, days) == midnight
+
+
+def test_what_the_settings_do_not_apply_is_only_previewed(log: Log) -> None:
+    """S4."""
+    log.fill(20)
+    report = log.archive(apply=False)
+    assert (report.dry_run, report.rows, len(log.rows())) == (True, 20, 20)
+    assert log.s3.list_objects_v2(Bucket=log.bucket)["KeyCount"] == 0
 
 
 def test_days_without_rows_and_moments_without_a_day_make_nothing(log: Log) -> None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from pydantic import BaseModel
 
+from lamplighter import rules
 from lamplighter.admin.audit_chain import GZIP, Chain, Contents, Damaged, Link, Meter, object_key
 from lamplighter.kernel import phases
 from lamplighter.kernel.aws import client
@@ -102,7 +103,7 @@ def body(run: Run) -> Report | Unfinished:
     from lamplighter.kernel.database import engine
 
     before = cutoff(run.now(), run.settings.rule("audit_log").keep_days or 0)
-    if run.job.dry_run:
+    if rules.previews("audit_log", run.job, run.settings):
         return preview(engine(), before)
     archiver = Archiver(run, client("s3"), archive_bucket(), engine())
     try:

@@ -136,7 +136,7 @@ class CloudJob(PhasedJob):
     report, which would be about what other scans found."""
 
     def turns(self, params: PhaseParams, settings: Settings) -> list[Turn]:
-        idle = {"actions": not settings.cloud.remedies, "report": params.dry_run}
+        idle = {"actions": not settings.cloud.remedies, "report": bool(params.dry_run)}
         return [turn for turn in super().turns(params, settings) if not idle.get(turn.name)]
 
 

@@ -222,9 +222,17 @@ class JobType[P: Params]:
             self.job_type,
             under(settings, self.policy),
             payload=params.model_dump(mode="json", exclude_unset=True),
-            dry_run=bool(getattr(params.resolved(settings), "dry_run", False)),
+            dry_run=self.previews(params, settings),
             **values,
         )
+
+    def previews(self, params: P, settings: Settings) -> bool:
+        """Whether a run with these parameters changes nothing.
+
+        Raises:
+            InvalidParams: it asks for more than the settings have applied.
+        """
+        return bool(getattr(params.resolved(settings), "dry_run", False))
 
 
 def tick(schedule: str, scheduled_time: object) -> dict[str, Any]:
