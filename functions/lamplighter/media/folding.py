@@ -14,7 +14,7 @@ import re
 import sys
 from _imp import source_hash
 from array import array
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import repeat
@@ -26,19 +26,21 @@ ROUNDS: Final = 8
 
 _QUOTES: Final = "'\"`\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u201f\u00ab\u00bb\u2039\u203a"
 _INVISIBLE: Final = re.compile(
-    "[\0\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff]+"
+    "[\0\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0]+"
 )
 """Characters without width, and NUL, which no database holds."""
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _PERCENT: Final = re.compile("(?:%[0-9A-Fa-f]{2})+")
 _UNICODE: Final = re.compile(r"\\+u([0-9A-Fa-f]{4})")
 
-# The texts of a batch are the lines of one string, so "segment" below means: between slashes and line ends.
-_PLAIN: Final = re.compile(r"[a-z0-9_.\-/\n()!,=~@$*;]*+")
-_BLANKS: Final = re.compile(r"[^\S\n]+")
-_TRIM: Final = re.compile(rf"(?<![ {_QUOTES}])[ {_QUOTES}]++(?![^/\n])|(?<![^/\n])[ {_QUOTES}]+")
-_SLASHES: Final = re.compile(r"/{2,}|(?<![^\n])/+|(?<!/)/++(?![^\n])")
-_DOTS: Final = re.compile(r"(?<![^/\n])\.\.?(?![^/\n])")
+_BLANKS: Final = re.compile(r"\s+")
+
+# For batches, whose texts are the lines of one string: a segment ends at a slash or at the line's end.
+_LINE_BLANKS: Final = re.compile(r"[^\S\n]+")
+_ODD_BLANKS: Final = ("  ", *"\t\r\x0b\x0c\x1c\x1d\x1e\x1f\x85\u1680\u2028\u2029")
+"""All white space that NFKC leaves, but a single blank."""
+_LINE_TRIM: Final = re.compile(rf"(?<![ {_QUOTES}])[ {_QUOTES}]++(?![^/\n])|(?<![^/\n])[ {_QUOTES}]+")
+_LINE_DOTS: Final = re.compile(r"\.(?<![^/\n]\.)\.?(?![^/\n])")
 
 
 def fold(text: str) -> str:
@@ -61,33 +63,41 @@ def fold_batch(texts: Sequence[str]) -> list[str]:
     if not texts:
         return []
     folded = _fold_lines(texts)
-    moving = _unsettled(folded)
+    moving = _unsettled(folded, range(len(folded)))
     for _ in range(ROUNDS - 1):
         if not moving:
             return folded
-        again = _fold_lines([folded[n] for n in moving])
-        moved = [n for n, text in zip(moving, again, strict=True) if text != folded[n]]
-        for n, text in zip(moving, again, strict=True):
+        for n, text in zip(moving, _fold_lines([folded[n] for n in moving]), strict=True):
             folded[n] = text
-        moving = moved
+        moving = _unsettled(folded, moving)
     for n in moving:
         folded[n] = fold(texts[n])
     return folded
 
 
-def _unsettled(folded: list[str]) -> list[int]:
-    """The positions of texts that another round may change."""
-    joined = "".join(folded)
-    if joined.isascii() and "%" not in joined and "&" not in joined:
+def _unsettled(folded: list[str], positions: Iterable[int]) -> list[int]:
+    """Those of the positions whose texts another round may change."""
+    joined = "\n".join(folded)
+    escapes = "%" in joined or "&" in joined
+    if joined.isascii() and not escapes:
         return []
-    return [n for n, text in enumerate(folded) if not text.isascii() or "%" in text or "&" in text]
+    if not escapes and _normal(joined) == joined:
+        return []
+    return [
+        n
+        for n in positions
+        if "%" in (text := folded[n]) or "&" in text or (not text.isascii() and _normal(text) != text)
+    ]
+
+
+def _normal(text: str) -> str:
+    return normalize("NFKC", normalize("NFKD", text).casefold())
 
 
 def _fold_once(text: str) -> str:
     text = _undo_escapes(_without_surrogates(text))
     text = _INVISIBLE.sub("", text)
-    text = normalize("NFKC", normalize("NFKD", text).casefold())
-    text = _BLANKS.sub(" ", text.replace("\n", " ").replace("\\", "/").replace("+", " "))
+    text = _BLANKS.sub(" ", _normal(text).replace("\\", "/").replace("+", " "))
     return _resolve([segment.strip(" " + _QUOTES) for segment in text.split("/")])
 
 
@@ -111,25 +121,27 @@ def _fold_lines(texts: Sequence[str]) -> list[str]:
         joined = _without_surrogates(joined)
     if "%" in joined or "&" in joined or "\\u" in joined:
         joined = "\n".join([_undone_line(text) for text in joined.split("\n")])
-    if joined.isascii():
-        joined = joined.replace("\0", "").lower()
-    else:
-        joined = normalize("NFKC", normalize("NFKD", _INVISIBLE.sub("", joined)).casefold())
-    if not _PLAIN.fullmatch(joined):
-        joined = _BLANKS.sub(" ", joined.replace("\\", "/").replace("+", " "))
-        joined = _TRIM.sub("", joined)
-    if "//" in joined or "/\n" in joined or "\n/" in joined or joined[:1] == "/" or joined[-1:] == "/":
-        joined = _SLASHES.sub(_one_slash, joined)
-    lines = joined.split("\n")
-    if _DOTS.search(joined):
-        lines = [_resolve(line.split("/")) if _DOTS.search(line) else line for line in lines]
+    joined = joined.replace("\0", "").lower() if joined.isascii() else _normal(_INVISIBLE.sub("", joined))
+    return _resolve_lines(_trim_lines(joined.replace("\\", "/").replace("+", " ")))
+
+
+def _trim_lines(joined: str) -> str:
+    if any(blank in joined for blank in _ODD_BLANKS):
+        joined = _LINE_BLANKS.sub(" ", joined)
+    if any(quote in joined for quote in _QUOTES):
+        return _LINE_TRIM.sub("", joined)
+    if " " in joined:
+        joined = joined.strip(" ").replace(" /", "/").replace("/ ", "/").replace(" \n", "\n").replace("\n ", "\n")
+    return joined
+
+
+def _resolve_lines(joined: str) -> list[str]:
+    while "//" in joined:
+        joined = joined.replace("//", "/")
+    lines = joined.strip("/").replace("\n/", "\n").replace("/\n", "\n").split("\n")
+    if "/." in joined or "\n." in joined or joined[:1] == ".":
+        lines = [_resolve(line.split("/")) if _LINE_DOTS.search(line) else line for line in lines]
     return lines
-
-
-def _one_slash(slashes: re.Match[str]) -> str:
-    text, start, end = slashes.string, slashes.start(), slashes.end()
-    inside = start > 0 and end < len(text) and text[start - 1] != "\n" and text[end] != "\n"
-    return "/" if inside else ""
 
 
 def _undone_line(text: str) -> str:
@@ -214,21 +226,23 @@ def spread_batch(
     """The readings of each value: those that take it as a whole key, and those relative to the scope's folder."""
     if not values:
         return []
+    layout = _layout(scope, tuple(strip))
     joined = "\n".join(values)
     if joined.count("\n") >= len(values):
-        return [spread(bare_paths(value), scope, strip) for value in values]
+        joined = "\n".join([value.replace("\n", " ") for value in values])
     if "://" in joined:
         joined = _ORIGIN_LINE.sub("", joined)
     lines = joined.split("\n")
-    folded = fold_batch(lines)
-    layout = _layout(scope, tuple(strip))
+    if not layout.strip and not _SPECIAL.search(joined):
+        return [_spread_one(text, layout) for text in fold_batch(lines)]
     special = _SPECIAL.search
-    if not layout.strip and not special(joined):
-        return [_spread_one(text, layout) for text in folded]
-    return [
-        spread(bare_paths(value), scope, strip) if special(line) else _spread(((line, text),), layout)
-        for value, line, text in zip(values, lines, folded, strict=True)
-    ]
+    paths = [bare_paths(value) if special(line) else [line] for value, line in zip(values, lines, strict=True)]
+    folded = fold_batch([path for some in paths for path in some])
+    spreads, end = [], 0
+    for some in paths:
+        start, end = end, end + len(some)
+        spreads.append(_spread(some, folded[start:end], layout))
+    return spreads
 
 
 def bare_paths(value: str) -> list[str]:
@@ -257,7 +271,8 @@ class _Layout:
 
     bucket: str
     folder: str
-    leads: tuple[str, ...]
+    leads: tuple[tuple[str, str], ...]
+    """Each leading part of the folder that a value may lack, with the rest of the folder."""
     raw_leads: tuple[str, ...]
     strip: tuple[str, ...]
 
@@ -272,10 +287,12 @@ def _layout(scope: Scope, strip: tuple[str, ...]) -> _Layout:
         folded = fold(path)
         if folded:
             prefixes.append(folded + "/" if path.rstrip().endswith(("/", "\\")) else folded)
+    root = fold(folder) + "/" if fold(folder) else ""
+    leads = dict.fromkeys(fold(lead) + "/" for lead in raw_leads)
     return _Layout(
         bucket=fold(scope.bucket) + "/",
-        folder=fold(folder) + "/" if fold(folder) else "",
-        leads=tuple(fold(lead) + "/" for lead in raw_leads),
+        folder=root,
+        leads=tuple((lead, root[len(lead) :]) for lead in leads if root.startswith(lead)),
         raw_leads=raw_leads,
         strip=tuple(prefixes),
     )
@@ -283,32 +300,31 @@ def _layout(scope: Scope, strip: tuple[str, ...]) -> _Layout:
 
 def spread(paths: Sequence[str], scope: Scope, strip: Sequence[str] = ()) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The readings of paths without origin: as whole keys, and relative to leading parts of the scope's folder."""
-    return _spread([(path, fold(path)) for path in paths], _layout(scope, tuple(strip)))
+    return _spread(paths, fold_batch(paths), _layout(scope, tuple(strip)))
 
 
-def _spread(paths: Sequence[tuple[str, str]], layout: _Layout) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    bases: dict[str, None] = {}
-    for _, folded in paths:
-        bases |= dict.fromkeys(_dropped(folded, layout))
-    folder = layout.folder
-    absolute = dict.fromkeys(base for base in bases if base and (base + "/").startswith(folder))
-    relative = {lead + base: None for lead in layout.leads for base in bases if base}
-    for path, _ in paths:
+def _spread(paths: Sequence[str], folded: Sequence[str], layout: _Layout) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    bases = dict.fromkeys(base for path in folded for base in _dropped(path, layout) if base)
+    if not layout.folder:
+        return tuple(bases), ()
+    absolute = dict.fromkeys(base for base in bases if (base + "/").startswith(layout.folder))
+    relative = {lead + base: None for base in bases for lead, rest in layout.leads if (base + "/").startswith(rest)}
+    for path in paths:
         if _DOTTED.search(path):
-            relative |= dict.fromkeys(fold(lead + path) for lead in layout.raw_leads)
-    return tuple(absolute), tuple(path for path in relative if (path + "/").startswith(folder) and path not in absolute)
+            moved = [fold(lead + path) for lead in layout.raw_leads]
+            relative |= dict.fromkeys(path for path in moved if (path + "/").startswith(layout.folder))
+    return tuple(absolute), tuple(path for path in relative if path not in absolute)
 
 
 def _spread_one(folded: str, layout: _Layout) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """`_spread` of one plain path without declared prefixes."""
-    if not folded:
-        return (), ()
-    folder = layout.folder
-    if not folder:
-        if folded.startswith(layout.bucket):
-            return (folded, folded[len(layout.bucket) :]), ()
+    if not folded or folded.startswith(layout.bucket):
+        return _spread((folded,), (folded,), layout)
+    if not layout.folder:
         return (folded,), ()
-    return _spread(((folded, folded),), layout)
+    ended = folded + "/"
+    absolute = (folded,) if ended.startswith(layout.folder) else ()
+    return absolute, tuple([lead + folded for lead, rest in layout.leads if ended.startswith(rest)])
 
 
 def _dropped(folded: str, layout: _Layout) -> list[str]:
