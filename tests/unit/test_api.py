@@ -26,7 +26,7 @@ def deployed_ledger(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def turn(job: Job | dict[str, Any], **more: Any) -> dict[str, Any]:
     row = job if isinstance(job, dict) else {"attempt": job.attempt, "continuation": job.continuation}
-    return {"attempt": row["attempt"], "continuation": row["continuation"]} | more
+    return {name: row[name] for name in ("attempt", "continuation", "lease") if name in row} | more
 
 
 # -- run, preview, undo ------------------------------------------------------------------------------------------------
@@ -335,28 +335,28 @@ def test_a_worker_claims_beats_and_completes(ledger: Ledger, clock: FakeClock) -
     claimed = post(f"{path}/claim", turn(job)).body
     assert (claimed["status"], claimed["payload"]) == ("running", {"library": 7})
     assert ledger.get(job["job_id"]).deadline_at == clock() + timedelta(minutes=60)  # REQUIREMENTS B1
-    beaten = post(f"{path}/heartbeat", turn(job, progress=40, message="4 of 10")).body
+    beaten = post(f"{path}/heartbeat", turn(claimed, progress=40, message="4 of 10")).body
     assert (beaten["progress"], beaten["message"], beaten["cancel_requested"]) == (40, "4 of 10", False)
-    done = post(f"{path}/complete", turn(job, result={"analysed": 3})).body
+    done = post(f"{path}/complete", turn(claimed, result={"analysed": 3})).body
     assert (done["status"], done["result"]) == ("completed", {"analysed": 3})
 
 
 def test_a_worker_that_is_told_to_stop_ends_cancelled(ledger: Ledger) -> None:
     job = post("/api/jobs", {"job_type": "analysis"}).body
     path = f"/api/jobs/{job['job_id']}"
-    post(f"{path}/claim", turn(job))
-    assert problem(post(f"{path}/complete", turn(job, cancelled=True)))[:2] == (409, "not-cancelled")
+    claimed = post(f"{path}/claim", turn(job)).body
+    assert problem(post(f"{path}/complete", turn(claimed, cancelled=True)))[:2] == (409, "not-cancelled")
     post(f"{path}/cancel")
-    assert post(f"{path}/heartbeat", turn(job, progress=1)).body["cancel_requested"] is True
-    ended = post(f"{path}/complete", turn(job, cancelled=True, result={"done": 1})).body
+    assert post(f"{path}/heartbeat", turn(claimed, progress=1)).body["cancel_requested"] is True
+    ended = post(f"{path}/complete", turn(claimed, cancelled=True, result={"done": 1})).body
     assert (ended["status"], ended["result"]) == ("cancelled", {"done": 1})
 
 
 @pytest.mark.parametrize(("retry", "status"), [(True, "pending"), (False, "failed")])
 def test_a_workers_failure_is_retried_unless_that_cannot_help(ledger: Ledger, retry: bool, status: str) -> None:
     job = post("/api/jobs", {"job_type": "analysis"}).body
-    post(f"/api/jobs/{job['job_id']}/claim", turn(job))
-    failure = turn(job, type="IOError", message="the disk is full", stack_trace="line 1", retry=retry)
+    claimed = post(f"/api/jobs/{job['job_id']}/claim", turn(job)).body
+    failure = turn(claimed, type="IOError", message="the disk is full", stack_trace="line 1", retry=retry)
     failed = post(f"/api/jobs/{job['job_id']}/fail", failure).body
     assert failed["status"] == status
     if retry:  # it waits for its backoff, and no worker starts it sooner
@@ -372,7 +372,7 @@ def test_a_zombie_worker_changes_nothing(ledger: Ledger, clock: FakeClock) -> No
     """REQUIREMENTS K2, FAILURES 1: a worker that was timed out, or was never first, is told so."""
     job = ledger.submit(ledger.new_job("analysis", POLICY))
     path = f"/api/jobs/{job.job_id}"
-    assert post(f"{path}/claim", turn(job)).status == 200
+    claimed = post(f"{path}/claim", turn(job)).body
     assert problem(post(f"{path}/claim", turn(job)))[:2] == (409, "lost-lease")
     clock.tick(minutes=31)
     expired = ledger.expire(ledger.get(job.job_id))
@@ -380,11 +380,12 @@ def test_a_zombie_worker_changes_nothing(ledger: Ledger, clock: FakeClock) -> No
     assert post(f"{path}/claim", turn(expired)).status == 200
     before = ledger.get(job.job_id)
     for call, body in (
-        ("heartbeat", turn(job, progress=99)),
-        ("complete", turn(job)),
-        ("fail", turn(job, message="no")),
+        ("heartbeat", turn(claimed, progress=99)),
+        ("complete", turn(claimed)),
+        ("fail", turn(claimed, message="no")),
         ("claim", turn(job)),
-        ("heartbeat", turn(job, progress=99) | {"continuation": 1}),
+        ("heartbeat", turn(claimed, progress=99) | {"continuation": 1}),
+        ("complete", turn(claimed) | turn(expired)),  # the attempt that runs, under the lease of the one before
     ):
         assert problem(post(f"{path}/{call}", body))[:2] == (409, "lost-lease")
     assert ledger.get(job.job_id) == before
