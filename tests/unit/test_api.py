@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from lamplighter import catalogue
 from lamplighter.jobs.http import listing
 from lamplighter.kernel.errors import Permanent, Retryable
 from lamplighter.kernel.ledger.ledger import Ledger
@@ -41,6 +42,46 @@ def test_a_job_is_run_by_hand(ledger: Ledger) -> None:
     assert (job.status, job.trigger, job.dry_run) == ("pending", Trigger.API, False)
     assert job.payload == {"dry_run": False, "base_path": "a/"}
     assert job.policy.target == "lambda:orphan-cleanup"
+
+
+@pytest.mark.parametrize("job_type", catalogue.NAMES)
+def test_each_job_type_has_a_path_of_its_own(ledger: Ledger, job_type: str) -> None:
+    """REQUIREMENTS S2: IAM can allow one and not another."""
+    needed = {
+        "undo": {"job_id": NOBODY},
+        "cloud_undo": {"job_id": NOBODY},
+        "upload_processing": {"key": "inputs/a.csv", "etag": "e"},
+    }.get(job_type, {})
+    answer = post(f"/api/jobs/run/{job_type}", {"params": needed})
+    assert (answer.status, answer.body["job_type"]) == (202, job_type)
+    assert answer.headers["location"] == f"/api/jobs/{answer.body['job_id']}"
+    assert ledger.get(answer.body["job_id"]).payload == needed
+
+
+def test_the_body_of_such_a_run_is_optional(ledger: Ledger) -> None:
+    answer = post("/api/jobs/run/cleanup")
+    assert (answer.status, answer.body["payload"]) == (202, {})
+    first = post("/api/jobs/run/orphan_cleanup", {"params": {"dry_run": True}}, idempotency_key="monday")
+    again = post("/api/jobs/run/orphan_cleanup", {"params": {"dry_run": True}}, idempotency_key="monday")
+    assert (first.status, again.status, again.body) == (202, 200, first.body)
+    assert problem(post("/api/jobs/run/orphan_cleanup"))[:2] == (409, "already-running")
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "said"),
+    [
+        ("nonesuch", {}, 404, "job_type: takes one of orphan_cleanup, undo, "),
+        ("orphan_cleanup", {"params": {"dry-run": True}}, 422, "body.params.dry-run is not a parameter of orphan"),
+        ("orphan_cleanup", {"params": 5}, 422, "body.params: "),
+        ("orphan_cleanup", {"job_type": "cleanup"}, 422, "body.job_type: there is no such field."),
+        ("orphan_cleanup", [], 422, "body: takes a JSON object."),
+        ("cleanup", "{", 400, "The body is not JSON"),
+    ],
+)
+def test_such_a_run_is_refused_in_one_sentence(path: str, body: Any, status: int, said: str) -> None:
+    answer = problem(post(f"/api/jobs/run/{path}", body))
+    assert answer[0] == status
+    assert answer[2].startswith(said)
 
 
 def test_a_second_run_of_a_singleton_is_refused_with_the_first_ones_id() -> None:
