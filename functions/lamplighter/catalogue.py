@@ -36,6 +36,13 @@ UNDONE_BY: Final = {
 }
 """The job type that takes back what a run did, by the run's own."""
 
+SETTINGS_CHECKS: Final = (
+    "lamplighter.rules:checked",
+    "lamplighter.cloud.targets:checked",
+    "lamplighter.cloud.remedies:checked",
+)
+"""`module:name` of what raises Permanent where valid settings do not fit together."""
+
 NAMES: Final = tuple(_PLACES)
 """All job types, those that workers outside Lambda bring along not among them."""
 

@@ -226,6 +226,7 @@ def test_only_the_heartbeat_is_measured_while_there_is_nothing_to_do(
     ledger: Ledger, clock: FakeClock, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(Ledger, "from_environment", lambda: ledger)
+    monkeypatch.setattr(timeout_checker, "apply_settings", lambda: None)
 
     def measured() -> set[str]:
         timeout_checker.handler({}, FakeContext())

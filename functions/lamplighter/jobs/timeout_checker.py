@@ -5,11 +5,14 @@ It is then retried, failed or, where the execution in fact succeeded, completed;
 to the dispatcher. The sparse indexes hold only such jobs, so a pass costs in proportion to what it finds. It stops
 in time and says where (`cursors`), and the state machine around it goes on from there (REQUIREMENTS A13, B1, B2, K10).
 
+Once a minute, after its pass, it also has changed settings take effect (`settings_document`).
+
 It is the ledger's machinery and no ledger job itself: watched from outside by an alarm on `CheckerHeartbeat`.
 """
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +23,7 @@ from typing import Any, Final, Literal
 from aws_lambda_powertools import Logger, Metrics
 from aws_lambda_powertools.metrics import MetricUnit
 
+from lamplighter.jobs.settings_document import apply_settings
 from lamplighter.kernel.errors import LostLease, Permanent
 from lamplighter.kernel.ledger import transitions
 from lamplighter.kernel.ledger.judgement import Execution, execute, execution_status, judge
@@ -36,8 +40,12 @@ STOP_MARGIN: Final = timedelta(seconds=5)
 """How long before the function's timeout no new page is begun."""
 
 
-TAKES: Final = frozenset({"cursors", "schedule", "scheduled_time"})
-"""What a pass may be told: nothing by hand (`run_once`), the cursors of the pass before when it goes on."""
+SETTINGS_TIME: Final = timedelta(seconds=10)
+"""How long a pass waits for the settings at most; it is over by then."""
+
+TAKES: Final = frozenset({"half", "cursors", "schedule", "scheduled_time"})
+"""What a pass may be told: nothing by hand (`run_once`), which half of the minute it is, the cursors of the pass before
+when it goes on."""
 
 
 @dataclass(slots=True)
@@ -156,7 +164,27 @@ def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
     report = checker.run(event.get("cursors", {}))
     _measure(report)
     logger.info("pass done", extra=report)
+    if event.get("half", 1) == 1 and not event.get("cursors"):
+        left = timedelta(milliseconds=context.get_remaining_time_in_millis())
+        apply_settings_within(min(SETTINGS_TIME, left - STOP_MARGIN / 2))
     return report
+
+
+def apply_settings_within(limit: timedelta) -> None:
+    """Have changed settings take effect, once a minute (P2). The pass is done: whatever fails here, or takes too long,
+    is logged, and the next minute tries again."""
+
+    def run() -> None:
+        try:
+            apply_settings()
+        except Exception:
+            logger.exception("the settings could not be applied")
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(max(limit, timedelta()).total_seconds())
+    if thread.is_alive():
+        logger.error("applying the settings takes too long; the pass does not wait for it")
 
 
 def _measure(report: Mapping[str, Any]) -> None:
