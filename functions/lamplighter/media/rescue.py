@@ -259,6 +259,8 @@ class Patterns:
                 self._folders.append(fold(pattern))
             else:
                 self._names.append(_compiled(pattern))
+        every = "|".join(pattern.pattern.replace("?P<name>", "?:") for pattern in self._names)
+        self._any_name = re.compile(every or "(?!)")
 
     def originals(self, folded: str) -> Iterator[list[str]]:
         """The folded paths of what the file may be derived from, nearest first, in groups of one name each."""
@@ -281,8 +283,9 @@ class Patterns:
         bare = stem(name)
         found = [
             folder + slash + match["name"].lstrip(" " + QUOTES)
-            for pattern in self._names
             for tried in {bare, name}
+            if self._any_name.fullmatch(tried)
+            for pattern in self._names
             if (match := pattern.fullmatch(tried))
         ]
         segments = folder.split("/")
