@@ -20,6 +20,7 @@ import yaml
 from botocore.loaders import create_loader
 from sqlalchemy import Connection, Engine, NullPool, create_engine, text
 
+from lamplighter.deletion import ramp
 from lamplighter.kernel import aws, database, retention
 from lamplighter.kernel.ledger.ledger import Ledger
 from local.stack import ROOT, LocalAws
@@ -204,6 +205,7 @@ def world(s3: Any, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> World:
     """An empty media bucket, an archive, a migrated database."""
     world = World(s3, engine)
     monkeypatch.setenv("ARCHIVE_BUCKET", world.archive)
+    monkeypatch.setattr(ramp, "table", lambda: world.trust)
     return world
 
 

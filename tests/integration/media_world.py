@@ -15,6 +15,7 @@ from lamplighter.kernel.job import Report, Run, Unfinished
 from lamplighter.kernel.ledger.row import Job, Policy, Status, Trigger, new_job_id
 from lamplighter.kernel.settings import Settings, parse
 from lamplighter.media import orphan_cleanup, undo
+from tests.memory_trust import MemoryTable
 
 type Stop = Literal["cancelled", "out_of_time"] | None
 
@@ -41,6 +42,7 @@ class World:
     def __init__(self, s3: Any, engine: Engine) -> None:
         self.s3 = s3
         self.engine = engine
+        self.trust = MemoryTable()
         name = uuid4().hex  # buckets share one name space, over all accounts
         self.media, self.archive, self.plain = f"media-{name}", f"archive-{name}", f"plain-{name}"
         for bucket in (self.media, self.archive):
