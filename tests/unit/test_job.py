@@ -167,7 +167,7 @@ def test_a_switched_off_schedule_skips_its_ticks_but_not_calls_by_hand(
         (Permanent("bad bucket"), Status.FAILED, "permanent"),
     ],
 )
-def test_a_failure_is_recorded_with_its_stack_trace_and_raised(
+def test_a_failure_is_recorded_and_raised(
     make: Any, store: MemoryStore, ledger: Ledger, capsys: Any, raised: Exception, status: Status, reason: str
 ) -> None:
     def body(run: Run, params: SweepParams) -> SweepReport:
@@ -178,7 +178,8 @@ def test_a_failure_is_recorded_with_its_stack_trace_and_raised(
     row = only_row(store, ledger)
     (error,) = row.errors
     assert (row.status, error.type, error.message, error.reason) == (status, type(raised).__name__, str(raised), reason)
-    assert "in body" in error.stack_trace
+    assert ("in body" in error.stack_trace) is (status is Status.PENDING)  # K14: a Permanent error is its sentence
+    assert error.stack_trace == "" or status is Status.PENDING
     assert emf(capsys)["Failures"] == [1]
 
 
@@ -329,3 +330,21 @@ def test_what_is_not_given_comes_from_the_settings_in_force_when_it_runs(
 def test_the_ledger_never_calls_an_attempt_dead_before_lambda_killed_it(make: Any) -> None:
     """FAILURES 1: a deadline shorter than the job's own timeout."""
     assert make(lambda run, params: SweepReport()).policy.timeout > timedelta(minutes=15)
+
+
+def test_a_permanent_error_is_final_at_once_and_frees_the_lock(make: Any, store: MemoryStore, ledger: Ledger) -> None:
+    """REQUIREMENTS K14, K3: in a tick and after the dispatcher's start, too."""
+
+    def body(run: Run, params: SweepParams) -> SweepReport:
+        raise Permanent("bucket: there is no bucket 'x'.")
+
+    handler = make(body, singleton=True)
+    answer = handler(TICK, FakeContext())
+    assert (answer["retried"], answer["error"]) == (False, "Permanent: bucket: there is no bucket 'x'.")
+    waiting = ledger.submit(handler.new_job(ledger, Settings(), {}))
+    turn = {"job_id": waiting.job_id, "attempt": 1, "continuation": 0}
+    assert handler(turn, FakeContext())["retried"] is False
+    rows = [ledger.get(key.removeprefix("JOB#")) for key in store.items]
+    assert [(row.status, row.attempt, row.dead_letter) for row in rows] == [(Status.FAILED, 1, "permanent")] * 2
+    assert store.locks == {}
+    assert not any(error.stack_trace for row in rows for error in row.errors)

@@ -19,7 +19,7 @@ from aws_lambda_powertools import Logger
 
 from lamplighter.kernel.aws import client
 from lamplighter.kernel.ledger.row import Job, Status, to_text
-from lamplighter.kernel.ledger.stream import change_of
+from lamplighter.kernel.ledger.stream import change_of, records_of
 from lamplighter.kernel.notify import alert
 
 logger = Logger()
@@ -142,13 +142,16 @@ def handle(record: Mapping[str, Any]) -> None:
 
 
 @logger.inject_lambda_context
-def handler(event: Mapping[str, Any], context: Any) -> dict[str, Any]:  # noqa: ARG001 - Lambda's signature
+def handler(event: object, context: Any) -> dict[str, Any]:  # noqa: ARG001 - Lambda's signature
     """The Lambda behind the stream: reports the records that failed, so that only they come again.
 
     Without Powertools' batch processor, which would double the time of a cold start.
+
+    Raises:
+        Permanent: the event is no batch of the stream.
     """
     failures = []
-    for record in event["Records"]:
+    for record in records_of(event):
         try:
             handle(record)
         except Exception:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from aws_lambda_powertools import Logger
 
+from lamplighter.kernel.events import json_object
+
 if TYPE_CHECKING:
     from alembic.config import Config
     from sqlalchemy import Connection
@@ -24,7 +26,7 @@ _LOCK: Final = 7_263_001
 """Advisory lock that migrations of this schema take; any number, but always the same."""
 
 
-def handler(event: dict[str, Any], context: object) -> dict[str, Any]:  # noqa: ARG001 - Lambda's signature
+def handler(event: object, context: object) -> dict[str, Any]:  # noqa: ARG001 - Lambda's signature
     """Applies what is missing: `{"revision": "0001", "applied": ["0001"]}`.
 
     As the custom resource of the template it tells CloudFormation how it went: a migration that fails fails the deploy,
@@ -32,9 +34,11 @@ def handler(event: dict[str, Any], context: object) -> dict[str, Any]:  # noqa: 
 
     Raises:
         DatabaseUnavailable: by hand, the database cannot be reached.
-        Permanent: by hand, none is configured.
+        Permanent: by hand, none is configured, or the event is neither empty nor CloudFormation's.
     """
+    event = json_object(event, "nothing, or a request of CloudFormation")
     if "ResponseURL" not in event:
+        json_object(event, "nothing", ())
         return _apply()
     answer: dict[str, Any] = {name: event[name] for name in ("StackId", "RequestId", "LogicalResourceId")}
     answer |= {"PhysicalResourceId": "schema", "Status": "SUCCESS"}

@@ -16,6 +16,7 @@ from aws_lambda_powertools.metrics import MetricUnit
 
 from lamplighter.kernel import settings
 from lamplighter.kernel.aws import client
+from lamplighter.kernel.events import json_object
 from lamplighter.kernel.ledger.ledger import utc_now
 from lamplighter.kernel.ledger.row import from_text
 from lamplighter.kernel.notify import alert, resolve
@@ -50,8 +51,13 @@ def last_completed_runs(names: list[str]) -> dict[str, datetime]:
 
 
 @logger.inject_lambda_context
-def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:  # noqa: ARG001 - Lambda's signature
-    """Look at every schedule once; answers which are overdue, and which cannot be watched."""
+def handler(event: object, context: Any) -> dict[str, Any]:  # noqa: ARG001 - Lambda's signature
+    """Look at every schedule once; answers which are overdue, and which cannot be watched.
+
+    Raises:
+        Permanent: the event holds something else than a tick.
+    """
+    json_object(event, "nothing, or a tick", {"schedule", "scheduled_time"})
     now = utc_now()
     grace = timedelta(minutes=settings.load().schedule_grace_minutes)
     watched = [schedule for schedule in schedules() if schedule.name not in WATCHED_BY_ALARM]

@@ -14,6 +14,8 @@ from lamplighter.jobs.shown import Answer
 
 MEDIA_TYPE: Final = "application/problem+json"
 RETRY_AFTER_SECONDS: Final = 10
+LISTED: Final = 10
+"""Fields of which an answer says what is wrong."""
 
 
 class Field(Answer):
@@ -54,9 +56,11 @@ class Problem(Exception):
 
 def invalid(errors: Iterable[tuple[str, str]]) -> Problem:
     """422: fields of the request are not as they should be; each with its name and a sentence."""
-    errors = list(errors)
-    detail = " ".join(sentence for _, sentence in errors)
-    return Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid-request", detail, errors=errors)
+    found = list(errors)
+    listed = found[:LISTED]
+    more = [f"{len(found) - LISTED} more fields are wrong."] if len(found) > LISTED else []
+    detail = " ".join([*(sentence for _, sentence in listed), *more])
+    return Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid-request", detail, errors=listed)
 
 
 def not_found(detail: str) -> Problem:
