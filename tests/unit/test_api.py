@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError
 
 from lamplighter import catalogue
 from lamplighter.jobs import api
@@ -518,6 +519,12 @@ def test_a_body_said_to_be_base64_that_is_none_is_refused(body: str, status: int
     assert api.handler(event, FakeContext())["statusCode"] == status
 
 
+def test_a_run_without_a_body_needs_no_content_type() -> None:
+    for headers, status in (({}, 202), ({"content-type": "text/plain"}, 415)):
+        event = event_of("POST", "/api/jobs/run/token_cleanup") | {"headers": headers}
+        assert api.handler(event, FakeContext())["statusCode"] == status
+
+
 @pytest.mark.parametrize("path", ["/api/jobs/\ud800", "/api/\0"])
 def test_a_path_that_no_message_can_hold_is_refused(path: str) -> None:
     assert problem(ask("GET", path))[:2] == (422, "invalid-request")
@@ -549,6 +556,17 @@ def test_what_cannot_be_reached_now_is_told_with_when_to_ask_again(
     answer = get(f"/api/jobs/{NOBODY}")
     assert problem(answer)[:2] == (503, "unavailable")
     assert answer.headers["retry-after"] == "10"
+
+
+def test_what_the_api_may_not_read_is_told(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """REQUIREMENTS K14."""
+
+    def denied(_: str) -> Job:
+        raise ClientError({"Error": {"Code": "AccessDeniedException", "Message": "no"}}, "GetItem")
+
+    monkeypatch.setattr(ledger, "get", denied)
+    told = problem(get(f"/api/jobs/{NOBODY}"))
+    assert told == (409, "unreadable", "AWS refuses GetItem (AccessDeniedException): no.")
 
 
 def test_an_unexpected_error_tells_nothing_but_where_it_is_logged(

@@ -120,6 +120,9 @@ def ledger(store: MemoryStore, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 )
 @given(event=events)
 @example(event=event_of("GET", "/api/jobs?created_since=0001-01-01T00:00:00%2B14:00"))
+@example(event=event_of("POST", "/api/jobs/run/cleanup") | {"headers": {"content-type": "text/plain"}})
+@example(event=event_of("POST", "/api/jobs/run/cleanup") | {"headers": {}})
+@example(event=event_of("POST", "/api/jobs/run/cleanup", "{}") | {"headers": {"content-type": "x" * 5000}})
 @example(event=event_of("POST", "/api/jobs/run/cleanup", "=") | {"isBase64Encoded": True})
 def test_no_request_is_a_server_error(ledger: Ledger, event: dict[str, Any]) -> None:
     if not isinstance(ledger.store, MemoryStore) or len(ledger.store.items) > 50:

@@ -8,9 +8,11 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError
+from sqlalchemy.exc import ProgrammingError
 
 from lamplighter.kernel.deletion import Refused
-from lamplighter.kernel.errors import AlreadyRunning, LostLease, Permanent, Retryable
+from lamplighter.kernel.errors import AlreadyRunning, LostLease, Permanent, Retryable, Unreadable
 from lamplighter.kernel.job import GRACE, RESULT_LIMIT, JobHandler, Params, Report, Run, Unfinished, job
 from lamplighter.kernel.ledger.ledger import Ledger
 from lamplighter.kernel.ledger.row import Job, Status, Trigger
@@ -348,3 +350,46 @@ def test_a_permanent_error_is_final_at_once_and_frees_the_lock(make: Any, store:
     assert [(row.status, row.attempt, row.dead_letter) for row in rows] == [(Status.FAILED, 1, "permanent")] * 2
     assert store.locks == {}
     assert not any(error.stack_trace for row in rows for error in row.errors)
+
+
+def denied(code: str = "AccessDenied", message: str = "User: arn:aws:iam::1:role/x is not authorized.") -> ClientError:
+    return ClientError({"Error": {"Code": code, "Message": message}}, "ListObjectsV2")
+
+
+def undefined() -> ProgrammingError:
+    facts = {"C": "42P01", "M": 'relation "media" does not exist', "D": "secret"}
+    return ProgrammingError("SELECT 1", {}, Exception(facts))
+
+
+@pytest.mark.parametrize(
+    ("raised", "sentence"),
+    [
+        (denied(), "AWS refuses ListObjectsV2 (AccessDenied): User: arn:aws:iam::1:role/x is not authorized."),
+        (denied("NoSuchBucket", "no\nbucket"), "AWS refuses ListObjectsV2 (NoSuchBucket): no bucket."),
+        (denied("403", ""), "AWS refuses ListObjectsV2 (403): no reason given."),
+        (undefined(), 'The database refuses a statement (42P01): relation "media" does not exist.'),
+    ],
+)
+def test_what_may_not_be_read_is_one_sentence_and_final(
+    make: Any, store: MemoryStore, ledger: Ledger, raised: Exception, sentence: str
+) -> None:
+    """REQUIREMENTS K14."""
+
+    def body(run: Run, params: SweepParams) -> SweepReport:
+        raise raised
+
+    with pytest.raises(Unreadable):
+        make(body, singleton=True)({}, FakeContext())
+    row = only_row(store, ledger)
+    (error,) = row.errors
+    assert (row.status, error.type, error.message, error.stack_trace) == (Status.FAILED, "Unreadable", sentence, "")
+    assert store.locks == {}
+
+
+@pytest.mark.parametrize("raised", [denied("SlowDown"), denied("RequestTimeout"), denied("ExpiredToken")])
+def test_what_passes_is_retried(make: Any, store: MemoryStore, ledger: Ledger, raised: Exception) -> None:
+    def body(run: Run, params: SweepParams) -> SweepReport:
+        raise raised
+
+    assert make(body)(TICK, FakeContext())["retried"] is True
+    assert only_row(store, ledger).status is Status.PENDING

@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError
 
 from lamplighter.kernel import phases
 from lamplighter.kernel.errors import AlreadyRunning, DatabaseUnavailable, LostLease, Permanent
@@ -432,6 +433,20 @@ def test_a_long_report_travels_shortened(machine: Machine) -> None:
 
 
 # -- what another attempt would fail, too ------------------------------------------------------------------------------
+
+
+DENIED = ClientError({"Error": {"Code": "AccessDenied", "Message": "no"}}, "ListBuckets")
+
+
+def test_a_phase_that_may_not_read_fails_permanently(machine: Machine, row: Callable[[], Job]) -> None:
+    state = machine.take(machine.begin(phases=["cellar"]), cellar=raises(DENIED))
+    with pytest.raises(phases.AllPhasesFailed):
+        machine.finish(state)
+    (error,) = row().errors
+    assert (row().status, error.message) == (
+        Status.FAILED,
+        "cellar: Unreadable: AWS refuses ListBuckets (AccessDenied): no.",
+    )
 
 
 @pytest.mark.parametrize("failing", [["cellar"], ["cellar", "kitchen"]])

@@ -15,13 +15,13 @@ from typing import Any, Final
 from aws_lambda_powertools import Logger
 from aws_lambda_powertools.event_handler import APIGatewayHttpResolver, Response
 from aws_lambda_powertools.event_handler.exceptions import NotFoundError
-from aws_lambda_powertools.event_handler.openapi.exceptions import RequestValidationError
+from aws_lambda_powertools.event_handler.openapi.exceptions import RequestUnsupportedContentType, RequestValidationError
 
 from lamplighter.jobs.http import cloud, operators, workers
-from lamplighter.jobs.http.bodies import demand_json, parsed
+from lamplighter.jobs.http.bodies import demand_json, parsed, unsupported
 from lamplighter.jobs.http.problems import Problem, documented, invalid, not_found, response
 from lamplighter.jobs.http.requests import demand_text, request_of
-from lamplighter.kernel.errors import AlreadyRunning, LostLease, Retryable
+from lamplighter.kernel.errors import AlreadyRunning, LostLease, Retryable, Unreadable, unreadable
 from lamplighter.kernel.events import short, shown
 from lamplighter.kernel.ledger.ledger import UnknownJob
 
@@ -88,17 +88,20 @@ _TOLD: Final[dict[type[Exception], tuple[HTTPStatus, str]]] = {
     UnknownJob: (HTTPStatus.NOT_FOUND, "not-found"),
     AlreadyRunning: (HTTPStatus.CONFLICT, "already-running"),
     LostLease: (HTTPStatus.CONFLICT, "lost-lease"),
+    Unreadable: (HTTPStatus.CONFLICT, "unreadable"),
     Retryable: (HTTPStatus.SERVICE_UNAVAILABLE, "unavailable"),
 }
 """Errors whose own message is for the caller."""
 
 
-def _problem_of(error: Exception) -> Problem:
+def _problem_of(error: Exception) -> Problem:  # noqa: PLR0911 - one for each kind
     match error:
         case Problem():
             return error
         case RequestValidationError():
             return invalid(_explained(problem) for problem in error.errors())
+        case RequestUnsupportedContentType():  # without a body, too, where the route may have one
+            return unsupported(app.current_event.headers.get("content-type", ""))
         case UnicodeDecodeError() | binascii.Error():
             return Problem(
                 HTTPStatus.BAD_REQUEST, "not-json", "The body is not UTF-8, or base64 of UTF-8 as announced."
@@ -106,6 +109,7 @@ def _problem_of(error: Exception) -> Problem:
         case NotFoundError():
             request = app.current_event.request_context.http
             return not_found(f"There is nothing at {short(request.method)} {short(request.path, _PATH)}.")
+    error = unreadable(error) or error
     for kind, (status, name) in _TOLD.items():
         if isinstance(error, kind):
             return Problem(status, name, str(error))

@@ -29,7 +29,7 @@ from aws_lambda_powertools import Logger
 from pydantic import BaseModel, ConfigDict
 
 from lamplighter.kernel import settings as settings_module
-from lamplighter.kernel.errors import AllItemsFailed, LostLease, Permanent, Retryable
+from lamplighter.kernel.errors import AllItemsFailed, LostLease, Permanent, Retryable, unreadable
 from lamplighter.kernel.events import json_object, parsed, shown
 from lamplighter.kernel.job import STOP_MARGIN, Context, Report, Run, Unfinished, logged_as
 from lamplighter.kernel.ledger.ledger import Ledger
@@ -113,6 +113,7 @@ def divide(event: Mapping[str, Any], types: Mapping[str, PhasedJob]) -> dict[str
         try:
             left = state.checkpoint["left"] if state.checkpoint else division.items(settings)
         except Permanent as error:
+            logger.exception("a phase failed")
             give_up(state, error)
             job = ledger.heartbeat(job, progress=high, message=job.message, checkpoint=state.kept())
             return then(state, job, ledger, over=job.cancel_requested)
@@ -153,12 +154,10 @@ def work(event: Mapping[str, Any], context: Context, body: Body) -> dict[str, An
             return _told(_failed(item, f"{within}; nothing of it is recorded."))
         except (Retryable, LostLease):
             raise
-        except Permanent as error:
+        except Exception as raised:
             logger.exception("an item failed")
-            return _told(_failed(item, f"{type(error).__name__}: {error}", final=True))
-        except Exception as error:
-            logger.exception("an item failed")
-            return _told(_failed(item, f"{type(error).__name__}: {error}"))
+            error = unreadable(raised) or raised
+            return _told(_failed(item, f"{type(error).__name__}: {error}", final=isinstance(error, Permanent)))
         items, size = report.counts()
         logger.info("worked", extra={"report": report.model_dump(mode="json")})
         outcome = Outcome(items=items, bytes=size, report=report.model_dump(mode="json", exclude_defaults=True))

@@ -28,7 +28,7 @@ from aws_lambda_powertools.metrics import MetricUnit
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lamplighter.kernel import settings as settings_module
-from lamplighter.kernel.errors import AlreadyRunning, LostLease, Permanent
+from lamplighter.kernel.errors import AlreadyRunning, LostLease, Permanent, unreadable
 from lamplighter.kernel.events import demand_storable, json_object, moment, problems, sentences, shown, turn
 from lamplighter.kernel.ledger.ledger import Clock, Ledger, utc_now
 from lamplighter.kernel.ledger.row import PAYLOAD_LIMIT, Job, Policy, Trigger, derived_job_id
@@ -346,11 +346,14 @@ class JobHandler[P: Params](JobType[P]):
             except LostLease as lost:
                 run.logger.warning("the attempt was declared dead: it changes nothing more", extra={"lost": str(lost)})
                 raise
-            except Exception as error:
+            except Exception as raised:
+                error = unreadable(raised) or raised
                 recorded = _record_failure(run, ledger, error, metrics)
-                if by_hand or not recorded:
+                if recorded and not by_hand:
+                    return recorded
+                if error is raised:
                     raise
-                return recorded
+                raise error from raised
 
 
 def job[P: Params](

@@ -28,7 +28,7 @@ from aws_lambda_powertools.metrics import MetricUnit
 from pydantic import BaseModel, ConfigDict, Field
 
 from lamplighter.kernel import settings as settings_module
-from lamplighter.kernel.errors import AlreadyRunning, DatabaseUnavailable, LostLease, Permanent
+from lamplighter.kernel.errors import AlreadyRunning, DatabaseUnavailable, LostLease, Permanent, unreadable
 from lamplighter.kernel.events import demand_storable, json_object, moment, parsed, short, shown
 from lamplighter.kernel.events import turn as turn_of
 from lamplighter.kernel.job import (
@@ -201,8 +201,8 @@ def take(event: Mapping[str, Any], context: Context, bodies: Mapping[str, Body])
         LostLease: the attempt was declared dead: the execution is to end.
         DatabaseUnavailable: the ledger has recorded that the attempt failed (REQUIREMENTS B10): likewise.
         Permanent: the event is neither.
-        Exception: what the body raised, unless it was Permanent: the phase failed, the others are to run. After a
-            Permanent error, which the state records, they run at once.
+        Exception: what the body raised, unless that is permanent: the phase failed, the others are to run. After a
+            permanent error, which the state records, they run at once.
     """
     given = json_object(event, "the state of a run, or a preview of one phase")
     settings, now = settings_module.load(), utc_now()
@@ -229,13 +229,14 @@ def take(event: Mapping[str, Any], context: Context, bodies: Mapping[str, Body])
             logger.info("ended", extra={"status": ended.status, "next_attempt": ended.attempt})
             measure(job, ledger, failed=True)
             raise
-        except Permanent as error:
-            give_up(state, error)
+        except Exception as error:
+            logger.exception("a phase failed")
+            final = error if isinstance(error, Permanent) else unreadable(error)
+            if final is None:
+                raise
+            give_up(state, final)
             job = ledger.heartbeat(run.job, progress=high, message=run.job.message, checkpoint=state.kept())
             return then(state, job, ledger, over=job.cancel_requested)
-        except Exception:
-            logger.exception("a phase failed")
-            raise
         note(state, outcome, cancelled=run.cancelled)
         reached = run.job.progress if turn in state.left else high
         job = ledger.heartbeat(run.job, progress=reached, message=run.job.message, checkpoint=state.kept())
@@ -260,7 +261,6 @@ def give_up(state: State, error: Permanent) -> None:
     This is done where the error is: only the name of its class travels.
     """
     failed = state.left[0].name
-    logger.exception("a phase failed")
     state.errors[failed] = Caught(Error=type(error).__name__, Cause=str(error)).sentence
     state.final.append(failed)
     state.left, state.checkpoint = state.left[1:], None

@@ -8,7 +8,7 @@ from http import HTTPStatus
 from typing import Any, Final, NoReturn
 
 from lamplighter.jobs.http.problems import Problem, invalid
-from lamplighter.kernel.events import unstorable
+from lamplighter.kernel.events import shown, unstorable
 
 LIMIT: Final = 300_000
 """Characters of a body: the longest report (`kernel.job.RESULT_LIMIT`) fits, with what is around it."""
@@ -31,11 +31,14 @@ def demand_json(event: Mapping[str, Any]) -> None:
         )
     told = event["headers"].get("content-type", "")
     if told.partition(";")[0].strip().lower() != "application/json":
-        raise Problem(
-            HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
-            "not-json",
-            f"The body must be sent with `Content-Type: application/json`, not {told or 'without a content type'!r}.",
-        )
+        raise unsupported(told)
+
+
+def unsupported(content_type: str) -> Problem:
+    """415."""
+    sent = f"as {shown(content_type)}" if content_type else "without a content type"
+    detail = f"The body must be sent with `Content-Type: application/json`, not {sent}."
+    return Problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "not-json", detail)
 
 
 def parsed(text: str) -> dict[str, Any]:

@@ -93,7 +93,8 @@ _MEANINGS: Final[Mapping[int, str]] = {
     400: "The body is not JSON",
     404: "There is no such thing",
     405: "The path takes other methods",
-    409: "Not as things stand: a singleton runs, a lease is lost, or the job's status does not allow it",
+    409: "Not as things stand: a singleton runs, a lease is lost, the job's status does not allow it, or a table or "
+    "service that is needed may not be used",
     413: "The body is too large",
     415: "The body is not said to be application/json",
     422: "A field is not as it should be; `errors` names each",
@@ -122,7 +123,7 @@ def documented(
     success: Mapping[int, OpenAPIResponse], *problems: int, body: bool = False
 ) -> dict[int, OpenAPIResponse]:
     """What a route may answer: `success`, `problems`, and what every route may, with `body` one that takes a body."""
-    statuses = {*problems, 422, 500, 503, *(_BODY if body else ())}
+    statuses = {*problems, 409, 422, 500, 503, *(_BODY if body else ())}
     told: dict[int, OpenAPIResponse] = {
         status: {"description": _MEANINGS[status], "content": {MEDIA_TYPE: {"model": Details}}}
         for status in sorted(statuses)

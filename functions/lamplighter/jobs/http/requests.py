@@ -82,10 +82,11 @@ def demand_text(request: Mapping[str, Any]) -> None:
     Raises:
         Problem: 422.
     """
-    places = {"path": request["rawPath"], "query": request.get(_QUERY, {}), "header": request["headers"]}
-    for place, value in places.items():
-        if why := unstorable(value):
-            raise invalid([(place, f"{place}: {why}.")])
+    texts = [("path", request["rawPath"])]
+    texts += [(f"query.{short(name)}", name + value) for name, value in request.get(_QUERY, {}).items()]
+    texts += [(f"header.{short(name)}", name + value) for name, value in request["headers"].items()]
+    if problems := [(place, f"{place}: {why}.") for place, text in texts if (why := unstorable(text))]:
+        raise invalid(problems)
 
 
 def demand_known_query(app: APIGatewayHttpResolver, next_middleware: NextMiddleware) -> Response[Any]:
