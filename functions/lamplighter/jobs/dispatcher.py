@@ -20,7 +20,7 @@ from aws_lambda_powertools import Logger
 from lamplighter.kernel.aws import client
 from lamplighter.kernel.ledger.row import Job, Status, to_text
 from lamplighter.kernel.ledger.stream import change_of, records_of
-from lamplighter.kernel.notify import alert
+from lamplighter.kernel.notify import alert, flat
 
 logger = Logger()
 
@@ -122,10 +122,12 @@ def announce(job: Job) -> None:
     alert(
         f"job#{job.job_id}",
         subject=f"{job.job_type} failed",
-        message=(
-            f"Job {job.job_id} ({job.job_type}) failed for good after attempt {job.attempt} of {job.max_attempts} "
-            f"({job.dead_letter}): {error.type}: {error.message}\n\n{error.stack_trace}"
-        ),
+        message=[
+            f"Job {job.job_id} ({flat(job.job_type)}) failed permanently after attempt {job.attempt} of "
+            f"{job.max_attempts} ({job.dead_letter}): {flat(error.type)}: {error.message}",
+            "",
+            *(f"  {line}" for line in error.stack_trace.splitlines()),
+        ],
     )
 
 

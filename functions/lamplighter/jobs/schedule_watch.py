@@ -19,7 +19,7 @@ from lamplighter.kernel.aws import client
 from lamplighter.kernel.events import json_object
 from lamplighter.kernel.ledger.ledger import utc_now
 from lamplighter.kernel.ledger.row import from_text
-from lamplighter.kernel.notify import alert, resolve
+from lamplighter.kernel.notify import alert, flat, resolve
 from lamplighter.kernel.schedules import Schedule, schedules
 
 logger = Logger()
@@ -34,7 +34,7 @@ def overdue(schedule: Schedule, last_completed: datetime | None, *, now: datetim
     if not schedule.enabled or due is None or now - due <= grace:
         return None
     ran = f"its last completed run was at {last_completed:%Y-%m-%d %H:%M} UTC" if last_completed else "it never ran"
-    return f"{schedule.name} is due at {schedule.expression}, but {ran}."
+    return f"{flat(schedule.name)} is due at {schedule.expression}, but {ran}."
 
 
 def last_completed_runs(names: list[str]) -> dict[str, datetime]:
@@ -68,7 +68,7 @@ def handler(event: object, context: Any) -> dict[str, Any]:  # noqa: ARG001 - La
         key = f"schedule#{schedule.name}"
         if problem:
             late.append(schedule.name)
-            alert(key, subject=f"Schedule {schedule.name} does not run", message=problem)
+            alert(key, subject=f"Schedule {flat(schedule.name)} does not run", message=problem)
         elif resolve(key):
             logger.info("the schedule runs again", extra={"recovered": schedule.name})
     unwatched = [schedule.name for schedule in watched if schedule.due_after(now) is None]
