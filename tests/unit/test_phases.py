@@ -463,7 +463,6 @@ def test_a_run_whose_phases_fail_permanently_is_final_and_frees_its_lock(
     (error,) = row().errors
     assert (row().status, row().attempt, row().dead_letter, store.locks) == (Status.FAILED, 1, "permanent", {})
     assert error.message == "; ".join(f"{phase}: UnknownJob: job_id: there is none." for phase in failing)
-    assert error.stack_trace == ""
 
 
 def test_a_run_of_which_one_phase_might_do_better_is_retried(machine: Machine, row: Callable[[], Job]) -> None:

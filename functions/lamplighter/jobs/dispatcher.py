@@ -117,16 +117,16 @@ def note(schedule: str, at: str) -> None:
 
 
 def announce(job: Job) -> None:
-    """Raise the alert of a critical job's final failure (REQUIREMENTS K9)."""
+    """Raise the alert of a critical job's final failure (REQUIREMENTS K9); a permanent error's sentence says enough."""
     error = job.errors[-1]
+    trace = [] if job.dead_letter == "permanent" else ["", *(f"  {line}" for line in error.stack_trace.splitlines())]
     alert(
         f"job#{job.job_id}",
         subject=f"{job.job_type} failed",
         message=[
             f"Job {job.job_id} ({flat(job.job_type)}) failed permanently after attempt {job.attempt} of "
             f"{job.max_attempts} ({job.dead_letter}): {flat(error.type)}: {error.message}",
-            "",
-            *(f"  {line}" for line in error.stack_trace.splitlines()),
+            *trace,
         ],
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import ClassVar, Final
 
 
 class Retryable(Exception):
@@ -14,7 +14,10 @@ class DatabaseUnavailable(Retryable):
 
 
 class Permanent(Exception):
-    """Trying again cannot help (bad input, a refused plan): fail for good, at once."""
+    """Trying again cannot help (bad input, a refused plan): fail permanently, at once."""
+
+    traced: ClassVar[bool] = True
+    """Whether the ledger keeps its stack trace; False where the sentence says all (K14)."""
 
 
 class AlreadyRunning(Exception):
@@ -31,6 +34,8 @@ class AllItemsFailed(Exception):
 
 class Unreadable(Permanent):
     """A bucket, table or service is not there or may not be used: until somebody changes that, every attempt fails."""
+
+    traced = False
 
 
 _AWS: Final = frozenset(

@@ -58,6 +58,8 @@ FRESH: Final = timedelta(seconds=2)
 class InvalidParams(Permanent):
     """Parameters that a job does not take; `problems` has the name of each, empty for all together, and a sentence."""
 
+    traced = False
+
     def __init__(self, problems: list[tuple[str, str]]) -> None:
         super().__init__(sentences(problems))
         self.problems = problems

@@ -198,15 +198,15 @@ class Ledger:
         return self._write(job, transitions.continue_later(job, now=self.clock(), checkpoint=checkpoint, result=result))
 
     def fail(self, job: Job, error: BaseException, *, result: dict[str, Any] | None = None, final: bool = False) -> Job:
-        """Record a failed attempt. A `Permanent` error, and one that is `final`, is not retried and says all in its
-        sentence; another is recorded with its stack trace. Raises LostLease."""
-        final = final or isinstance(error, Permanent)
+        """Record a failed attempt with its stack trace; a `Permanent` error, and one that is `final`, is not retried.
+        Raises LostLease."""
+        traced = getattr(error, "traced", True)
         return self.fail_as(
             job,
             type(error).__name__,
             str(error) or type(error).__name__,
-            stack_trace="" if final else "".join(traceback.format_exception(error)),
-            retry=not final,
+            stack_trace="".join(traceback.format_exception(error)) if traced else "",
+            retry=not (final or isinstance(error, Permanent)),
             result=result,
         )
 
