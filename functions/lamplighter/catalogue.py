@@ -10,6 +10,7 @@ from pkgutil import resolve_name
 from typing import Any, Final
 
 from lamplighter.kernel.errors import Permanent
+from lamplighter.kernel.events import shown
 from lamplighter.kernel.job import JobType
 
 _PLACES: Final = {
@@ -54,7 +55,7 @@ def job_type(name: str) -> JobType[Any]:
         Permanent: there is none; the message names those there are.
     """
     if name not in _PLACES:
-        raise Permanent(f"job_type: there is no {name!r} (known: {', '.join(NAMES)}).")
+        raise Permanent(f"job_type: there is no {shown(name)} (known: {', '.join(NAMES)}).")
     found = resolve_name(_PLACES[name])
     kind: JobType[Any] = found[name] if isinstance(found, Mapping) else found
     return kind

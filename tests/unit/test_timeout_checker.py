@@ -218,7 +218,7 @@ def test_many_are_counted_by_what_became_of_them(ledger: Ledger, clock: FakeCloc
 
 
 def test_an_event_it_does_not_take_is_an_error() -> None:
-    with pytest.raises(Permanent, match="cursor: not known here"):
+    with pytest.raises(Permanent, match="cursor: is not known here"):
         timeout_checker.handler({"cursor": {}}, FakeContext())
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from aws_lambda_powertools import Logger
 
 from lamplighter.jobs import custom_resource
-from lamplighter.kernel.errors import Permanent
+from lamplighter.kernel.events import json_object
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -25,7 +25,7 @@ _LOCK: Final = 7_263_001
 """Advisory lock that migrations of this schema take; any number, but always the same."""
 
 
-def handler(event: Any, context: object) -> dict[str, Any]:  # noqa: ARG001 - Lambda's signature
+def handler(event: object, context: object) -> dict[str, Any]:  # noqa: ARG001 - Lambda's signature
     """Applies what is missing: `{"revision": "0001", "applied": ["0001"]}`.
 
     As the custom resource of the template it tells CloudFormation how it went: a migration that fails fails the deploy,
@@ -35,10 +35,10 @@ def handler(event: Any, context: object) -> dict[str, Any]:  # noqa: ARG001 - La
         DatabaseUnavailable: by hand, the database cannot be reached.
         Permanent: by hand, none is configured; or the event has another shape.
     """
+    event = json_object(event, "nothing, or a request of CloudFormation")
     if custom_resource.is_request(event):
         return custom_resource.serve(event, physical_id="schema", work=lambda _: _apply())  # tables outlive the stack
-    if event != {}:
-        raise Permanent("Takes {}, which applies the migrations that are missing.")
+    json_object(event, "nothing", ())
     return _apply()
 
 

@@ -25,6 +25,7 @@ from aws_lambda_powertools.metrics import MetricUnit
 
 from lamplighter.jobs.settings_document import apply_settings
 from lamplighter.kernel.errors import LostLease, Permanent
+from lamplighter.kernel.events import json_object, shown
 from lamplighter.kernel.ledger import transitions
 from lamplighter.kernel.ledger.judgement import Execution, execute, execution_status, judge
 from lamplighter.kernel.ledger.ledger import Ledger
@@ -42,6 +43,9 @@ STOP_MARGIN: Final = timedelta(seconds=5)
 
 SETTINGS_TIME: Final = timedelta(seconds=10)
 """How long a pass waits for the settings at most; it is over by then."""
+
+KINDS: Final = ("due", "expired")
+"""What lanes look for: each of them in each shard."""
 
 TAKES: Final = frozenset({"half", "cursors", "schedule", "scheduled_time"})
 """What a pass may be told: nothing by hand (`run_once`), which half of the minute it is, the cursors of the pass before
@@ -67,7 +71,7 @@ class Checker:
 
     def run(self, cursors: Mapping[str, Cursor | Literal["done"]]) -> dict[str, Any]:
         """The report of a pass that begins where `cursors` say. A lane that fails does not stop the others."""
-        lanes = {f"{kind}/{shard}": (kind, shard) for kind in ("due", "expired") for shard in shards()}
+        lanes = {f"{kind}/{shard}": (kind, shard) for kind in KINDS for shard in shards()}
         open_lanes = {name: lane for name, lane in lanes.items() if cursors.get(name) != "done"}
         passes = {name: Pass() for name in lanes}
         with ThreadPoolExecutor(max_workers=len(lanes)) as executor:
@@ -149,22 +153,42 @@ def _report(passes: Mapping[str, Pass], *, failed_lanes: int) -> dict[str, Any]:
     }
 
 
+def cursors_of(given: object) -> dict[str, Cursor | Literal["done"]]:
+    """Where the lanes of another pass ended.
+
+    Raises:
+        Permanent: it is not as a report has it.
+    """
+    lanes = {f"{kind}/{shard}" for kind in KINDS for shard in shards()}
+    cursors = json_object(given, "cursors as the report of another pass has them", lanes)
+    for lane, cursor in cursors.items():
+        if cursor != "done" and not _is_cursor(cursor):
+            raise Permanent(f"cursors.{lane}: takes done, or the cursor of another pass, got {shown(cursor)}.")
+    return cursors
+
+
+def _is_cursor(cursor: object) -> bool:
+    return isinstance(cursor, dict) and all(
+        isinstance(key, dict) and key.keys() == {"S"} and isinstance(key["S"], str) for key in cursor.values()
+    )
+
+
 @logger.inject_lambda_context
-def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
+def handler(event: object, context: Any) -> dict[str, Any]:
     """One pass; answers its report, with `finished` false and `cursors` when time ran out.
 
     Raises:
         Permanent: the event holds something else than `TAKES`; checked by hand, since pydantic costs half the start.
     """
-    if unknown := event.keys() - TAKES:
-        raise Permanent(f"{', '.join(sorted(unknown))}: not known here; takes nothing, or the cursors of another pass.")
+    given = json_object(event, "nothing, or the cursors of another pass", TAKES)
+    cursors = cursors_of(given.get("cursors", {}))
     ledger = Ledger.from_environment()
     left = timedelta(milliseconds=context.get_remaining_time_in_millis())
     checker = Checker(ledger, stop_at=ledger.clock() + left - STOP_MARGIN, execution=execution_status)
-    report = checker.run(event.get("cursors", {}))
+    report = checker.run(cursors)
     _measure(report)
     logger.info("pass done", extra=report)
-    if event.get("half", 1) == 1 and not event.get("cursors"):
+    if given.get("half", 1) == 1 and not cursors:
         left = timedelta(milliseconds=context.get_remaining_time_in_millis())
         apply_settings_within(min(SETTINGS_TIME, left - STOP_MARGIN / 2))
     return report

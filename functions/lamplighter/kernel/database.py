@@ -219,7 +219,9 @@ def engine() -> Engine:
         max_overflow=3,
         pool_pre_ping=True,
         pool_recycle=RECYCLE.total_seconds(),
+        hide_parameters=True,  # what is in an owner's rows is nobody's who reads an error
     )
+    event.listen(made, "handle_error", _without_values)
     event.listen(made, "handle_error", _name_the_loss)
     return made
 
@@ -230,6 +232,39 @@ def bound_statements(connection: Connection, *, statement: timedelta, lock: time
         connection.execute(
             text("SELECT set_config(:name, :limit, true)"), {"name": name, "limit": f"{_milliseconds(limit)}ms"}
         )
+
+
+def whole_view(connection: Connection, *, max_lag: timedelta) -> None:
+    """Makes sure that the current transaction sees every row there is, as of at most `max_lag` ago.
+
+    Row security is switched off until the transaction ends: from then on a query that it would filter fails, where it
+    would otherwise answer without the hidden rows. A standby must have replayed what the primary committed `max_lag`
+    ago; on a quiet primary its last commit may be older, and the standby is refused although it has everything.
+
+    Raises:
+        Retryable: the server is a standby that is too far behind.
+        Permanent: it is a standby that does not say how far behind it is.
+    """
+    connection.execute(text("SELECT set_config('row_security', 'off', true)"))
+    standby, seconds = connection.execute(text(_LAG)).one()
+    if not standby:
+        return
+    if seconds is None:
+        raise Permanent(
+            "The database is a standby that does not say how far it is behind: give the address of the primary."
+        )
+    if seconds > max_lag.total_seconds():
+        raise Retryable(
+            f"The database is a standby whose last change is {seconds:.0f} s old; it may be "
+            f"{max_lag.total_seconds():.0f} s old at most. Give the address of the primary, or try again when the "
+            "standby has caught up."
+        )
+
+
+_LAG: Final = """
+    SELECT pg_is_in_recovery() AS standby,
+           CAST(extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp()) AS double precision) AS seconds
+"""
 
 
 def _connect(where: Address) -> Any:
@@ -308,6 +343,31 @@ def reason(error: BaseException) -> str:
         cause = cause.__context__
     facts = error.args[0] if error.args else None
     return str(facts["M"] if isinstance(facts, dict) and "M" in facts else error)
+
+
+_SAID: Final = frozenset("SVCMHstcn")
+"""Fields of an error that hold no values of rows: not its detail, context and internal query (PostgreSQL, "Error and
+Notice Message Fields")."""
+
+
+def _without_values(context: Any) -> None:
+    """Takes out of an error what holds values of rows, before anything logs, stores or sends it."""
+    error, wrapped = context.original_exception, context.sqlalchemy_exception
+    facts = error.args[0] if error.args else None
+    if not isinstance(facts, dict):
+        return
+    error.args = ({name: fact for name, fact in facts.items() if name in _SAID},)
+    if wrapped is not None:
+        wrapped.args = (f"({type(error).__module__}.{type(error).__qualname__}) {reason(error)}",)
+    if facts.get("C") == _NOT_ALLOWED and "row-level security" in str(facts.get("M")):
+        raise Permanent(
+            f"The database hides rows from this user: {facts['M']}. Let the user bypass row security (ALTER ROLE ... "
+            "BYPASSRLS)."
+        ) from None
+
+
+_NOT_ALLOWED: Final = "42501"
+"""SQLSTATE insufficient_privilege."""
 
 
 def _name_the_loss(context: Any) -> None:
