@@ -13,7 +13,7 @@ from sqlalchemy import Engine, text
 from lamplighter.kernel.deletion import Entry, ManifestAddress, entries, verified
 from lamplighter.kernel.job import Report, Run, Unfinished
 from lamplighter.kernel.ledger.row import Job, Policy, Status, Trigger, new_job_id
-from lamplighter.kernel.settings import Settings
+from lamplighter.kernel.settings import Settings, parse
 from lamplighter.media import orphan_cleanup, undo
 
 type Stop = Literal["cancelled", "out_of_time"] | None
@@ -97,7 +97,7 @@ class World:
             checkpoint=checkpoint,
             attempt=attempt,
         )
-        return ScriptedRun(job, settings=Settings(**settings or {}), now=now, stops=stops or {})
+        return ScriptedRun(job, settings=parse(settings or {}, source="a test"), now=now, stops=stops or {})
 
     def clean(self, run: Run | None = None, **params: Any) -> orphan_cleanup.Report:
         """A cleanup that comes to its end: in earnest and of files of any age, if not told otherwise."""

@@ -250,6 +250,43 @@ def test_a_change_from_a_row_read_through_an_index_keeps_what_the_index_does_not
     assert len(row.rescues) == 2
 
 
+LEASED = replace(POLICY, target="bus")
+
+
+def test_a_write_is_fenced_by_the_lease_that_was_read(ledger: Ledger, store: Store) -> None:
+    """REQUIREMENTS K13: between a caller's read and its write, too."""
+    job = ledger.claim(ledger.submit(ledger.new_job("sync", LEASED)).job_id, attempt=1, continuation=0)
+    assert job.lease
+    foreign = replace(job, lease="0" * 64)
+    for write in (
+        lambda: ledger.heartbeat(foreign, progress=99, message="mine"),
+        lambda: ledger.complete(foreign, None),
+        lambda: ledger.fail(foreign, ValueError("mine")),
+    ):
+        with pytest.raises(LostLease, match="moved on"):
+            write()
+    new = transitions.complete(foreign, now=ledger.clock(), result=None)
+    assert store.apply_many([Change(old=foreign, new=new)]) == [Outcome.LOST]
+    assert ledger.get(job.job_id) == job
+    assert ledger.complete(job, None).lease is None
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_an_expiry_read_through_the_index_ends_the_lease(
+    ledger: Ledger, store: Store, clock: Clock, many: bool
+) -> None:
+    """The index does not hold the lease."""
+    job = ledger.claim(ledger.submit(ledger.new_job("sync", LEASED)).job_id, attempt=1, continuation=0)
+    clock.now += POLICY.timeout
+    (seen,) = store.expired(job.shard, clock.now, limit=10).jobs
+    if many:
+        assert store.apply_many([ledger.expiry(seen)]) == [Outcome.WRITTEN]
+    else:
+        ledger.expire(seen)
+    row = ledger.get(job.job_id)
+    assert (row.status, row.attempt, row.lease) == (Status.PENDING, 2, None)
+
+
 def test_the_indexes_show_only_what_is_asked_for_in_order_page_by_page(
     ledger: Ledger, store: Store, clock: Clock
 ) -> None:

@@ -1,6 +1,6 @@
 """Removes the images and videos of a bucket that no row of the database refers to (REQUIREMENTS A1-A7).
 
-Runs every `orphan_cleanup_scan_interval_hours`. Previews unless told otherwise. Deletes by the protocol of
+Runs every `media.scan_interval_hours`. Previews unless told otherwise. Deletes by the protocol of
 `kernel.deletion`, and of a versioned bucket only so that `lamplighter.media.undo` can bring everything back.
 """
 
@@ -62,20 +62,20 @@ class Params(JobParams):
     bucket: str | None = Field(None, min_length=1)
     """The bucket to clean; the stack's media bucket (`MEDIA_BUCKET`)."""
     base_path: str | None = None
-    """The folder to clean, slashes around it or not; empty is the whole bucket (`orphan_cleanup_base_path`)."""
+    """The folder to clean, slashes around it or not; empty is the whole bucket (`media.base_path`)."""
     references: tuple[Reference, ...] | None = Field(None, min_length=1)
-    """The columns whose values keep objects (`orphan_cleanup_references`)."""
+    """The columns whose values keep objects (`media.references`)."""
     min_age_hours: float | None = Field(None, ge=0, le=1_000_000)
-    """Younger files are skipped (`orphan_cleanup_age_threshold_hours`)."""
+    """Younger files are skipped (`media.min_age_hours`)."""
     dry_run: bool | None = None
-    """Only say what would be done (`orphan_cleanup_dry_run`)."""
+    """Only say what would be done (not `media.apply`)."""
     max_delete_gb: float | None = Field(None, ge=0)
-    """Stop before more than this is deleted, in GB of 10^9 bytes (`orphan_cleanup_max_delete_gb`)."""
+    """Stop before more than this is deleted, in GB of 10^9 bytes (`media.max_delete_gb`)."""
     quarantine_hours: float | None = Field(None, ge=0, le=1_000_000)
     """Delete only what a manifest at least this old lists already; 0 = at once. A scheduled run takes
-    `orphan_cleanup_quarantine_hours`, one by hand 0."""
+    `media.quarantine_hours`, one by hand 0."""
     max_orphan_share: float | None = Field(None, gt=0, le=1)
-    """Refuse when more of the files are orphans (`orphan_cleanup_max_orphan_share`)."""
+    """Refuse when more of the files are orphans (`media.max_orphan_share`)."""
     override: bool = False
     """The first of the two switches that let a run pass the governor; the other is the setting `allow_override`."""
 
@@ -88,12 +88,12 @@ class Params(JobParams):
         """With what was not given from the settings."""
         values = {
             "bucket": os.environ.get("MEDIA_BUCKET"),
-            "base_path": folder_of(settings.orphan_cleanup_base_path),
-            "references": tuple(map(Reference.parse, settings.orphan_cleanup_references)),
-            "min_age_hours": settings.orphan_cleanup_age_threshold_hours,
-            "dry_run": settings.orphan_cleanup_dry_run,
-            "max_delete_gb": settings.orphan_cleanup_max_delete_gb,
-            "max_orphan_share": settings.orphan_cleanup_max_orphan_share,
+            "base_path": folder_of(settings.media.base_path),
+            "references": tuple(Reference.parse(str(one)) for one in settings.media.references),
+            "min_age_hours": settings.media.min_age_hours,
+            "dry_run": not settings.media.apply,
+            "max_delete_gb": settings.media.max_delete_gb,
+            "max_orphan_share": settings.media.max_orphan_share,
         }
         return self.model_copy(update={name: v for name, v in values.items() if getattr(self, name) is None})
 
@@ -153,7 +153,7 @@ class _Scanned(BaseModel):
     timeout=timedelta(minutes=15),
     singleton=True,
     critical=True,
-    enabled_by="orphan_cleanup_enabled",
+    enabled_by="media.enabled",
 )
 def handler(run: Run, params: Params) -> Report | Unfinished:
     """Find the orphans of a bucket, and delete them unless it is a preview.
@@ -296,9 +296,9 @@ class OrphanCleanup:
             baseline=baseline.references if baseline else None,
         )
         limits = Limits(
-            max_share=self._params.max_orphan_share or settings.orphan_cleanup_max_orphan_share,
-            max_reference_shrink=settings.orphan_cleanup_max_reference_shrink,
-            max_unmapped=settings.orphan_cleanup_max_unmapped_references,
+            max_share=self._params.max_orphan_share or settings.media.max_orphan_share,
+            max_reference_shrink=settings.media.max_reference_shrink,
+            max_unmapped=max(one.max_unmatched for one in settings.media.references),
         )
         refused = refusals(measure, limits)
         plan = Plan(
@@ -330,7 +330,7 @@ class OrphanCleanup:
         hours = self._params.quarantine_hours
         if hours is None:
             scheduled = self._run.job.schedule is not None  # a redriven tick, too, whatever triggered it
-            hours = self._run.settings.orphan_cleanup_quarantine_hours if scheduled else 0
+            hours = self._run.settings.media.quarantine_hours if scheduled else 0
         if not hours:
             return None
         manifest = self._archive.earlier(planned_by=plan.started_at - timedelta(hours=hours))
