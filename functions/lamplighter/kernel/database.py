@@ -235,36 +235,33 @@ def bound_statements(connection: Connection, *, statement: timedelta, lock: time
 
 
 def whole_view(connection: Connection, *, max_lag: timedelta) -> None:
-    """Makes sure that the current transaction sees every row there is, as of at most `max_lag` ago.
+    """Makes every statement of the current transaction see all rows, or fail (REQUIREMENTS S6).
 
-    Row security is switched off until the transaction ends: from then on a query that it would filter fails, where it
-    would otherwise answer without the hidden rows. A standby must have replayed what the primary committed `max_lag`
-    ago; on a quiet primary its last commit may be older, and the standby is refused although it has everything.
+    A table whose row security would hide rows from us then fails with SQLSTATE 42501.
+
+    Args:
+        connection: in a transaction.
+        max_lag: how far behind its primary a standby may be.
 
     Raises:
-        Retryable: the server is a standby that is too far behind.
-        Permanent: it is a standby that does not say how far behind it is.
+        Permanent: the server is a standby that is further behind, or does not say how far.
     """
     connection.execute(text("SELECT set_config('row_security', 'off', true)"))
-    standby, seconds = connection.execute(text(_LAG)).one()
-    if not standby:
+    if not connection.execute(text("SELECT pg_is_in_recovery()")).scalar_one():
         return
-    if seconds is None:
+    seconds = connection.execute(
+        text(
+            "SELECT CASE WHEN pg_last_wal_receive_lsn() = pg_last_wal_replay_lsn()"
+            " AND EXISTS (SELECT FROM pg_stat_wal_receiver) THEN 0"
+            " ELSE extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp()) END"
+        )
+    ).scalar_one()
+    if seconds is None or seconds > max_lag.total_seconds():
+        behind = "does not say how far it is behind" if seconds is None else f"is {float(seconds):.0f} s behind"
         raise Permanent(
-            "The database is a standby that does not say how far it is behind: give the address of the primary."
+            f"The database is a standby that {behind} its primary; {max_lag.total_seconds():.0f} s are accepted (the "
+            "age threshold). Connect to the primary, or wait until the standby has caught up."
         )
-    if seconds > max_lag.total_seconds():
-        raise Retryable(
-            f"The database is a standby whose last change is {seconds:.0f} s old; it may be "
-            f"{max_lag.total_seconds():.0f} s old at most. Give the address of the primary, or try again when the "
-            "standby has caught up."
-        )
-
-
-_LAG: Final = """
-    SELECT pg_is_in_recovery() AS standby,
-           CAST(extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp()) AS double precision) AS seconds
-"""
 
 
 def _connect(where: Address) -> Any:
