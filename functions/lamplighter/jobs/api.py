@@ -109,7 +109,9 @@ def _problem_of(error: Exception) -> Problem:  # noqa: PLR0911 - one for each ki
         case NotFoundError():
             request = app.current_event.request_context.http
             return not_found(f"There is nothing at {short(request.method)} {short(request.path, _PATH)}.")
-    error = unreadable(error) or error
+    if refused := unreadable(error):
+        logger.error("unreadable", exc_info=error)
+        error = refused
     for kind, (status, name) in _TOLD.items():
         if isinstance(error, kind):
             return Problem(status, name, str(error))
