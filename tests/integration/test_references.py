@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine, text
 
-from lamplighter.media.references import Reference, References, profile
+from lamplighter.kernel.media import Reference
+from lamplighter.media.references import References, profile
 
 BUCKET = "media-bucket"
 FOLDER = "prod/up loads/"

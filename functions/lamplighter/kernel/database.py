@@ -232,6 +232,36 @@ def bound_statements(connection: Connection, *, statement: timedelta, lock: time
         )
 
 
+def whole_view(connection: Connection, *, max_lag: timedelta) -> None:
+    """Makes every statement of the current transaction see all rows, or fail (REQUIREMENTS S6).
+
+    A table whose row security would hide rows from us then fails with SQLSTATE 42501.
+
+    Args:
+        connection: in a transaction.
+        max_lag: how far behind its primary a standby may be.
+
+    Raises:
+        Permanent: the server is a standby that is further behind, or does not say how far.
+    """
+    connection.execute(text("SELECT set_config('row_security', 'off', true)"))
+    if not connection.execute(text("SELECT pg_is_in_recovery()")).scalar_one():
+        return
+    seconds = connection.execute(
+        text(
+            "SELECT CASE WHEN pg_last_wal_receive_lsn() = pg_last_wal_replay_lsn()"
+            " AND EXISTS (SELECT FROM pg_stat_wal_receiver) THEN 0"
+            " ELSE extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp()) END"
+        )
+    ).scalar_one()
+    if seconds is None or seconds > max_lag.total_seconds():
+        behind = "does not say how far it is behind" if seconds is None else f"is {float(seconds):.0f} s behind"
+        raise Permanent(
+            f"The database is a standby that {behind} its primary; {max_lag.total_seconds():.0f} s are accepted (the "
+            "age threshold). Connect to the primary, or wait until the standby has caught up."
+        )
+
+
 def _connect(where: Address) -> Any:
     """A pg8000 connection.
 

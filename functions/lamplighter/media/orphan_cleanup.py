@@ -37,9 +37,11 @@ from lamplighter.kernel.errors import Permanent
 from lamplighter.kernel.job import Params as JobParams
 from lamplighter.kernel.job import Report as JobReport
 from lamplighter.kernel.job import Run, Unfinished, job
+from lamplighter.kernel.media import Reference
 from lamplighter.kernel.settings import Settings
 from lamplighter.media import listing
-from lamplighter.media.references import ColumnCount, Reference
+from lamplighter.media.extensions import is_media
+from lamplighter.media.references import ColumnCount
 from lamplighter.media.removal import Removal
 
 if TYPE_CHECKING:
@@ -47,11 +49,6 @@ if TYPE_CHECKING:
 
     from lamplighter.media.listing import Listed
     from lamplighter.media.references import References
-
-_IMAGES = "avif bmp gif heic heif jfif jpeg jpg png svg tif tiff webp"
-_VIDEOS = "3gp avi flv m2ts m4v mkv mov mp4 mpeg mpg ogv webm wmv"
-MEDIA: Final = frozenset(f"{_IMAGES} {_VIDEOS}".split())
-"""Extensions of the images and videos that are ever touched (A1); not those that mean other things too, as .ts does."""
 
 GB: Final = 10**9
 
@@ -89,7 +86,9 @@ class Params(JobParams):
         values = {
             "bucket": os.environ.get("MEDIA_BUCKET"),
             "base_path": folder_of(settings.orphan_cleanup_base_path),
-            "references": tuple(map(Reference.parse, settings.orphan_cleanup_references)),
+            "references": tuple(
+                Reference(**Reference.fields_of(column)) for column in settings.orphan_cleanup_references
+            ),
             "min_age_hours": settings.orphan_cleanup_age_threshold_hours,
             "dry_run": settings.orphan_cleanup_dry_run,
             "max_delete_gb": settings.orphan_cleanup_max_delete_gb,
@@ -390,12 +389,6 @@ def folder_of(path: str) -> str:
     """A path as keys have it: no slash before, one behind, nothing for the whole bucket."""
     path = path.strip("/")
     return f"{path}/" if path else ""
-
-
-def is_media(key: str) -> bool:
-    """Whether the key's extension is that of an image or video; a folder's never is."""
-    _, dot, extension = key.rpartition(".")
-    return bool(dot) and extension.lower() in MEDIA and "\0" not in key  # Postgres cannot be asked about a NUL
 
 
 def _entry(one: Listed) -> Entry:

@@ -21,12 +21,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote, quote_plus, unquote, unquote_plus
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from lamplighter.kernel.errors import Permanent
+from lamplighter.kernel.media import Reference
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, TextClause
@@ -45,25 +46,6 @@ _ENCODE_URI: Final = "/!#$&'()*+,:;=?@~"
 """What JavaScript's encodeURI leaves as it is, beside what Python's quote does."""
 _ENCODE_URI_COMPONENT: Final = "/!'()*~"
 """The same for encodeURIComponent applied between slashes."""
-
-
-class Reference(BaseModel):
-    """A column that names objects."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    table: str
-    """Its table or view, with its schema before a dot where it is not on the search path."""
-    column: str
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """The column of `table.column` or `schema.table.column`."""
-        table, _, column = text.rpartition(".")
-        return cls(table=table, column=column)
-
-    def __str__(self) -> str:
-        return f"{self.table}.{self.column}"
 
 
 class ColumnCount(BaseModel):

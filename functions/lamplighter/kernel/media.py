@@ -1,0 +1,67 @@
+"""What owners say about their media: which columns name files.
+
+Settings of the domain `media`. Plain dataclasses, which pydantic validates where they come from outside (`Settings`).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Annotated, Any, Final, Literal
+
+from annotated_types import Ge, MinLen
+
+_STRICT: Final = {"extra": "forbid"}
+"""For pydantic: an unknown name is an error."""
+
+_TABLE: Final = re.compile(r"[^.,\x00]+(\.[^.,\x00]+)?")
+_COLUMN: Final = re.compile(r"[^.,\x00]+")
+_FOLDER_KINDS: Final = (None, "text", "array")
+
+type Prefix = Annotated[str, MinLen(1)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reference:
+    """A column whose values name files."""
+
+    __pydantic_config__ = _STRICT
+
+    table: str
+    """Its table or view: `table` or `schema.table`."""
+    column: str
+    kind: Literal["text", "array", "json", "html"] | None = None
+    """What a value is; None follows the column's type. `html` is also for Markdown."""
+    path: str | None = None
+    """With `json`: the JSON path of the strings that name files, such as `$.images[*].url`. None takes all strings."""
+    strip: tuple[Prefix, ...] = ()
+    """Prefixes that are dropped from a value before it is read, such as `static/`."""
+    elsewhere: tuple[Prefix, ...] = ()
+    """Hosts or prefixes of values that name files outside this bucket."""
+    folder: bool = False
+    """Whether a value names a folder, which keeps all files below it."""
+    max_unmatched: Annotated[int, Ge(0)] = 0
+    """How many values without a file are accepted: the missing files that the owner has seen."""
+    max_unreadable: Annotated[int, Ge(0)] = 0
+    """How many of them may lack the extension of an image or a video."""
+
+    def __post_init__(self) -> None:
+        if not _TABLE.fullmatch(self.table):
+            raise ValueError(f"table takes table or schema.table, got {self.table[:80]!r}")
+        if not _COLUMN.fullmatch(self.column):
+            raise ValueError(f"column takes the name of one column, got {self.column[:80]!r}")
+        if self.path is not None and self.kind != "json":
+            raise ValueError("path is taken with kind json only")
+        if self.path is not None and (not self.path.startswith("$") or "\x00" in self.path):
+            raise ValueError(f"path takes a JSON path, which begins with $, got {self.path[:80]!r}")
+        if self.folder and self.kind not in _FOLDER_KINDS:
+            raise ValueError(f"folder is taken with kind text or array only, got {self.kind}")
+
+    def __str__(self) -> str:
+        return f"{self.table}.{self.column}"
+
+    @classmethod
+    def fields_of(cls, text: str) -> dict[str, Any]:
+        """The fields that `table.column` or `schema.table.column` gives; the dataclass validates them."""
+        table, _, column = text.strip().rpartition(".")
+        return {"table": table, "column": column}
