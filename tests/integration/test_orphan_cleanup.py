@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError
 
 from lamplighter.kernel.deletion import Refused
 from lamplighter.kernel.errors import DatabaseUnavailable, Permanent
@@ -308,6 +309,48 @@ def test_one_object_that_cannot_be_deleted_stops_no_other(world: World, monkeypa
     assert (report.status, report.deleted_files) == ("completed_with_errors", 1)
     assert report.failed_deletions == ["locked.jpg: AccessDenied: Access Denied"]
     assert world.outcomes(report.manifest)["locked.jpg"].outcome == "failed"
+
+
+def test_a_request_that_s3_refuses_as_a_whole_is_made_key_by_key(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.put("used.jpg", *numbered(range(5)))
+    world.refer("used.jpg")
+    one = world.s3.delete_object
+
+    def malformed(**_: Any) -> Any:
+        facts = {"Error": {"Code": "MalformedXML", "Message": "no"}, "ResponseMetadata": {"HTTPStatusCode": 400}}
+        raise ClientError(facts, "DeleteObjects")  # type: ignore[arg-type]
+
+    def deny(**request: Any) -> Any:
+        if request["Key"] == numbered([3])[0]:
+            facts = {"Error": {"Code": "AccessDenied", "Message": "no"}, "ResponseMetadata": {"HTTPStatusCode": 403}}
+            raise ClientError(facts, "DeleteObject")  # type: ignore[arg-type]
+        return one(**request)
+
+    monkeypatch.setattr(world.s3, "delete_objects", malformed)
+    monkeypatch.setattr(world.s3, "delete_object", deny)
+    report = world.clean()
+
+    assert (report.status, report.deleted_files) == ("completed_with_errors", 4)
+    assert report.failed_deletions[0].startswith("uploads/000003.jpg: AccessDenied: ")
+    assert world.keys() == ["uploads/000003.jpg", "used.jpg"]
+
+
+def test_the_same_content_uploaded_again_is_a_new_file(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its ETag is the old one's: only the time of the second look tells."""
+    world.put("used.jpg", "again.jpg", "orphan.jpg")
+    world.refer("used.jpg")
+    look = listing.look
+
+    def later(s3: Any, bucket: str, key: str) -> Any:
+        now = look(s3, bucket, key)
+        assert now
+        return (now[0], "2099-01-01T00:00:00.000Z", *now[2:]) if key == "again.jpg" else now
+
+    monkeypatch.setattr(listing, "look", later)
+    report = world.clean()
+
+    assert (report.deleted_files, report.kept_changed) == (1, 1)
+    assert world.keys() == ["again.jpg", "used.jpg"]
 
 
 # -- quarantine ------------------------------------------------------------------------------------------------------

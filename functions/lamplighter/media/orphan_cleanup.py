@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from datetime import datetime, timedelta
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Self
 from urllib.parse import quote
 
@@ -243,7 +242,9 @@ class OrphanCleanup:
     def _profile(self, connection: Connection) -> References:
         from lamplighter.media.references import profile
 
-        exists = partial(listing.exists, self._s3, self._bucket)
+        def exists(key: str) -> bool:
+            return listing.look(self._s3, self._bucket, key) is not None
+
         with connection.begin():
             columns = self._params.references or ()
             return profile(connection, columns, bucket=self._bucket, folder=self._folder, exists=exists)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
 
 SERVED: Final = frozenset({"would_delete", "kept_quarantine", "skipped_size_limit", "failed"})
 """Outcomes in an earlier manifest that mean: it was an orphan then, too."""
+
+THREADS: Final = 16
+"""Objects looked at, at once; as many as the client has connections."""
+_SECONDS: Final = len("2026-11-22T03:00:00")
 
 _NOT_IN_XML: Final = re.compile(r"[\x00-\x08\x0b-\x1f\ufffe\uffff]")
 """Characters that DeleteObjects, being XML 1.0, cannot carry (one such key spoils the whole request), or not both ways:
@@ -82,11 +87,26 @@ class Removal:
             decided[orphan.key] = replace(orphan, outcome=outcome)
         if not self._dry_run:
             condemned = [orphan for orphan in orphans if decided[orphan.key].outcome == "would_delete"]
+            decided |= self._replaced(condemned)
+            condemned = [orphan for orphan in condemned if decided[orphan.key].outcome == "would_delete"]
             decided |= {
                 orphan.key: self._delete_one(orphan, begun) for orphan in condemned if _needs_own_request(orphan)
             }
             decided |= self._delete([orphan for orphan in condemned if not _needs_own_request(orphan)], begun)
         return list(decided.values())
+
+    def _replaced(self, condemned: Sequence[Entry]) -> dict[str, Entry]:
+        """Those that were written again since the plan.
+
+        The ETag alone does not tell: the same content uploaded again is a new file with the same ETag.
+        """
+        with ThreadPoolExecutor(THREADS) as pool:
+            seen = pool.map(lambda orphan: listing.look(self._s3, self._bucket, orphan.key), condemned)
+            return {
+                orphan.key: replace(orphan, outcome="kept_changed")
+                for orphan, now in zip(condemned, seen, strict=True)
+                if now and (now[1][:_SECONDS] != orphan.last_modified[:_SECONDS] or now[2] != orphan.etag)
+            }
 
     def _has_served(self, orphan: Entry) -> bool:
         """Whether the earlier manifest lists it in the same state. Both come in the order of their keys."""
@@ -107,9 +127,13 @@ class Removal:
         try:
             answer = self._s3.delete_objects(Bucket=self._bucket, Delete={"Objects": objects})
         except ClientError as error:
-            if error.response["ResponseMetadata"]["HTTPStatusCode"] >= 500:
-                raise  # nobody knows what was done; the next attempt finds out
-            return {orphan.key: replace(orphan, outcome="failed", error=str(error)) for orphan in orphans}
+            status = error.response["ResponseMetadata"]["HTTPStatusCode"]
+            if status >= 500:
+                raise  # what was done is unknown; the next attempt finds out
+            if status == 403:
+                return {orphan.key: replace(orphan, outcome="failed", error=str(error)) for orphan in orphans}
+            return {orphan.key: self._delete_one(orphan, begun) for orphan in orphans}  # one key spoiled the request
+        begun = begun or answer["ResponseMetadata"].get("RetryAttempts", 0) > 0
         deleted = {one["Key"]: one.get("DeleteMarkerVersionId") for one in answer.get("Deleted", ())}
         errors = {one["Key"]: one for one in answer.get("Errors", ())}
         outcomes = {}
@@ -130,11 +154,12 @@ class Removal:
         except ClientError as error:
             if error.response["ResponseMetadata"]["HTTPStatusCode"] >= 500:
                 raise
+            begun = begun or error.response["ResponseMetadata"].get("RetryAttempts", 0) > 0
             return self._not_deleted(orphan, error.response["Error"]["Code"], str(error), begun)
         return replace(orphan, outcome="deleted", delete_marker_version_id=answer.get("VersionId"))
 
     def _not_deleted(self, orphan: Entry, code: str, message: str, begun: bool) -> Entry:
-        if code in _CHANGED and listing.exists(self._s3, self._bucket, orphan.key):
+        if code in _CHANGED and listing.look(self._s3, self._bucket, orphan.key):
             return replace(orphan, outcome="kept_changed")
         if code in _CHANGED | _GONE:
             marker = own_marker(self._s3, self._bucket, orphan, self._planned_at) if begun else None
