@@ -1,0 +1,376 @@
+"""Reduces object keys and stored values to one folded path, so that every way of writing a key compares equal.
+
+A key and all values that name it have the same folded path: percent-encoded, HTML-escaped, in another Unicode form or
+case, with doubled slashes, blanks or quotes. Folding makes classes: `a b`, `a+b` and `a%20b` are one path, hence a
+value that names any of them keeps all three. That costs a few orphans and never a file.
+
+Sets of paths are stored as 64-bit fingerprints. `PROBE` tells whether stored fingerprints are still comparable.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+import sys
+from _imp import source_hash
+from array import array
+from collections.abc import Container, Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import repeat
+from typing import Final
+from unicodedata import normalize
+
+ROUNDS: Final = 8
+"""Escapes inside escapes are undone this often; deeper ones lose the characters that begin an escape."""
+
+_QUOTES: Final = "'\"`\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u201f\u00ab\u00bb\u2039\u203a"
+_INVISIBLE: Final = re.compile(
+    "[\0\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0]+"
+)
+"""Characters without width, and NUL, which no database holds."""
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
+_PERCENT: Final = re.compile("(?:%[0-9A-Fa-f]{2})+")
+_UNICODE: Final = re.compile(r"\\+u([0-9A-Fa-f]{4})")
+
+_BLANKS: Final = re.compile(r"\s+")
+
+# For batches, whose texts are the lines of one string: a segment ends at a slash or at the line's end.
+_LINE_BLANKS: Final = re.compile(r"[^\S\n]+")
+_ODD_BLANKS: Final = ("  ", *"\t\r\x0b\x0c\x1c\x1d\x1e\x1f\x85\u1680\u2028\u2029")
+"""All white space that NFKC leaves, but a single blank."""
+_LINE_TRIM: Final = re.compile(rf"(?<![ {_QUOTES}])[ {_QUOTES}]++(?![^/\n])|(?<![^/\n])[ {_QUOTES}]+")
+_LINE_DOTS: Final = re.compile(r"\.(?<![^/\n]\.)\.?(?![^/\n])")
+
+
+def fold(text: str) -> str:
+    """The folded path of a key or of a value. `fold(fold(text)) == fold(text)`.
+
+    Until nothing changes: undo %XX, HTML entities and `\\uXXXX`; drop characters without width; NFKD, casefold, NFKC;
+    a backslash is a slash, a plus a blank; in each segment squeeze blanks, trim blanks and quotes; drop empty and `.`
+    segments, resolve `..`.
+    """
+    for _ in range(ROUNDS):
+        folded = _fold_once(text)
+        if folded == text:
+            return folded
+        text = folded
+    return _fold_once(_fold_once(re.sub(r"[%&\\]", "", text)))
+
+
+def fold_batch(texts: Sequence[str]) -> list[str]:
+    """`[fold(text) for text in texts]`, 50 times faster for plain keys: only escapes are undone one by one."""
+    if not texts:
+        return []
+    folded = _fold_lines(texts)
+    moving = _unsettled(folded, range(len(folded)))
+    for _ in range(ROUNDS - 1):
+        if not moving:
+            return folded
+        for n, text in zip(moving, _fold_lines([folded[n] for n in moving]), strict=True):
+            folded[n] = text
+        moving = _unsettled(folded, moving)
+    for n in moving:
+        folded[n] = fold(texts[n])
+    return folded
+
+
+def _unsettled(folded: list[str], positions: Iterable[int]) -> list[int]:
+    """Those of the positions whose texts another round may change."""
+    joined = "\n".join(folded)
+    escapes = "%" in joined or "&" in joined
+    if joined.isascii() and not escapes:
+        return []
+    if not escapes and _normal(joined) == joined:
+        return []
+    return [
+        n
+        for n in positions
+        if "%" in (text := folded[n]) or "&" in text or (not text.isascii() and _normal(text) != text)
+    ]
+
+
+def _normal(text: str) -> str:
+    return normalize("NFKC", normalize("NFKD", text).casefold())
+
+
+def _fold_once(text: str) -> str:
+    text = _undo_escapes(_without_surrogates(text))
+    text = _INVISIBLE.sub("", text)
+    text = _BLANKS.sub(" ", _normal(text).replace("\\", "/").replace("+", " "))
+    return _resolve([segment.strip(" " + _QUOTES) for segment in text.split("/")])
+
+
+def _resolve(segments: list[str]) -> str:
+    path: list[str] = []
+    for segment in segments:
+        if segment == "..":
+            del path[-1:]
+        elif segment not in {"", "."}:
+            path.append(segment)
+    return "/".join(path)
+
+
+def _fold_lines(texts: Sequence[str]) -> list[str]:
+    """`_fold_once` of each text."""
+    joined = "\n".join(texts)
+    if joined.count("\n") >= len(texts):
+        texts = [text.replace("\n", " ") for text in texts]
+        joined = "\n".join(texts)
+    if not joined.isascii():
+        joined = _without_surrogates(joined)
+    if "%" in joined or "&" in joined or "\\u" in joined:
+        joined = "\n".join([_undone_line(text) for text in joined.split("\n")])
+    joined = joined.replace("\0", "").lower() if joined.isascii() else _normal(_INVISIBLE.sub("", joined))
+    return _resolve_lines(_trim_lines(joined.replace("\\", "/").replace("+", " ")))
+
+
+def _trim_lines(joined: str) -> str:
+    if any(blank in joined for blank in _ODD_BLANKS):
+        joined = _LINE_BLANKS.sub(" ", joined)
+    if any(quote in joined for quote in _QUOTES):
+        return _LINE_TRIM.sub("", joined)
+    if " " in joined:
+        joined = joined.strip(" ").replace(" /", "/").replace("/ ", "/").replace(" \n", "\n").replace("\n ", "\n")
+    return joined
+
+
+def _resolve_lines(joined: str) -> list[str]:
+    while "//" in joined:
+        joined = joined.replace("//", "/")
+    lines = joined.strip("/").replace("\n/", "\n").replace("/\n", "\n").split("\n")
+    if "/." in joined or "\n." in joined or joined[:1] == ".":
+        lines = [_resolve(line.split("/")) if _LINE_DOTS.search(line) else line for line in lines]
+    return lines
+
+
+def _undone_line(text: str) -> str:
+    if "%" in text or "&" in text or "\\u" in text:
+        return _undo_escapes(text).replace("\n", " ")
+    return text
+
+
+def _without_surrogates(text: str) -> str:
+    """Pairs of surrogates as the character that they encode, lone ones as U+FFFD."""
+    if not text.isascii() and _SURROGATE.search(text):
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text
+
+
+def _undo_escapes(text: str) -> str:
+    for _ in range(ROUNDS):
+        before = text
+        if "%" in text:
+            text = _PERCENT.sub(_decoded, text)
+        if "&" in text:
+            text = html.unescape(text)
+        if "\\u" in text:
+            text = _without_surrogates(_UNICODE.sub(lambda code: chr(int(code[1], 16)), text))
+        if text == before:
+            break
+    return text
+
+
+def _decoded(run: re.Match[str]) -> str:
+    data = bytes.fromhex(run[0].replace("%", ""))
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        pass
+    try:
+        return data.decode("cp1252")
+    except UnicodeDecodeError:  # five bytes that cp1252 does not define
+        return data.decode("latin-1")
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """The part of a bucket that is listed."""
+
+    bucket: str
+    folder: str = ""
+    """The `base_path`: empty, or ending with a slash."""
+
+
+_HOST: Final = r"[^/\\?#\n]*"
+_ORIGIN: Final = re.compile(rf"[A-Za-z][A-Za-z0-9+.\-]*:[/\\]+{_HOST}(?=[/\\?#]|\Z)|arn:aws[a-z\-]*:s3:::", re.I)
+_ORIGIN_LINE: Final = re.compile(rf"^[A-Za-z][A-Za-z0-9+.\-]*+://{_HOST}/", re.M)
+_SCHEMELESS: Final = re.compile(rf"[/\\]{{2,}}(?!/){_HOST}(?=[/\\])")
+_ESCAPED_ORIGIN: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*(?:%|&|\\u)", re.I)
+_AROUND: Final = " \t\r\n\f\v\xa0\u200b\ufeff" + _QUOTES
+_DOTTED: Final = re.compile(r"\.\.|%2e|%25|&|\\u", re.I)
+"""What may undo to `..`."""
+_SPECIAL: Final = re.compile(r"[?#:\\&]|\.\.|%2e|%25|%3a|//", re.I)
+"""What a value has, after a plain origin, that `readings_batch` leaves to `readings`."""
+
+
+def readings(value: str, scope: Scope, strip: Sequence[str] = ()) -> tuple[str, ...]:
+    """The folded paths, at or below the scope's folder, of all keys that `value` may mean.
+
+    Args:
+        value: a key, a path relative to a leading part of the folder, a URL, an ARN, in any encoding.
+        strip: declared prefixes of values that are no part of keys.
+    """
+    absolute, relative = spread(bare_paths(value), scope, strip)
+    return absolute + relative
+
+
+def readings_batch(values: Sequence[str], scope: Scope, strip: Sequence[str] = ()) -> list[tuple[str, ...]]:
+    """`[readings(value, scope, strip) for value in values]`, fast for keys and for URLs without a query."""
+    return [absolute + relative for absolute, relative in spread_batch(values, scope, strip)]
+
+
+def spread_batch(
+    values: Sequence[str], scope: Scope, strip: Sequence[str] = ()
+) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
+    """The readings of each value: those that take it as a whole key, and those relative to the scope's folder."""
+    if not values:
+        return []
+    layout = _layout(scope, tuple(strip))
+    joined = "\n".join(values)
+    if joined.count("\n") >= len(values):
+        joined = "\n".join([value.replace("\n", " ") for value in values])
+    if "://" in joined:
+        joined = _ORIGIN_LINE.sub("", joined)
+    lines = joined.split("\n")
+    if not layout.strip and not _SPECIAL.search(joined):
+        return [_spread_one(text, layout) for text in fold_batch(lines)]
+    special = _SPECIAL.search
+    paths = [bare_paths(value) if special(line) else [line] for value, line in zip(values, lines, strict=True)]
+    folded = fold_batch([path for some in paths for path in some])
+    spreads, end = [], 0
+    for some in paths:
+        start, end = end, end + len(some)
+        spreads.append(_spread(some, folded[start:end], layout))
+    return spreads
+
+
+def bare_paths(value: str) -> list[str]:
+    """A value without its origin: whole, and cut at `#` and `?`. Not folded."""
+    value = value.strip(_AROUND)
+    if _ESCAPED_ORIGIN.match(value):
+        undone = _undo_escapes(_without_surrogates(value)).strip(_AROUND)
+        if origin := _ORIGIN.match(undone):
+            return _cuts(undone[origin.end() :])
+    if origin := _ORIGIN.match(value):
+        return _cuts(value[origin.end() :])
+    if origin := _SCHEMELESS.match(value):
+        return _cuts(value[origin.end() :]) + _cuts(value)
+    return _cuts(value)
+
+
+def _cuts(path: str) -> list[str]:
+    """The path, and what is before the first and the last `#` and `?`: names may hold either."""
+    ends = {path.find("#"), path.find("?"), path.rfind("#"), path.rfind("?")} - {-1}
+    return [path, *(path[:end] for end in sorted(ends))]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Layout:
+    """A scope and its declared prefixes, folded."""
+
+    bucket: str
+    folder: str
+    leads: tuple[tuple[str, str], ...]
+    """Each leading part of the folder that a value may lack, with the rest of the folder."""
+    raw_leads: tuple[str, ...]
+    strip: tuple[str, ...]
+
+
+@lru_cache(maxsize=64)
+def _layout(scope: Scope, strip: tuple[str, ...]) -> _Layout:
+    folder = scope.folder
+    raw_leads = tuple(folder[: end + 1] for end, character in enumerate(folder) if character == "/")
+    prefixes = []
+    for prefix in strip:
+        path = bare_paths(prefix)[0]
+        folded = fold(path)
+        if folded:
+            prefixes.append(folded + "/" if path.rstrip().endswith(("/", "\\")) else folded)
+    root = fold(folder) + "/" if fold(folder) else ""
+    leads = dict.fromkeys(fold(lead) + "/" for lead in raw_leads)
+    return _Layout(
+        bucket=fold(scope.bucket) + "/",
+        folder=root,
+        leads=tuple((lead, root[len(lead) :]) for lead in leads if root.startswith(lead)),
+        raw_leads=raw_leads,
+        strip=tuple(prefixes),
+    )
+
+
+def spread(paths: Sequence[str], scope: Scope, strip: Sequence[str] = ()) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The readings of paths without origin: as whole keys, and relative to leading parts of the scope's folder."""
+    return _spread(paths, fold_batch(paths), _layout(scope, tuple(strip)))
+
+
+def _spread(paths: Sequence[str], folded: Sequence[str], layout: _Layout) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    bases = dict.fromkeys(base for path in folded for base in _dropped(path, layout) if base)
+    if not layout.folder:
+        return tuple(bases), ()
+    absolute = dict.fromkeys(base for base in bases if (base + "/").startswith(layout.folder))
+    relative = {lead + base: None for base in bases for lead, rest in layout.leads if (base + "/").startswith(rest)}
+    for path in paths:
+        if _DOTTED.search(path):
+            moved = [fold(lead + path) for lead in layout.raw_leads]
+            relative |= dict.fromkeys(path for path in moved if (path + "/").startswith(layout.folder))
+    return tuple(absolute), tuple(path for path in relative if path not in absolute)
+
+
+def _spread_one(folded: str, layout: _Layout) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """`_spread` of one plain path without declared prefixes."""
+    if not folded or folded.startswith(layout.bucket):
+        return _spread((folded,), (folded,), layout)
+    if not layout.folder:
+        return (folded,), ()
+    ended = folded + "/"
+    absolute = (folded,) if ended.startswith(layout.folder) else ()
+    return absolute, tuple([lead + folded for lead, rest in layout.leads if ended.startswith(rest)])
+
+
+def _dropped(folded: str, layout: _Layout) -> list[str]:
+    """The path, and what is left of it without declared prefixes, without the bucket's name, and without both."""
+    paths = [folded, *_stripped([folded], layout)]
+    in_bucket = [path[len(layout.bucket) :] for path in paths if path.startswith(layout.bucket)]
+    return [*paths, *in_bucket, *_stripped(in_bucket, layout)]
+
+
+def _stripped(paths: Sequence[str], layout: _Layout) -> list[str]:
+    if not layout.strip:
+        return []
+    return [fold(path[len(prefix) :]) for path in paths for prefix in layout.strip if path.startswith(prefix)]
+
+
+def ancestors(folded: str) -> list[str]:
+    """The folders of a folded path: `a/b/c` has `a` and `a/b`."""
+    return [folded[:end] for end, character in enumerate(folded) if character == "/"]
+
+
+def below(folders: Container[int], folded: str) -> bool:
+    """Whether a folded path is in a folder, at any depth, whose fingerprint is in `folders`."""
+    return any(fingerprint(folder) in folders for folder in ancestors(folded))
+
+
+_KEY: Final = 0x4C616D706C696768
+"""Of the hash; any constant."""
+
+
+def fingerprint_batch(texts: Sequence[str]) -> array[int]:
+    """64 bits of each folded path, the same in every process: `array("Q")`.
+
+    The hash is the interpreter's keyed SipHash, which marks source files in `.pyc` files and takes a fifth of
+    blake2b's time. Another version of Python may use another: stored fingerprints carry `PROBE`.
+    """
+    data = b"".join(map(source_hash, repeat(_KEY), map(str.encode, texts)))
+    prints = array("Q", data)
+    if sys.byteorder == "big":
+        prints.byteswap()
+    return prints
+
+
+def fingerprint(text: str) -> int:
+    """64 bits of a folded path, as `fingerprint_batch` makes them."""
+    return int.from_bytes(source_hash(_KEY, text.encode()), "little")
+
+
+PROBE: Final = fingerprint("lamplighter/probe.jpg")
+"""Two processes whose probes are equal can compare their fingerprints."""
