@@ -12,7 +12,11 @@ import pytest
 from tests.template.project import ROOT, Project, imports
 
 PACKAGE = ROOT / "functions" / "lamplighter"
-DOMAINS = sorted(path.name for path in PACKAGE.iterdir() if (path / "__init__.py").is_file() and path.name != "kernel")
+SHARED = {"kernel", "deletion"}
+"""What every domain may import."""
+DOMAINS = sorted(
+    path.name for path in PACKAGE.iterdir() if (path / "__init__.py").is_file() and path.name not in SHARED
+)
 CATALOGUES = {path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__"}
 """Modules beside the domains that say what there is in all of them."""
 HEAVY = {
@@ -40,11 +44,16 @@ def test_the_kernel_imports_no_domain() -> None:
         assert part == "kernel", f"{path} imports {part}: the kernel knows no domain."
 
 
+def test_deletion_imports_only_the_kernel() -> None:
+    for path, part in of_our_own("deletion"):
+        assert part in {"kernel", "deletion"}, f"{path} imports {part}: it serves every domain and knows none."
+
+
 @pytest.mark.parametrize("domain", DOMAINS)
-def test_a_domain_imports_only_the_kernel(domain: str) -> None:
+def test_a_domain_imports_no_other_domain(domain: str) -> None:
     for path, part in of_our_own(domain):
-        assert part in {"kernel", domain} | CATALOGUES, (
-            f"{path} imports {part}: a domain may import the kernel, never another domain."
+        assert part in SHARED | {domain} | CATALOGUES, (
+            f"{path} imports {part}: a domain may import the kernel and deletion, never another domain."
         )
 
 

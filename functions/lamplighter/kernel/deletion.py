@@ -12,6 +12,7 @@ what has been done. Objects of a run:
     runs/<job_type>/<job_id>/plan.json                   the plan is complete: `Plan`
     runs/<job_type>/<job_id>/outcome-000000.jsonl.gz ... what became of the plan's part of the same number
     manifests/<job_type>/<scope>/<time>-<job_id>.json    `Manifest`
+    baselines/<job_type>/<scope>.json                    `Baseline`: of all runs of a scope
 """
 
 from __future__ import annotations
@@ -23,11 +24,10 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from datetime import datetime
-from itertools import islice
+from datetime import UTC, datetime
 from typing import Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError, model_validator
 
 from lamplighter.kernel.errors import Permanent, Retryable
 from lamplighter.kernel.job import Report
@@ -36,8 +36,13 @@ PART: Final = 1000
 """Entries in a part, of objects: what one DeleteObjects request takes."""
 NAMED_FAILURES: Final = 100
 """Failures that a report spells out; the manifest has all."""
-SEARCHED: Final = 200
-"""Earlier manifests that are looked into, newest first."""
+TRIES: Final = 5
+"""Writes of the baseline that lose against another run before a run gives up."""
+
+
+_STAMP: Final = "%Y-%m-%dT%H:%M:%SZ"
+"""How the name of a manifest begins: with when it was planned."""
+_LOST_RACE: Final = frozenset({"PreconditionFailed", "ConditionalRequestConflict", "NoSuchKey"})
 
 
 class Refused(Permanent):
@@ -280,6 +285,17 @@ class Manifest(BaseModel):
     parts: list[Part]
 
 
+class Baseline(BaseModel):
+    """What the governor compares the references of a run with: those of the last accepted one."""
+
+    model_config = ConfigDict(frozen=True)
+
+    references: dict[str, int]
+    """How many references each source held."""
+    planned_at: AwareDatetime
+    """When the run was planned that wrote this."""
+
+
 class ManifestAddress(BaseModel):
     """Where a manifest is, and the hash that proves it unaltered; kept in the ledger, away from the archive."""
 
@@ -317,6 +333,7 @@ class Archive:
         self.scope = scope
         self._run = f"runs/{job_type}/{job_id}"
         self._manifests = f"manifests/{job_type}/{scope}/"
+        self._baseline = f"baselines/{job_type}/{scope}.json"
 
     def write_plan_part(self, number: int, entries: Sequence[Entry]) -> None:
         """Part `number` of the plan; a run that starts over writes it again."""
@@ -371,21 +388,86 @@ class Archive:
 
     def write_manifest(self, manifest: Manifest) -> ManifestAddress:
         """The last word on this run; when an attempt before has had it, that one stands."""
-        key = f"{self._manifests}{manifest.planned_at:%Y-%m-%dT%H:%M:%S}Z-{manifest.job_id}.json"
+        key = f"{self._manifests}{manifest.planned_at:{_STAMP}}-{manifest.job_id}.json"
         return self._write_once(key, manifest.model_dump_json(indent=1).encode())
 
     def earlier(self, *, planned_by: datetime | None = None) -> Manifest | None:
         """The newest manifest of this scope that is complete and accepted, planned no later than `planned_by`."""
         pages = self._s3.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self._manifests)
         keys = [entry["Key"] for page in pages for entry in page.get("Contents", ())]
-        for key in islice(reversed(keys), SEARCHED):
-            body = self._read(key)
+        last = f"{self._manifests}{planned_by.astimezone(UTC):{_STAMP}}~" if planned_by else "\U0010ffff"
+        for key in reversed(keys):  # any number of refused runs may have come since (FAILURES 24)
+            body = self._read(key) if key < last else None
             if body is None:
                 continue
             manifest = Manifest.model_validate_json(body)
             if manifest.complete and manifest.accepted and not (planned_by and manifest.planned_at > planned_by):
                 return manifest
         return None
+
+    def baseline(self) -> dict[str, int] | None:
+        """How many references each source held at the last accepted run, or None when there was none.
+
+        Versions before the key `baselines/` left that in manifests: where there is no such key, they are searched.
+
+        Raises:
+            Permanent: the baseline is damaged.
+        """
+        if found := self._stored_baseline()[0]:
+            return dict(found.references)
+        manifest = self.earlier()
+        return dict(manifest.references) if manifest else None
+
+    def write_baseline(self, references: Mapping[str, int], *, planned_at: datetime, dry_run: bool) -> None:
+        """Keep what a run found as the baseline of the runs after it. Only for a run that the governor accepted, that
+        is complete, and that read exactly the sources of the settings: others would refuse, or excuse, later runs.
+
+        An earnest run sets the baseline: what was accepted and acted on is the new normal, fewer references included.
+        A preview only raises it, for sources that it has already, and makes one where there is none. So previews, of
+        which anyone may run many, cannot lower it step by step. A run that was planned before the baseline's own run
+        changes nothing.
+
+        Raises:
+            Permanent: the baseline is damaged.
+            Retryable: other runs keep writing it.
+        """
+        from botocore.exceptions import ClientError
+
+        for _ in range(TRIES):
+            stored, etag = self._stored_baseline()
+            if stored and stored.planned_at > planned_at:
+                return
+            after = dict(references)
+            if dry_run and (before := stored.references if stored else self.baseline()) is not None:
+                after = {source: max(count, references.get(source, 0)) for source, count in before.items()}
+            body = Baseline(references=after, planned_at=planned_at).model_dump_json(indent=1).encode()
+            condition = {"IfMatch": etag} if etag else {"IfNoneMatch": "*"}
+            try:
+                self._s3.put_object(Bucket=self.bucket, Key=self._baseline, Body=body, **condition)
+            except ClientError as error:
+                if error.response["Error"]["Code"] not in _LOST_RACE:
+                    raise
+            else:
+                return
+        raise Retryable(f"Other runs keep writing {self._baseline} in {self.bucket}.")
+
+    def _stored_baseline(self) -> tuple[Baseline | None, str | None]:
+        """The baseline and its ETag."""
+        from botocore.exceptions import ClientError
+
+        try:
+            answer = self._s3.get_object(Bucket=self.bucket, Key=self._baseline)
+        except ClientError as error:
+            if error.response["Error"]["Code"] == "NoSuchKey":
+                return None, None
+            raise
+        try:
+            return Baseline.model_validate_json(answer["Body"].read()), answer["ETag"]
+        except ValidationError:
+            raise Permanent(
+                f"{self._baseline} in {self.bucket} is not a baseline: restore an earlier version of it, or delete it "
+                "once you know that no references are missing."
+            ) from None
 
     def _plan_key(self, number: int) -> str:
         return f"{self._run}/plan-{number:06}.jsonl.gz"
