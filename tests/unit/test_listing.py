@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from lamplighter.kernel.errors import Permanent
 from lamplighter.media import listing
 from lamplighter.media.listing import Listed, batches
-from lamplighter.media.orphan_cleanup import is_media
+from lamplighter.media.extensions import is_media
 
 HEAD = '<?xml version="1.0" encoding="UTF-8"?>\n<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
 

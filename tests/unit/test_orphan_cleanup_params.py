@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from lamplighter.kernel.job import InvalidParams
 from lamplighter.kernel.media import Reference
 from lamplighter.kernel.settings import Settings
-from lamplighter.media.orphan_cleanup import Params, handler, tightened
+from lamplighter.media.orphan_cleanup import handler
+from lamplighter.media.parameters import Params, tightened
 
 SETTINGS: dict[str, Any] = {
     "orphan_cleanup_base_path": "shop",

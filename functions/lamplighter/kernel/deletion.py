@@ -8,6 +8,8 @@ their SHA-256 and is never overwritten; undo reads it.
 All of it lies in the archive bucket, so that a run that is continued, or comes back after a crash, learns from there
 what has been done. Objects of a run:
 
+    runs/<job_type>/<job_id>/candidates-000000.jsonl.gz  what may come into the plan
+    runs/<job_type>/<job_id>/references-<n>.bin          what a scan of references has come to
     runs/<job_type>/<job_id>/plan-000000.jsonl.gz ...    what is to be destroyed
     runs/<job_type>/<job_id>/plan.json                   the plan is complete: `Plan`
     runs/<job_type>/<job_id>/outcome-000000.jsonl.gz ... what became of the plan's part of the same number
@@ -78,7 +80,7 @@ class Entry:
 
 WARNED_SHARE: Final = 0.01
 """Above this share of a source's values, an accepted `max_unmatched` is accepted with a warning."""
-SHOWN_GROUPS: Final = 20
+SHOWN_GROUPS: Final = 5
 """Groups of unmatched references that a refusal spells out."""
 
 
@@ -101,6 +103,12 @@ class Group(BaseModel):
     """Their host and first segment."""
     count: int
     examples: list[str]
+    declaration: str | None = None
+    """What to declare if they are no faults."""
+
+    def __str__(self) -> str:
+        declaration = f", declare {self.declaration}" if self.declaration else ""
+        return f"{self.start} ({self.count}{declaration}): {', '.join(self.examples)}"
 
 
 class SourceCount(BaseModel):
@@ -207,7 +215,7 @@ def _unmatched(source: SourceCount) -> list[str]:
     if not over:
         return []
     groups = source.groups[:SHOWN_GROUPS]
-    listed = "; ".join(f"{group.start} ({group.count}): {', '.join(group.examples)}" for group in groups)
+    listed = "; ".join(map(str, groups))
     rest = len(source.groups) - len(groups)
     more = f"; and {rest} more groups" if rest > 0 else ""
     return [
@@ -229,6 +237,15 @@ class Part(BaseModel):
     key: str
     sha256: str
     entries: int
+
+
+class State(BaseModel):
+    """An object in which a run keeps what it needs to go on."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    sha256: str
 
 
 class Missing(BaseModel):
@@ -253,6 +270,8 @@ class Plan(BaseModel):
     references: dict[str, int]
     sources: list[SourceCount] = []
     """The account of each source. Empty in plans of before."""
+    missing_files: int = 0
+    missing: list[Missing] = []
     refusals: list[str]
     warnings: list[str] = []
     accepted: bool
@@ -338,6 +357,27 @@ class Archive:
     def write_plan_part(self, number: int, entries: Sequence[Entry]) -> None:
         """Part `number` of the plan; a run that starts over writes it again."""
         self._s3.put_object(Bucket=self.bucket, Key=self._plan_key(number), Body=_pack(entries))
+
+    def write_candidates(self, number: int, entries: Sequence[Entry]) -> None:
+        """Part `number` of what may come into the plan; a run that starts over writes it again."""
+        self._s3.put_object(Bucket=self.bucket, Key=self._candidates_key(number), Body=_pack(entries))
+
+    def candidates(self, number: int) -> list[Entry]:
+        """Part `number` of what may come into the plan."""
+        body = self._read(self._candidates_key(number))
+        if body is None:
+            raise Permanent(f"Part {number} of the candidates is gone from {self.bucket}: nothing was touched.")
+        return _unpack(body)
+
+    def write_state(self, name: str, body: bytes) -> State:
+        """What a scan has come to, for its continuation."""
+        self._s3.put_object(Bucket=self.bucket, Key=f"{self._run}/{name}", Body=body)
+        return State(name=name, sha256=_sha256(body))
+
+    def state(self, state: State) -> bytes | None:
+        """What a scan had come to, unless another attempt has written over it."""
+        body = self._read(f"{self._run}/{state.name}")
+        return None if body is None or _sha256(body) != state.sha256 else body
 
     def write_plan(self, plan: Plan) -> ManifestAddress:
         """The plan is complete. Where it is, and its hash."""
@@ -471,6 +511,9 @@ class Archive:
 
     def _plan_key(self, number: int) -> str:
         return f"{self._run}/plan-{number:06}.jsonl.gz"
+
+    def _candidates_key(self, number: int) -> str:
+        return f"{self._run}/candidates-{number:06}.jsonl.gz"
 
     def _outcome_key(self, number: int) -> str:
         return f"{self._run}/outcome-{number:06}.jsonl.gz"
