@@ -12,6 +12,7 @@ by side are combined by `add_progress`.
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import string
@@ -416,7 +417,8 @@ class _Tally:
 
 
 def _strings_of_json(value: str) -> list[str]:
-    """The strings of a value that is JSON, which writes some characters in its own way."""
+    """The strings of a value that is JSON, HTML-escaped or not: JSON writes some characters in its own way."""
+    value = html.unescape(value) if "&quot;" in value or "&#" in value else value
     if value.lstrip()[:1] not in {"{", "[", '"'}:
         return []
     found: list[str] = []

@@ -54,7 +54,7 @@ DERIVED: Final = (
     "thumb/",
 )
 """Patterns of derived files as WordPress, easy-thumbnails, Strapi, Retina images and others write them."""
-DERIVATIONS: Final = 3
+DERIVATIONS: Final = 4
 """How often a file may be derived from one that is derived itself."""
 
 _MAX_ORIGINALS: Final = 40
@@ -305,8 +305,8 @@ def _compiled(pattern: str) -> re.Pattern[str]:
             f"derived: {pattern!r} takes {{name}} once, {{n}} for digits, {{any}} at most once, and some other"
             " characters, as in {name}-{n}x{n}; or a folder, as in thumbs/."
         )
-    words = {"{name}": "(?P<name>.+)", "{n}": "[0-9]{1,9}+", "{any}": ".*"}
-    return re.compile("".join(words.get(part) or re.escape(part.casefold()) for part in parts))
+    words = {"{name}": "(?P<name>.+)", "{n}": "[0-9]{1,20}+", "{any}": ".*"}
+    return re.compile("".join(words.get(part) or re.escape(part.casefold().replace("+", " ")) for part in parts))
 
 
 def _with_extensions(path: str, besides: str) -> list[str]:
