@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from lamplighter.kernel.errors import Permanent
 from lamplighter.media import listing
-from lamplighter.media.listing import Listed, batches
 from lamplighter.media.extensions import is_media
+from lamplighter.media.listing import Listed, batches
 
 HEAD = '<?xml version="1.0" encoding="UTF-8"?>\n<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
 

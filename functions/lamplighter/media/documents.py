@@ -1,7 +1,8 @@
 """Finds the paths that a document holds: HTML, Markdown, JSON, or any text with paths in it.
 
-What has the extension of a media file is a value, and counted. Everything else that stands where a path stands (a link
-without extension, a string of JSON) is a hint: it keeps what it names, and is not counted.
+What has the extension of a media file, or stands where only an image or video can, is a value, and counted. Everything
+else that stands where a path stands (a link without extension, a string of JSON) is a hint: it keeps what it names, and
+is not counted.
 """
 
 from __future__ import annotations
@@ -13,25 +14,32 @@ from typing import Any, Final
 
 from lamplighter.media.extensions import MEDIA
 
-_EXTENSION: Final = rf"\.(?:{'|'.join(sorted(MEDIA))})(?![A-Za-z0-9])"
 _MEDIA: Final = re.compile(rf"(?:\.|%2e)(?:{'|'.join(sorted(MEDIA))})(?![A-Za-z0-9])", re.IGNORECASE)
+# All repetitions are bounded: what is read here was written by others, and may be megabytes without a delimiter.
 _PLACES: Final = re.compile(
     r"""
-      (?P<name>[\w:.-]*\w)\\?\s*=\s*(?:\\?"(?P<double>[^"]*)"|\\?'(?P<single>[^']*)')
-    | \b(?:src|href|poster|data|action)\s*=\s*(?P<unquoted>[^\s"'<>\\]+)
-    | \burl\(\s*(?:"(?P<url_double>[^"]*)"|'(?P<url_single>[^']*)'|(?P<url>[^)"']*))\s*\)
-    | \]\(\s*(?:<(?P<angle>[^>\n]*)>|(?P<link>(?:[^()\n]|\((?:[^()\n]|\([^()\n]*\))*\))*))\s*\)
-    | ^\s{0,3}\[[^\]\n]+\]:\s*(?P<definition>\S+)
+      (?<![\w:.-])(?P<name>[\w:.-]{1,60})\s{0,9}=\s{0,9}
+        (?:\\?"(?P<double>[^"]{0,8000})"|\\?'(?P<single>[^']{0,8000})')
+    | \b(?P<bare>src|href|poster|data|action)\s{0,9}=\s{0,9}(?P<unquoted>[^\s"'<>\\]{1,8000})
+    | \burl\(\s{0,9}(?:"(?P<url_double>[^"]{0,8000})"|'(?P<url_single>[^']{0,8000})'|(?P<url>[^()"'\n]{0,2000}))\s{0,9}\)
+    | (?P<image>!\[(?:[^\[\]]|\[[^\[\]]{0,200}\]){0,500})?
+      \]\(\s{0,9}(?:<(?P<angle>[^>\n]{0,4000})>|(?P<link>(?:[^()\n]|\((?:[^()\n]|\([^()\n]{0,200}\)){0,200}\)){0,4000}))\s{0,9}\)
+    | ^[ ]{0,3}\[[^\]\n]{1,200}\]:[ \t]{0,9}(?P<definition>\S{1,8000})
     """,
     re.VERBOSE | re.MULTILINE | re.IGNORECASE,
 )
 """Where a document has a path: an attribute, a CSS url(), a link of Markdown or its definition."""
-_TITLE: Final = re.compile(r"""\s+(?:"[^"]*"|'[^']*'|\([^()]*\))\s*$""")
-_BARE: Final = re.compile(
-    rf"""[^\s"'<>()\[\]{{}}|,;=*`]*?{_EXTENSION}(?:[?#][^\s"'<>()\[\]{{}}|,;*`]*)?""", re.IGNORECASE
-)
-"""A path in running text."""
-_DELIMITER: Final = re.compile(r"""[\n"'<>|,;=]""")
+_TAG: Final = re.compile(r"<(?:img|image|picture|source|video|audio|track|input)\b[^<]*\Z", re.IGNORECASE)
+"""Before an attribute, that it is of an element whose `src` can only be media."""
+_CANDIDATE: Final = re.compile(r"[\s,]*(\S*[^\s,])(?:\s+[^,]{0,100})?(?:,|\Z)")
+"""One image of a `srcset`, before its descriptor."""
+_TITLE: Final = re.compile(r"""\s(?:"[^"]{0,1000}"|'[^']{0,1000}'|\([^()]{0,1000}\))\s{0,9}\Z""")
+_QUERY: Final = re.compile(r"""[?#][^\s"'<>()\[\]{}|,;*`]{0,2000}""")
+_STOPS: Final = "\n\r\t \f\v\xa0\"'<>()[]{}|,;=*`"
+"""What a path in running text does not hold."""
+_BREAKS: Final = re.compile(r"""[\n"'<>|,;=]""")
+_BEFORE: Final = 1100
+"""Characters before an extension that are looked at: a key has at most 1,024 bytes."""
 _PATHS: Final = frozenset({"src", "href", "poster", "data", "action", "cite", "background", "content", "value"})
 _WORDS: Final = 8
 """Words before an extension in running text that may belong to a name with blanks."""
@@ -76,41 +84,42 @@ def in_markup(documents: Iterable[str]) -> Iterator[tuple[str, bool]]:
         at = 0
         for place in _PLACES.finditer(document):
             yield from _in_text(document[at : place.start()])
-            yield from _in_place(place)
+            yield from _in_place(place, document)
             at = place.end()
         yield from _in_text(document[at:])
 
 
-def _in_place(place: re.Match[str]) -> Iterator[tuple[str, bool]]:
-    name = (place["name"] or "").lower()
-    path = next((text for group, text in place.groupdict().items() if text is not None and group != "name"), "")
-    path = path.removesuffix("\\")
+def _in_place(place: re.Match[str], document: str) -> Iterator[tuple[str, bool]]:
+    found = place.groupdict()
+    name = (found.pop("name") or found.pop("bare") or "").lower()
+    is_image = found.pop("image") is not None or name == "poster"
+    path = next((text for group, text in found.items() if text is not None and group != "bare"), "").removesuffix("\\")
     if place["link"] is not None:
         path = _TITLE.sub("", path)
     if name.endswith("srcset"):
         yield path, False
-        for candidate in re.split(r",\s+|,(?=\S+\s)", path):
-            yield from _counted(candidate.strip().split()[:1])
+        yield from ((one, True) for one in _CANDIDATE.findall(path))
     elif name and name not in _PATHS and not name.startswith("data-"):
         if is_counted(path):
             yield path, False
             yield from in_markup([path]) if name == "style" else _in_text(path)
     else:
-        yield from _counted([path])
-
-
-def _counted(paths: Iterable[str]) -> Iterator[tuple[str, bool]]:
-    for path in paths:
-        yield path, is_counted(path)
+        is_image = is_image or (name == "src" and _TAG.search(document, max(0, place.start() - 2000), place.start()))
+        yield path, bool(is_image) or is_counted(path)
 
 
 def _in_text(text: str) -> Iterator[tuple[str, bool]]:
-    """Paths in running text: up to the blank before counted, with the words before as hints."""
-    if not _MEDIA.search(text):
-        return
-    for found in _BARE.finditer(text):
-        yield found[0], True
-        line = _DELIMITER.split(text[max(0, found.start() - 500) : found.start()])[-1]
-        words = line.split(" ")
+    """Paths in running text: from the last blank or the like counted, with the words before as hints."""
+    previous = 0
+    for end in _MEDIA.finditer(text):
+        if end.start() < previous:
+            continue  # in the query of the path before
+        window = text[max(previous, end.end() - _BEFORE) : end.end()]
+        name = window[max(map(window.rfind, _STOPS)) + 1 :]
+        query = _QUERY.match(text, end.end())
+        previous = query.end() if query else end.end()
+        path = name + (query[0] if query else "")
+        yield path, True
+        words = _BREAKS.split(window[: len(window) - len(name)])[-1].split(" ")
         for count in range(1, min(_WORDS, len(words)) + 1):
-            yield " ".join(words[-count:]) + found[0], False
+            yield " ".join(words[-count:]) + path, False
