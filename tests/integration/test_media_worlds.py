@@ -32,7 +32,7 @@ from tests.memory_s3 import Crash, MemoryS3
 from tests.memory_trust import MemoryTable
 from tests.worlds import World
 
-SEEDS = int(os.environ.get("LAMPLIGHTER_SQL_WORLDS", "120"))
+SEEDS = int(os.environ.get("LAMPLIGHTER_SQL_WORLDS", "60"))
 ARCHIVE = "archive"
 OLD = datetime(2026, 1, 1, tzinfo=UTC)
 TYPES = {"text": ["text", "varchar"], "array": ["text[]"], "json": ["jsonb", "json", "text"], "html": ["text"]}
@@ -172,11 +172,11 @@ def stage(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], An
         "ALERTS_TOPIC_ARN": "arn:aws:sns:us-east-1:111122223333:alerts",
     }.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(scan, "PART", 5)
+    monkeypatch.setattr(scan, "PART", 10)
     monkeypatch.setattr(listing, "PAGES_A_BATCH", 1)
     trust = MemoryTable()
     monkeypatch.setattr(ramp, "table", lambda: trust)
-    s3 = MemoryS3(page=40)
+    s3 = MemoryS3(page=60)
     client, lister = s3.client(), s3.client()
     made = boto3.client
     monkeypatch.setattr(aws, "client", lambda name: client if name == "s3" else made(name))
@@ -245,8 +245,8 @@ def test_worlds_that_change_while_they_are_cleaned(stage: Callable[[int], Stage]
     for seed in range(1000, 1000 + SEEDS):
         one = stage(seed, clean=seed % 2 == 0)
         rng = random.Random(f"changes {seed}")
-        events = {rng.randint(1, 30): rng.choice([one.adopt, one.replace]) for _ in range(rng.randint(1, 5))}
-        deaths = {rng.randint(1, 40) for _ in range(rng.randint(0, 3))}
+        events = {rng.randint(1, 20): rng.choice([one.adopt, one.replace]) for _ in range(rng.randint(1, 5))}
+        deaths = {rng.randint(1, 30) for _ in range(rng.randint(0, 3))}
         after = rng.random() < 0.5
         happen, die = happening(events), dying(deaths)
         one.s3.before_write = happen if after else both(happen, die)
@@ -305,12 +305,12 @@ def test_a_crash_at_each_single_write(stage: Callable[[int], Stage]) -> None:
     while seen["crashes"] == number * 2:  # the last run came to its end before its crash
         number += 1
         for after in (False, True):
-            one = stage(2, clean=True)
+            one = stage(209, clean=True)
             die = dying({number})
             one.s3.before_write = (lambda number, key: None) if after else die
             one.s3.after_write = die if after else lambda number, key: None
             judge(one, one.to_the_end(), seen)
             assert set(one.s3.keys(one.world.bucket)) >= set(one.world.objects) - one.world.orphans
 
-    assert number > 8
+    assert number > 9
     assert seen["removed"] == seen["orphans"] > 0
