@@ -82,7 +82,11 @@ def test_rows_of_another_folder_are_outside_unless_the_column_is_relative() -> N
     scope = Scope("bucket", "up/")
     keys = ["up/a.jpg", "up/b.jpg"]
     assert figures(count_of(["up/a.jpg", "other/x.jpg"], keys, scope=scope)) == (2, 1, 1, 0, 0)
-    assert figures(count_of(["up/a.jpg", "b.jpg", "other/x.jpg"], keys, scope=scope)) == (3, 2, 0, 1, 0)
+    count = count_of(["up/a.jpg", "b.jpg", "other/x.jpg"], keys, scope=scope)
+    assert figures(count) == (3, 2, 0, 1, 0)
+    assert "other/: 1 (other/x.jpg) -> elsewhere: [other/]" in str(count.explained(max_unmatched=0, max_unreadable=0))
+    declared = count_of(["up/a.jpg", "b.jpg", "other/x.jpg"], keys, scope=scope, elsewhere=("other/",))
+    assert figures(declared) == (3, 2, 1, 0, 0)
     assert figures(count_of(["up/a.jpg", "x.jpg", "up/gone.jpg"], keys, scope=scope)) == (3, 1, 0, 2, 0)
 
 
@@ -96,6 +100,7 @@ def test_declared_hosts_and_prefixes_are_elsewhere() -> None:
     ]
     declared = ("gravatar.com", "https://cdn.net/img/", "legacy/")
     assert figures(count_of(values, ["a.jpg"], elsewhere=declared)) == (5, 1, 3, 1, 0)
+    assert figures(count_of(["a.jpg", "/b.jpg", "//h/c.jpg"], ["a.jpg"], elsewhere=("/", " ", ""))) == (3, 1, 0, 2, 0)
     assert host_of("HTTPS://u:p@Host.Example:8080/x") == "host.example"
     assert host_of("a/b") == ""
 

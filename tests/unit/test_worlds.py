@@ -16,7 +16,7 @@ from lamplighter.media.folding import Scope
 from lamplighter.media.rescue import Kept
 from tests.worlds import World
 
-SEEDS = int(os.environ.get("LAMPLIGHTER_WORLDS", "300"))
+SEEDS = int(os.environ.get("LAMPLIGHTER_WORLDS", "200"))
 
 
 @dataclass

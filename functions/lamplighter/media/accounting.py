@@ -72,6 +72,9 @@ class Group:
 
     host: str
     segment: str
+    """The first folder with its slash; empty for names without a folder."""
+    far: bool = False
+    """Whether these are paths of another folder of the bucket."""
     count: int = 0
     examples: list[str] = field(default_factory=list)
     fitting: Counter[str] = field(default_factory=Counter)
@@ -87,8 +90,8 @@ class Group:
         """What to declare if these values are no faults."""
         if self.fitting:
             return f"strip: [{self.fitting.most_common(1)[0][0]}]"
-        if self.host:
-            return f"elsewhere: [{self.host}]"
+        if self.host or (self.far and self.segment):
+            return f"elsewhere: [{self.host or self.segment}]"
         return None
 
 
@@ -224,7 +227,7 @@ class Account:
         new, new_folders = self._list_ended()
         tally = self._tallies[column]
         is_folder = self._columns[column].folder
-        values = [value for value in values if not is_blank(value)]
+        values = [value for value in values if value[:1].isalnum() or not is_blank(value)]
         spreads = self._spread(column, [*values, *hints])
         flat = [one for spread in spreads for one in (*spread.absolute, *spread.relative)]
         prints = fingerprint_batch(flat)
@@ -279,6 +282,8 @@ class Account:
         for place in self._columns[column].elsewhere:
             declared = place.strip().casefold()
             inside = declared.strip("/")
+            if not inside:
+                continue
             if host and (host == inside or host.endswith("." + inside)):
                 return True
             without = bare.partition("://")[2] or bare.lstrip("/")
@@ -367,6 +372,7 @@ class Account:
 class _Remains:
     """Values that match nothing."""
 
+    far: bool = False
     count: int = 0
     unreadable: int = 0
     groups: dict[tuple[str, str], Group] = field(default_factory=dict)
@@ -381,7 +387,7 @@ class _Remains:
         key = (host, (segment + slash)[:100] if slash else "")
         if key not in self.groups and len(self.groups) >= MAX_GROUPS:
             key = ("", "other folders")
-        group = self.groups.setdefault(key, Group(*key))
+        group = self.groups.setdefault(key, Group(*key, far=self.far))
         group.count += 1
         if len(group.examples) < EXAMPLES:
             group.examples.append(value if len(value) <= 120 else value[:117] + "...")
@@ -397,7 +403,7 @@ class _Tally:
     """Matched only as relative to the scope's folder."""
     outside: int = 0
     near: _Remains = field(default_factory=_Remains)
-    far: _Remains = field(default_factory=_Remains)
+    far: _Remains = field(default_factory=lambda: _Remains(far=True))
     """Below another folder of the bucket if the column holds whole keys; else unmatched."""
 
     def account(self, column: str) -> ColumnAccount:

@@ -327,10 +327,12 @@ def _spread(paths: Sequence[str], folded: Sequence[str], layout: _Layout) -> Spr
 
 def _spread_one(folded: str, layout: _Layout) -> Spread:
     """`_spread` of one plain path without declared prefixes."""
+    if not layout.folder and folded:
+        if folded.startswith(layout.bucket):
+            return Spread((folded, folded[len(layout.bucket) :]), (), ())
+        return Spread((folded,), (), ())
     if not folded or folded.startswith(layout.bucket):
         return _spread((folded,), (folded,), layout)
-    if not layout.folder:
-        return Spread((folded,), (), ())
     ended = folded + "/"
     relative = tuple([lead + folded for lead, rest in layout.leads if ended.startswith(rest)])
     return Spread((folded,), relative, ()) if ended.startswith(layout.folder) else Spread((), relative, (folded,))

@@ -147,6 +147,9 @@ class Names:
     def __init__(self, *, max_names: int = MAX_NAMES) -> None:
         self._max_names = max_names
         self._candidates = Builder()
+        self._lengths: set[int] = set()
+        """Of the candidates' skeletons: beginnings of other lengths need not be looked up."""
+        self._name_lengths: set[int] = set()
         self._folders: set[int] = set()
         self._sealed: Fingerprints | None = None
         self._names: tuple[Builder, Builder] = Builder(), Builder()
@@ -157,7 +160,9 @@ class Names:
 
     def add_candidates(self, folded: Sequence[str], *, root: str = "") -> None:
         """Add the folded keys of candidates; folders that `root` ("" or ending with a slash) names are not counted."""
-        self._candidates.add(fingerprint_batch([skeleton(stem(name_of(key))) for key in folded]))
+        whole = [skeleton(stem(name_of(key))) for key in folded]
+        self._candidates.add(fingerprint_batch(whole))
+        self._lengths.update(map(len, whole))
         parents = {key.rpartition("/")[0] for key in folded}
         folders = {segment for parent in parents for segment in (parent + "/").removeprefix(root).split("/")} - {""}
         self._folders.update(fingerprint_batch(list(folders)))
@@ -186,7 +191,8 @@ class Names:
             self._names[1].add(fingerprint_batch([skeleton(one) for one in others]))
             shorter = {one for name in full for one in cuts(name)}
             for one in whole:
-                shorter.update(one[:end] for end in range(MIN_BEGINNING, len(one)))
+                shorter.update(one[:end] for end in self._lengths if MIN_BEGINNING <= end < len(one))
+            self._name_lengths.update(map(len, whole))
             prints = fingerprint_batch(list(shorter))
             self._longer.update(one for one, hit in zip(prints, self._sealed.contains(prints), strict=True) if hit)
 
@@ -194,22 +200,25 @@ class Names:
         """Forget what was added of values: they are read again."""
         self._names, self._asked, self._count = (Builder(), Builder()), None, 0
         self._longer.clear()
+        self._name_lengths.clear()
         self._named_folders.clear()
 
     def to_bytes(self) -> bytes:
         """What was added of candidates."""
         self._sealed = self._sealed or self._candidates.seal()
-        return frame(self._sealed.to_bytes(), array("Q", self._folders).tobytes())
+        sets = (array("Q", some).tobytes() for some in (self._folders, self._lengths))
+        return frame(self._sealed.to_bytes(), *sets)
 
     def add_bytes(self, data: bytes) -> None:
         """Add the candidates that `to_bytes` of this or another object wrote."""
-        candidates, folders = unframe(data)
+        candidates, folders, lengths = unframe(data)
         self._candidates = Builder()
         for some in (self._sealed, from_bytes(candidates)):
             if some is not None:
                 self._candidates.add(some.values())
         self._sealed = None
         self._folders.update(array("Q", folders))
+        self._lengths.update(array("Q", lengths))
 
     def may_mean(self, folded: str, paths: Fingerprints, *, root: str = "") -> bool:
         """Whether some value may mean the file with this folded key.
@@ -233,7 +242,8 @@ class Names:
         whole = skeleton(name)
         if (print_ := fingerprint(whole)) in self._longer or print_ in others:
             return True
-        tried = {whole, *cuts(name), *(whole[:end] for end in range(MIN_BEGINNING, len(whole)))}
+        beginnings = [whole[:end] for end in self._name_lengths if MIN_BEGINNING <= end < len(whole)]
+        tried = {whole, *cuts(name), *beginnings}
         return True in full.contains(fingerprint_batch(list(tried)))
 
 
@@ -259,6 +269,8 @@ class Patterns:
                 self._folders.append(fold(pattern))
             else:
                 self._names.append(_compiled(pattern))
+        every = "|".join(pattern.pattern.replace("?P<name>", "?:") for pattern in self._names)
+        self._any_name = re.compile(every or "(?!)")
 
     def originals(self, folded: str) -> Iterator[list[str]]:
         """The folded paths of what the file may be derived from, nearest first, in groups of one name each."""
@@ -281,8 +293,9 @@ class Patterns:
         bare = stem(name)
         found = [
             folder + slash + match["name"].lstrip(" " + QUOTES)
-            for pattern in self._names
             for tried in {bare, name}
+            if self._any_name.fullmatch(tried)
+            for pattern in self._names
             if (match := pattern.fullmatch(tried))
         ]
         segments = folder.split("/")
