@@ -36,8 +36,9 @@ def turn(job: Job | dict[str, Any], **more: Any) -> dict[str, Any]:
 # -- run, preview, undo ------------------------------------------------------------------------------------------------
 
 
-def test_a_job_is_run_by_hand(ledger: Ledger) -> None:
+def test_a_job_is_run_by_hand(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     """REQUIREMENTS B7: the row is made, and the dispatcher starts it."""
+    monkeypatch.setenv("LAMPLIGHTER_ORPHAN_CLEANUP_DRY_RUN", "false")
     answer = post("/api/jobs/run", {"job_type": "orphan_cleanup", "params": {"dry_run": False, "base_path": "a"}})
     assert answer.status == 202
     assert answer.headers["location"] == f"/api/jobs/{answer.body['job_id']}"
@@ -85,6 +86,23 @@ def test_such_a_run_is_refused_in_one_sentence(path: str, body: Any, status: int
     answer = problem(post(f"/api/jobs/run/{path}", body))
     assert answer[0] == status
     assert answer[2].startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("params", "sentence"),
+    [
+        ({"dry_run": False}, "dry_run: false needs the setting media.apply to be true"),
+        (
+            {"min_age_hours": 1},
+            "min_age_hours: takes 24 or more (the setting media.min_age_hours), got 1",
+        ),
+    ],
+)
+def test_a_parameter_that_is_looser_than_its_setting_makes_no_row(params: dict[str, Any], sentence: str) -> None:
+    """REQUIREMENTS S2 (FAILURES 22): fuses only tighten."""
+    status, _, detail = problem(post("/api/jobs/run", {"job_type": "orphan_cleanup", "params": params}))
+    assert (status, sentence in detail) == (422, True), detail
+    assert post("/api/jobs/run", {"job_type": "orphan_cleanup"}).status == 202, "and nothing is held"
 
 
 def test_a_second_run_of_a_singleton_is_refused_with_the_first_ones_id() -> None:
