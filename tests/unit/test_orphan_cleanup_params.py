@@ -57,7 +57,7 @@ def test_what_is_not_given_comes_from_the_settings() -> None:
         ({"max_delete_gb": 10.1}, "max_delete_gb: takes 10 or less (the setting media.max_delete_gb)"),
         ({"max_orphan_share": 0.21}, "max_orphan_share: takes 0.2 or less (the setting media.max_orphan_share"),
         ({"quarantine_hours": 47}, "quarantine_hours: takes 48 or more (the setting media.quarantine_hours)"),
-        ({"bucket": "backups"}, "bucket: takes media (the stack's media bucket), got backups"),
+        ({"bucket": "backups"}, "bucket: takes media (the stack's media bucket), got 'backups'"),
         (
             {"base_path": ""},
             "base_path: takes a folder below shop/ (the setting media.base_path), got the who",
