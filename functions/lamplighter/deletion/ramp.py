@@ -24,7 +24,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 from uuid import uuid4
 
 from aws_lambda_powertools import Logger
@@ -32,6 +32,9 @@ from aws_lambda_powertools import Logger
 from lamplighter.kernel.aws import client
 from lamplighter.kernel.errors import Permanent, Retryable
 from lamplighter.kernel.ledger.row import from_text, to_text
+
+if TYPE_CHECKING:
+    from lamplighter.kernel.settings import RuleSettings
 
 logger = Logger(child=True)
 
@@ -193,6 +196,10 @@ class Allowance:
             _, self.used = self._table.grant(self._scope, self._run, self.limit, expires=self._now + RUN_KEPT)
         return 0
 
+    def reserve_all(self) -> int | None:
+        """Reserves what is left; None means no limit."""
+        return None if self.left is None else self.reserve(self.left)
+
     def give_back(self, items: int) -> None:
         """Returns what was reserved and certainly not acted on."""
         if self.limit is not None and items > 0 and self._table.use(self._scope, self._run, -items, limit=self.limit):
@@ -317,6 +324,24 @@ def of_rule(rule: str) -> str:
 def of_check(check: str, account: str) -> str:
     """The scope of a check's remedy in an account."""
     return f"cloud/{check}/{account}"
+
+
+def of_rows(rule: str, definition: Mapping[str, Any], given: RuleSettings) -> dict[str, Any]:
+    """What `open` and `look` take for the owner's rows.
+
+    Args:
+        rule: the name of the rule, or of another phase that changes rows.
+        definition: what it means: its table, clock and `where`.
+        given: its settings.
+    """
+    return {
+        "table": table(),
+        "scope": of_rule(rule),
+        "definition": definition_of(definition),
+        "first": FIRST_ROWS,
+        "ceiling": given.max_rows,
+        "applies": given.ramp,
+    }
 
 
 def began(job_id: str, now: datetime) -> datetime:
