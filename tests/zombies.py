@@ -8,13 +8,14 @@ reader really differ, and in that field only, so a store that leaves the field o
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import datetime
 from typing import Final
 
 from lamplighter.kernel.ledger import transitions
 from lamplighter.kernel.ledger.ledger import Ledger
 from lamplighter.kernel.ledger.row import AttemptError, Job, Status
-from lamplighter.kernel.ledger.store import FENCE, Outcome
+from lamplighter.kernel.ledger.store import FENCE, LEASE, Outcome
 
 Pair = tuple[Job, Job]
 """The row as the zombie read it, and as it is now."""
@@ -44,11 +45,19 @@ def _released(ledger: Ledger, running: Job) -> Pair:
     return waiting, ledger.retry(running.job_id)
 
 
+def _lease(ledger: Ledger, running: Job) -> Pair:
+    """A worker outside Lambda holds the attempt; the zombie has another token. A job of its own, for it is claimed."""
+    waiting = ledger.new_job(f"{running.job_type}_outside", replace(running.policy, target="bus"))
+    row = ledger.claim(ledger.submit(waiting).job_id, attempt=1, continuation=0)
+    return replace(row, lease="0" * 64), row
+
+
 MOVES: Final[Mapping[str, Callable[[Ledger, Job], Pair]]] = {
     "attempt": _attempt,
     "continuation": _continuation,
     "status": _status,
     "released": _released,
+    LEASE: _lease,
 }
 """How a running job comes to differ from what its reader saw in this field of the fence, and in no other."""
 
@@ -59,9 +68,9 @@ OVERTAKEN: Final = ("attempt", "continuation")
 def collide(ledger: Ledger, running: Job, field: str) -> Pair:
     """Let the row move on, and assert that this alone tells the reader's row from the present one."""
     seen, row = MOVES[field](ledger, running)
-    names = {*FENCE, field}
-    differing = {name for name in names if getattr(seen, name) != getattr(row, name)}
+    differing = {name for name in {*FENCE, field} if getattr(seen, name) != getattr(row, name)}
     assert differing == {field}, f"the row moved on by {differing}"
+    assert field == LEASE or seen.lease in (None, row.lease) or row.lease is None, "a lease tells them apart, too"
     return seen, row
 
 

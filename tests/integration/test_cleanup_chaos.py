@@ -20,6 +20,7 @@ from lamplighter.kernel import job as job_module
 from lamplighter.kernel.ledger.row import Status
 from lamplighter.library import old_jobs, plans, stale_jobs
 from local.settings import applied
+from tests.conftest import Seeded
 from tests.integration.cleanup_world import SYNC, TABLES, World
 from tests.integration.phases_world import FragileStore, Points, die_with, fragile, interleaved
 from tests.state_machine import ExecutionFailed
@@ -156,13 +157,13 @@ def points_of(engine: Engine) -> int:
         return len(world.point.passed)
 
 
-def test_killed_at_every_point_it_loses_nothing_and_the_next_attempt_ends_it(engine: Engine) -> None:
+def test_killed_at_every_point_it_loses_nothing_and_the_next_attempt_ends_it(engine: Engine, seeded: Seeded) -> None:
     """The function alone is killed, or the execution with it, in turn; what was done is done once, and not undone."""
     points = points_of(engine)
     assert points > 40
     got_away = 0
-    for deadly in range(1, points + 1):
-        with Chaos(engine, random.Random(deadly)).installed() as world:
+    for deadly, rng in seeded(range(1, points + 1)):
+        with Chaos(engine, rng).installed() as world:
             world.point.kill_at(deadly)
             execution = world.execution(phases=PHASES)
             with suppress(ExecutionFailed):
@@ -184,10 +185,9 @@ def test_killed_at_every_point_it_loses_nothing_and_the_next_attempt_ends_it(eng
 
 
 @pytest.mark.parametrize("seeds", [range(50), range(50, 100)], ids=str)
-def test_two_at_once_one_tick_twice_and_cancelled_at_random(engine: Engine, seeds: range) -> None:
+def test_two_at_once_one_tick_twice_and_cancelled_at_random(engine: Engine, seeds: range, seeded: Seeded) -> None:
     """K3, K6, K7: two executions step by step in any order, of one tick, of two, or by hand; one may be cancelled."""
-    for seed in seeds:
-        rng = random.Random(seed)
+    for _seed, rng in seeded(seeds):
         with Chaos(engine, rng).installed() as world:
             same = rng.random() < 0.5
             first, second = [world.tick(), world.tick()] if same else [world.execution(), world.tick(at=world.now)]
@@ -205,10 +205,9 @@ def test_two_at_once_one_tick_twice_and_cancelled_at_random(engine: Engine, seed
             world.verify_told()
 
 
-def test_out_of_time_again_and_again_it_goes_on_and_counts_right(engine: Engine) -> None:
+def test_out_of_time_again_and_again_it_goes_on_and_counts_right(engine: Engine, seeded: Seeded) -> None:
     """K8: functions of seconds, executions that are over before all is done, and every fourth is killed besides."""
-    for seed in range(30):
-        rng = random.Random(seed)
+    for seed, rng in seeded(range(30)):
         with Chaos(engine, rng).installed() as world:
             world.function_time = timedelta(seconds=rng.choice([6, 12, 60]))
             killed = seed % 4 == 0

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from itertools import count
 from typing import Any
@@ -10,6 +13,7 @@ from unittest.mock import patch
 
 import boto3
 import pytest
+from botocore.client import BaseClient
 from botocore.exceptions import ClientError
 
 from lamplighter.cloud import findings, reader
@@ -427,6 +431,90 @@ def test_what_changes_between_the_plan_and_the_act_is_kept(account: Account) -> 
     assert outcomes[groups[0]] == ("kept", "It has changed since the plan was made.")
     assert outcomes[groups[1]][0] == "kept"
     assert [len(account.ingress(group)) for group in groups] == [2, 1]
+
+
+@contextmanager
+def right_before(operation: str, happens: Callable[[], None]) -> Iterator[None]:
+    """Something happens once, right after AWS has answered the last reading call before an operation is due."""
+    call: Callable[..., Any] = BaseClient._make_api_call  # type: ignore[attr-defined]
+    asked = Counter[str]()
+
+    def counted(client: Any, name: str, request: Any) -> Any:
+        asked[name] += 1
+        if asked[operation] == 1 and name == operation:
+            happens()
+        return call(client, name, request)
+
+    with patch.object(BaseClient, "_make_api_call", counted):
+        yield
+
+
+@pytest.mark.parametrize(
+    "written", [{KEEP: ""}, {"aws:cloudformation:stack-name": "lamplighter"}, {PORTS: "please wait"}]
+)
+def test_a_keep_tag_that_comes_right_before_the_act_is_heard(account: Account, written: dict[str, str]) -> None:
+    """After the region was read once more: the tags are asked for at the very end."""
+    group = account.open_group()
+    account.act("open_ports", "revoke")
+    job, revoke = account.job(), {"open_ports": Remedy(action="revoke", after_days=0, apply=True)}
+    with right_before("DescribeTags", lambda: account.tag(group, **written)):
+        report = account.attempt(job, revoke)
+    assert isinstance(report, Report)
+    assert (report.outcomes, account.ingress(group)) == ({"kept": 1}, {("tcp", 22, 22, "0.0.0.0/0")})
+
+
+def test_a_finding_that_is_resolved_between_the_plan_and_the_act_protects(account: Account) -> None:
+    """Its decision is then to keep it, and not that it is in order."""
+    group = account.open_group()
+    account.act("open_ports", "revoke")
+    report = account.act(
+        "open_ports", "revoke", once_planned=lambda: account.sql("UPDATE findings SET status = 'resolved'")
+    )
+    assert (report.outcomes, len(account.ingress(group))) == ({"kept": 1}, 1)
+
+
+def test_rules_of_the_way_out_are_left_alone(account: Account) -> None:
+    """One agrees with the finding in protocol, ports and range."""
+    group = account.open_group()
+    account.ec2.authorize_security_group_egress(GroupId=group, IpPermissions=[ssh("0.0.0.0/0")])
+    account.act("open_ports", "revoke")
+    report = account.act("open_ports", "revoke")
+    (rule,) = account.outcomes(report)[group].facts["state"]["rules"]  # type: ignore[index]
+    there = account.ec2.describe_security_group_rules(Filters=[{"Name": "group-id", "Values": [group]}])
+    left = {one["SecurityGroupRuleId"]: one["IsEgress"] for one in there["SecurityGroupRules"]}
+    assert report.outcomes == {"revoked": 1}
+    assert rule["SecurityGroupRuleId"] not in left
+    assert list(left.values()) == [True, True], "the way out that every group has, and the one for SSH"
+
+
+def test_a_mark_that_is_rewritten_right_before_stays(account: Account) -> None:
+    """Its owner wrote into it after the plan."""
+    group = account.open_group(**{PORTS: "found 2026-01-01T00:00Z"})
+    report = account.act("open_ports", "revoke", once_planned=lambda: account.tag(group, **{PORTS: "please wait"}))
+    assert (report.outcomes, account.tags(group)) == ({"kept": 1}, {PORTS: "please wait"})
+
+
+def test_a_volume_that_is_attached_between_the_plan_and_the_act_is_kept(account: Account) -> None:
+    volume, instance = account.unattached_volume(), account.idle_instance()
+    account.act("unattached_volumes", "snapshot_and_delete")
+
+    def attach() -> None:
+        account.ec2.attach_volume(VolumeId=volume, InstanceId=instance, Device="/dev/sdb")
+
+    with right_before("DescribeTags", attach):
+        report = account.act("unattached_volumes", "snapshot_and_delete")
+    assert report.outcomes == {"kept": 1}
+    assert volume not in {snapshot["VolumeId"] for snapshot in account.snapshots().values()}
+
+
+@pytest.mark.parametrize("theirs", [{PORTS: "ours now"}, {KEEP: ""}])
+def test_undo_leaves_a_mark_that_somebody_rewrote(account: Account, theirs: dict[str, str]) -> None:
+    group = account.open_group()
+    report = account.act("open_ports", "revoke")
+    account.tag(group, **theirs)
+    before = account.tags(group)
+    assert account.undo(report).outcomes == {"changed_since": 1}
+    assert account.tags(group) == before
 
 
 def test_what_goes_away_before_it_is_marked_is_no_failure(account: Account) -> None:

@@ -18,6 +18,7 @@ from lamplighter.kernel.ledger.row import AttemptError, Job, Policy, Status
 from lamplighter.kernel.ledger.store import (
     FENCE,
     FINAL,
+    LEASE,
     Change,
     DuplicateJob,
     LockHeld,
@@ -168,7 +169,7 @@ def test_no_write_of_a_zombie_passes_the_fence(
 
 
 def test_every_field_of_the_fence_has_a_zombie() -> None:
-    assert set(MOVES) >= set(FENCE)
+    assert set(MOVES) >= {*FENCE, LEASE}
 
 
 @pytest.mark.parametrize(
@@ -370,6 +371,72 @@ def test_a_singleton_is_refused_while_another_lives_and_free_when_it_ends(
         ledger.submit(holder)
     ledger.complete(holder, None)
     assert start(ledger, SINGLE).status is Status.RUNNING
+
+
+@pytest.mark.parametrize("many", [False, True])
+@pytest.mark.parametrize("end", ["complete", "fail permanently", "finish_cancelled"])
+def test_the_end_of_a_singleton_frees_its_lock_in_the_same_write(
+    ledger: Ledger, store: Store, clock: Clock, end: str, many: bool
+) -> None:
+    """K3: no next run has to find out that the holder is dead. A retry keeps the lock."""
+    job = start(ledger, SINGLE)
+    job = store.apply(Change(old=job, new=WRITES[Status.RUNNING]["heartbeat"](job, clock.now)))
+    rival = ledger.new_job("sync", SINGLE)
+    with pytest.raises(LockHeld):
+        store.create(rival)
+    change = Change(old=job, new=WRITES[Status.RUNNING][end](job, clock.now))
+    if many:
+        assert store.apply_many([change]) == [Outcome.WRITTEN]
+    else:
+        store.apply(change)
+    store.create(rival)
+    store.apply(Change(old=rival, new=rival))
+    waiting = store.apply(
+        Change(old=rival, new=transitions.expire(rival, now=clock.now, jitter=0, reason="pickup", message="late"))
+    )
+    assert waiting.status is Status.PENDING
+    with pytest.raises(LockHeld):
+        store.create(ledger.new_job("sync", SINGLE))
+
+
+def test_a_lock_is_taken_from_the_named_job_alone(ledger: Ledger, store: Store) -> None:
+    """K3: who has seen a dead holder takes the lock from that one, not from a third that was quicker."""
+    holder = start(ledger, SINGLE)
+    rival = ledger.new_job("sync", SINGLE)
+    with pytest.raises(LockHeld) as held:
+        store.create(rival, instead_of="the one before")
+    assert (held.value.holder, store.get(rival.job_id)) == (holder.job_id, None)
+    store.create(rival, instead_of=holder.job_id)
+    with pytest.raises(LockHeld) as held:
+        store.create(ledger.new_job("sync", SINGLE))
+    assert held.value.holder == rival.job_id
+
+
+def test_rows_are_read_strongly_consistent(jobs_table: str, clock: Clock) -> None:
+    """The local DynamoDB is so always; the real one only where it is asked."""
+    asked: list[dict[str, Any]] = []
+    store = DynamoStore(jobs_table)
+    ledger = Ledger(store, clock=clock)
+    job = start(ledger)
+    for operation in ("GetItem", "BatchGetItem"):
+        aws.client("dynamodb").meta.events.register(
+            f"provide-client-params.dynamodb.{operation}", lambda params, **_: asked.append(params)
+        )
+    assert store.get(job.job_id) == job
+    assert store.statuses([job.job_id]) == {job.job_id: Status.RUNNING}
+    single, many = asked
+    assert single["ConsistentRead"] is True
+    assert many["RequestItems"][jobs_table]["ConsistentRead"] is True
+
+
+def test_two_who_redrive_at_once_make_one_job(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """K10: both have read the row before either marked it."""
+    dead = ledger.fail(start(ledger), Permanent("no"))
+    first = ledger.redrive(dead.job_id)
+    get = ledger.get
+    monkeypatch.setattr(ledger, "get", lambda job_id: dead if job_id == dead.job_id else get(job_id))
+    assert ledger.redrive(dead.job_id) == first
+    assert [job.job_id for job in ledger.store.of_type("sync", limit=9).jobs if job.redrive_of] == [first.job_id]
 
 
 def test_a_singleton_that_lost_its_lease_frees_no_lock(ledger: Ledger, clock: Clock) -> None:

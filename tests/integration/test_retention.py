@@ -455,6 +455,61 @@ def test_the_ceiling_is_never_exceeded(engine: Engine, ceiling: int) -> None:
     assert applied.stopped == ("ceiling" if ceiling <= 30 else None)
 
 
+@pytest.mark.parametrize("ceiling", [1, 7, 31])
+def test_the_ceiling_is_that_of_all_batches_together(
+    heap: Engine, monkeypatch: pytest.MonkeyPatch, ceiling: int
+) -> None:
+    """Every batch is a block, and no batch holds the whole of the ceiling but the first."""
+    monkeypatch.setattr(batches, "START_BLOCKS", 1)
+    monkeypatch.setattr(batches, "MAX_BLOCKS", 1)
+    with heap.begin() as connection:
+        connection.execute(text("ALTER TABLE things SET (fillfactor = 10)"))
+        wide = text("INSERT INTO things SELECT n, :at, repeat('x', 700) FROM generate_series(1, 40) AS n")
+        connection.execute(wide, {"at": NOW - 40 * DAY})
+    applied = go(heap, ceiling=ceiling)
+    assert (applied.rows, len(ids(heap)), applied.stopped) == (ceiling, 40 - ceiling, "ceiling")
+    assert applied.batches >= min(ceiling, 10), "rows of several blocks"
+
+
+def test_a_set_changes_what_is_null_and_nothing_twice(engine: Engine) -> None:
+    fill(engine, *[40 * DAY] * 3)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE things SET note = CASE id WHEN 1 THEN NULL WHEN 2 THEN 'old' END WHERE id < 3"))
+    rule = replace(RULE, action=Set({"note": "old"}))
+    assert due(engine, rule).rows == 2
+    assert (go(engine, rule).rows, ids(engine, where="note = 'old'")) == (2, [1, 2, 3])
+    assert go(engine, rule).rows == due(engine, rule).rows == 0
+
+
+def test_the_connection_is_patient_again_after_a_run_that_failed(heap: Engine) -> None:
+    """Whatever it was given to call may fail in the middle of a batch."""
+    fill(heap, *[40 * DAY] * 3)
+
+    def fails(percent: int, message: str) -> None:
+        raise RuntimeError("in the middle")
+
+    with pytest.raises(RuntimeError, match="in the middle"):
+        go(heap, progress=fails)
+    for _ in range(3):
+        with heap.connect() as connection:
+            assert connection.execute(text("SHOW statement_timeout")).scalar_one() == "1min"
+            assert connection.execute(text("SHOW lock_timeout")).scalar_one() == "5s"
+
+
+def test_a_lack_of_rights_is_no_refused_row(heap: Engine) -> None:
+    """It is of the whole table: one sentence, and no search row by row."""
+    fill(heap, *[40 * DAY] * 3)
+    with heap.begin() as connection:
+        connection.execute(
+            text("""CREATE FUNCTION deny() RETURNS trigger LANGUAGE plpgsql AS
+                 $$ BEGIN RAISE EXCEPTION 'permission denied for things' USING ERRCODE = '42501'; END $$""")
+        )
+        connection.execute(text("CREATE TRIGGER deny BEFORE DELETE ON things FOR EACH ROW EXECUTE FUNCTION deny()"))
+    with pytest.raises(Permanent, match=r"^things: permission denied for things"):
+        go(heap)
+    assert ids(heap) == [1, 2, 3]
+
+
 def test_a_run_that_is_killed_loses_nothing_and_archives_nothing_twice(engine: Engine, database_url: str) -> None:
     """Killed in the middle of any statement: each row is in one of the two tables, and the next run moves the rest."""
     fill(engine, *[40 * DAY + n * timedelta(hours=1) for n in range(120)])

@@ -18,7 +18,7 @@ from lamplighter.kernel.errors import DatabaseUnavailable, LostLease
 from lamplighter.kernel.job import JobHandler, Params, Report, Run, Unfinished, job
 from lamplighter.kernel.ledger.ledger import Ledger
 from lamplighter.kernel.ledger.row import Job, Policy, Status
-from lamplighter.kernel.ledger.store import FENCE, Change, LockHeld, Outcome
+from lamplighter.kernel.ledger.store import FENCE, LEASE, Change, LockHeld, Outcome
 from lamplighter.kernel.phased_job import Division, Phase, PhasedJob
 from tests.api_requests import post, problem
 from tests.memory_store import MemoryStore
@@ -53,7 +53,7 @@ def refused(ledger: Ledger, row: Job, error: type[BaseException] = LostLease) ->
 
 
 def test_every_field_of_the_fence_has_a_zombie() -> None:
-    assert set(MOVES) >= set(FENCE)
+    assert set(MOVES) >= {*FENCE, LEASE}
 
 
 @pytest.mark.parametrize("policy", [POLICY, SINGLE], ids=["plain", "singleton"])
@@ -397,20 +397,30 @@ CALLS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def turn(job: Job) -> dict[str, Any]:
+LEASE_TOKEN = "q7Jm0Xn2cV4bZ6sD8fG1hK3lP5oI9uY7tR5eW3qA1zE"
+
+
+@pytest.fixture
+def held(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> Job:
+    """An attempt that a worker holds. Every claim answers the same token, so it is not the lease that a fence rests
+    on here; `test_leases.py` has what rests on the lease alone."""
+    monkeypatch.setattr(Ledger, "from_environment", lambda: ledger)
+    monkeypatch.setattr(ledger, "new_lease", lambda: LEASE_TOKEN)
+    return ledger.claim(ledger.submit(ledger.new_job("sync", POLICY)).job_id, attempt=1, continuation=0)
+
+
+def turn(job: Job, call: str) -> dict[str, Any]:
     """What a worker says of the attempt for which it speaks."""
-    return {"attempt": job.attempt, "continuation": job.continuation}
+    lease = {} if call == "claim" else {"lease": LEASE_TOKEN}
+    return {"attempt": job.attempt, "continuation": job.continuation} | lease
 
 
 @pytest.mark.parametrize("call", [*CALLS, "claim"])
 @pytest.mark.parametrize("field", LOST)
-def test_a_worker_whose_attempt_is_over_is_answered_409(
-    ledger: Ledger, monkeypatch: pytest.MonkeyPatch, field: str, call: str
-) -> None:
-    monkeypatch.setattr(Ledger, "from_environment", lambda: ledger)
-    seen, row = collide(ledger, start(ledger), field)
+def test_a_worker_whose_attempt_is_over_is_answered_409(ledger: Ledger, held: Job, field: str, call: str) -> None:
+    seen, row = collide(ledger, held, field)
     route, body = CALLS.get(call, (call, {}))
-    answer = problem(post(f"/api/jobs/{seen.job_id}/{route}", body | turn(seen)))
+    answer = problem(post(f"/api/jobs/{seen.job_id}/{route}", body | turn(seen, call)))
     assert answer[:2] == (409, "lost-lease")
     assert ledger.get(row.job_id) == row
 
@@ -418,15 +428,23 @@ def test_a_worker_whose_attempt_is_over_is_answered_409(
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("field", LOST)
 def test_a_worker_that_is_overtaken_within_its_call_is_answered_409(
-    ledger: Ledger, monkeypatch: pytest.MonkeyPatch, field: str, call: str
+    ledger: Ledger, held: Job, monkeypatch: pytest.MonkeyPatch, field: str, call: str
 ) -> None:
     """The route has read the row, and the row moves on before the write."""
-    monkeypatch.setattr(Ledger, "from_environment", lambda: ledger)
-    seen, row = collide(ledger, start(ledger), field)
+    seen, row = collide(ledger, held, field)
     stale = replace(seen, cancel_requested=call == "cancelled")
     route, body = CALLS[call]
     with monkeypatch.context() as late:
         late.setattr(ledger, "get", lambda job_id: stale)
-        answer = problem(post(f"/api/jobs/{seen.job_id}/{route}", body | turn(seen)))
+        answer = problem(post(f"/api/jobs/{seen.job_id}/{route}", body | turn(seen, call)))
     assert answer[:2] == (409, "lost-lease")
     assert ledger.get(row.job_id) == row
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_worker_that_holds_the_attempt_is_heard(ledger: Ledger, held: Job, call: str) -> None:
+    """The calls above are refused for what has moved on, and for nothing else."""
+    if call == "cancelled":
+        ledger.cancel(held.job_id)
+    route, body = CALLS[call]
+    assert post(f"/api/jobs/{held.job_id}/{route}", body | turn(held, call)).status == 200

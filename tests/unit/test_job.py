@@ -120,6 +120,15 @@ def test_the_same_tick_runs_once(make: Any, store: MemoryStore) -> None:
     assert len(runs) == 2
 
 
+def test_two_schedules_that_tick_together_both_run(make: Any, store: MemoryStore) -> None:
+    """REQUIREMENTS K6: a tick is one schedule's, at one moment."""
+    runs = []
+    handler = make(lambda run, params: runs.append(run.job_id) or SweepReport())
+    for schedule in ("sweep", "sweep-again"):
+        handler(TICK | {"schedule": schedule}, FakeContext())
+    assert len(set(runs)) == len(store.items) == 2
+
+
 def test_a_singleton_that_runs_refuses_the_second_and_names_the_first(make: Any, ledger: Ledger) -> None:
     """REQUIREMENTS K3."""
     nested: list[Any] = []
@@ -143,6 +152,7 @@ def test_a_dead_holder_frees_the_lock_by_its_deadline(make: Any, ledger: Ledger,
     clock.tick(minutes=15)
     with pytest.raises(AlreadyRunning, match=dead.job_id):
         handler({}, FakeContext())
+    assert ledger.get(dead.job_id) == dead, "who is refused does not expire the holder"
     clock.tick(seconds=GRACE.total_seconds())
     with pytest.raises(AlreadyRunning, match="attempt 2 of 3"):  # now it waits for its retry, which comes first
         handler({}, FakeContext())

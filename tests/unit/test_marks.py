@@ -44,6 +44,9 @@ def test_it_is_acted_upon_once_its_time_has_come_and_not_before() -> None:
     early = replace(IDLE, tags={KEY: "stop after 2026-11-22T09:16Z"})
     assert decided(early) == ("wait", "Its time comes at 2026-11-22T09:16Z.")
     assert decided(early, now=NOW + timedelta(minutes=1)) == ("act", "stop after 2026-11-22T09:16Z")
+    moment = NOW.replace(minute=16, second=0)
+    assert decided(early, now=moment - timedelta(microseconds=1))[0] == "wait"
+    assert decided(early, now=moment)[0] == "act"
 
 
 def test_a_mark_with_an_earlier_moment_does_not_shorten_the_wait() -> None:
@@ -53,7 +56,12 @@ def test_a_mark_with_an_earlier_moment_does_not_shorten_the_wait() -> None:
 
 
 @pytest.mark.parametrize(
-    "value", ["", "no, thanks", "stop", "stop after today", "stop after 2026-11-22", "stop  after 2026-11-22T09:15Z"]
+    "value",
+    [
+        *("", "no, thanks", "stop", "stop after today", "stop after 2026-11-22", "stop  after 2026-11-22T09:15Z"),
+        *("stop after 2026-11-22T9:15Z", "stop after 2026-11-1T09:15Z", "stop 2026-11-22T09:15Z", "stop after"),
+        *("found after 2026-11-22T09:15Z", "sleep after 2026-11-22T09:15Z"),
+    ],
 )
 def test_a_mark_that_somebody_rewrote_is_not_acted_upon(value: str) -> None:
     assert decided(replace(IDLE, tags={KEY: value})) == ("keep", f"Somebody rewrote its mark: {KEY} is {value!r}.")

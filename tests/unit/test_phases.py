@@ -215,6 +215,18 @@ def test_a_second_run_is_refused_with_the_holders_name(machine: Machine, row: Ca
     assert row().job_id in answer["result"]["reason"]
 
 
+def test_a_holder_whose_execution_may_live_keeps_its_lock(
+    machine: Machine, row: Callable[[], Job], clock: FakeClock, store: MemoryStore
+) -> None:
+    """Past its deadline, too: only the checker asks Step Functions, and stops the execution first."""
+    machine.begin()
+    holder = row()
+    clock.tick(hours=1)
+    with pytest.raises(AlreadyRunning, match=holder.job_id):
+        machine.begin()
+    assert (row(), store.locks) == (holder, {"sweep": holder.job_id})
+
+
 def test_a_phase_out_of_time_is_called_again_with_its_checkpoint(
     machine: Machine, row: Callable[[], Job], clock: FakeClock
 ) -> None:

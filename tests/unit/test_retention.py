@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lamplighter.kernel.retention import Archive, Delete, Rule, Set
+from lamplighter.kernel.errors import Permanent
+from lamplighter.kernel.retention import Archive, Delete, Rule, Set, _cutoff
 from lamplighter.kernel.retention.batches import GROWTH, MICROSECOND, Blocks, Pace, Place, Rows, Span
 
 DAY = timedelta(days=1)
@@ -37,6 +38,18 @@ def test_a_rule_that_contradicts_itself_cannot_be_made(contradiction: dict[str, 
 
 def test_only_a_set_can_do_without_a_clock() -> None:
     Rule(name="things", table="things", clock=None, action=Set({"seen": True}), where="note IN (')', '(') -- )")
+
+
+def test_keep_is_at_least_the_floor_and_the_floor_will_do() -> None:
+    """FAILURES 10: whatever a caller asks for."""
+    rule = Rule(name="things", table="things", clock="at", keep=30 * DAY, floor=DAY, action=Delete())
+    assert _cutoff(rule, NOON, DAY) == NOON - DAY
+    assert _cutoff(rule, NOON, 30 * DAY) == NOON - 30 * DAY
+    for less in (DAY - MICROSECOND, timedelta(), -DAY):
+        with pytest.raises(Permanent, match=r"^things: rows are kept for at least 1 day"):
+            _cutoff(rule, NOON, less)
+    with pytest.raises(Permanent, match="before the calendar begins"):
+        _cutoff(rule, NOON, timedelta(days=10**6))
 
 
 places = st.one_of(

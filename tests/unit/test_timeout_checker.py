@@ -13,9 +13,10 @@ import pytest
 from lamplighter.jobs import timeout_checker
 from lamplighter.jobs.timeout_checker import Checker
 from lamplighter.kernel.errors import Permanent
+from lamplighter.kernel.ledger import judgement
 from lamplighter.kernel.ledger.ledger import Ledger
 from lamplighter.kernel.ledger.row import Job, Policy, Status
-from lamplighter.kernel.ledger.store import SHARDS
+from lamplighter.kernel.ledger.store import SHARDS, Outcome
 from lamplighter.kernel.settings import Settings
 from tests.memory_store import MemoryStore
 from tests.unit.conftest import FakeClock, FakeContext
@@ -121,6 +122,57 @@ def test_an_expired_run_of_a_state_machine_is_judged_by_its_execution(
     clock.tick(minutes=30)
     assert check(lambda job: execution)[label] == 1
     assert ledger.get(job.job_id).status is status
+
+
+class Executions:
+    """Step Functions: which executions were asked to stop."""
+
+    class exceptions:
+        ClientError = RuntimeError
+
+    def __init__(self, *, stops: bool = True) -> None:
+        self.stopped: list[str] = []
+        self._stops = stops
+
+    def stop_execution(self, *, executionArn: str, **_: Any) -> None:
+        if not self._stops:
+            raise RuntimeError("throttled")
+        self.stopped.append(executionArn)
+
+
+@pytest.mark.parametrize("stops", [True, False])
+def test_an_execution_past_its_extensions_is_stopped_first(
+    ledger: Ledger, clock: FakeClock, check: Any, monkeypatch: pytest.MonkeyPatch, stops: bool
+) -> None:
+    """REQUIREMENTS B2: no second attempt begins beside one that lives, or that could not be stopped."""
+    executions = Executions(stops=stops)
+    monkeypatch.setattr(judgement, "client", lambda service: executions)
+    job = start(ledger, replace(POLICY, target="states:sync"), execution_arn="arn:execution")
+    clock.tick(minutes=59)
+    assert check(lambda job: "RUNNING")["extended"] == 1
+    assert executions.stopped == []
+    clock.tick(minutes=1)
+    before = ledger.get(job.job_id)
+    report = check(lambda job: "RUNNING")
+    if stops:
+        assert (report["retried"], executions.stopped) == (1, ["arn:execution"])
+        assert ledger.get(job.job_id).attempt == 2
+    else:
+        assert (report["errors"], ledger.get(job.job_id)) == (1, before)
+
+
+@pytest.mark.parametrize("execution", ["SUCCEEDED", "RUNNING", "FAILED", None])
+def test_a_verdict_loses_against_a_heartbeat(ledger: Ledger, clock: FakeClock, execution: str | None) -> None:
+    """FAILURES 1: the checker has read the row, and only then it shows that it lives."""
+    policy = replace(POLICY, target="states:sync", heartbeat=timedelta(minutes=2))
+    job = start(ledger, policy, execution_arn="arn:execution")
+    clock.tick(minutes=1)
+    job = ledger.heartbeat(job, progress=1, message="alive")
+    clock.tick(minutes=3)
+    verdict = judgement.judge(ledger, job, lambda job: execution)
+    alive = ledger.heartbeat(job, progress=2, message="alive")
+    assert judgement.execute(ledger, [replace(verdict, stops_execution=False)]) == [Outcome.LOST]
+    assert ledger.get(job.job_id) == alive
 
 
 def test_one_job_that_cannot_be_judged_stops_no_other(ledger: Ledger, clock: FakeClock, check: Any) -> None:

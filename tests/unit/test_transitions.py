@@ -103,6 +103,32 @@ def test_the_poison_guard_counts_rescues_within_its_window_only() -> None:
     assert (poisoned.status, poisoned.dead_letter) == (Status.FAILED, "poison")
 
 
+def test_a_job_is_released_once() -> None:
+    waiting = transitions.fail(running(), now=NOW, error=error(), retry=True, jitter=1)
+    released = transitions.release(waiting, now=NOW)
+    assert (released.released, released.deadline_at) == (True, NOW + POLICY.pickup)
+    with pytest.raises(LostLease, match="was released already"):
+        transitions.release(released, now=NOW)
+
+
+def test_the_poison_guard_counts_to_the_edge_of_its_window() -> None:
+    """REQUIREMENTS K10: within 72 h, the 72nd included."""
+    patient, edge = replace(POLICY, max_attempts=10), NOW - timedelta(hours=72)
+    assert expire(running(policy=patient, rescues=(edge, NOW))).dead_letter == "poison"
+    late = edge - transitions.MILLISECOND
+    assert expire(running(policy=patient, rescues=(late, NOW))).status is Status.PENDING
+
+
+def test_a_poisoned_job_that_was_asked_to_cancel_is_cancelled() -> None:
+    asked = expire(running(rescues=(NOW, NOW), cancel_requested=True))
+    assert (asked.status, asked.dead_letter) == (Status.CANCELLED, None)
+
+
+def test_no_two_seeds_share_an_id() -> None:
+    seeds = [("ab", "c"), ("a", "bc"), ("abc",), ("a", "b", "c"), ("", "abc")]
+    assert len({derived_job_id(NOW, *seed) for seed in seeds}) == len(seeds)
+
+
 def test_a_checkpoint_goes_on_at_once_under_a_new_fence() -> None:
     job = transitions.continue_later(running(), now=NOW, checkpoint={"key": "a"}, result=None)
     assert (job.status, job.attempt, job.continuation, job.released) == (Status.PENDING, 1, 1, True)
@@ -172,6 +198,9 @@ def test_extensions_are_bounded() -> None:
         assert job.deadline_at > now
         now = job.deadline_at
     assert now == NOW + 2 * POLICY.timeout
+    late = transitions.extend(running(), now=now - timedelta(minutes=1))
+    assert (late.deadline_at, late.heartbeat_at) == (now, now - timedelta(minutes=1))
+    assert transitions.extend(running(), now=NOW).deadline_at == NOW + POLICY.timeout / 4
 
 
 def test_an_attempt_that_has_sent_heartbeats_expires_when_they_stop() -> None:
