@@ -63,6 +63,7 @@ def attempt(api: Api, job: dict[str, Any]) -> None:
     shown = api.call("GET", path)
     turn = {"attempt": shown["attempt"], "continuation": shown["continuation"]}
     job = api.call("POST", f"{path}/claim", turn)
+    turn["lease"] = job["lease"]  # proves to the other calls that the attempt is ours
     done: dict[str, Any] = {}
     try:
         for progress, message in work(job["payload"], done):

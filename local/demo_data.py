@@ -254,7 +254,7 @@ def _types() -> list[str]:
     from lamplighter.kernel.settings import Settings
 
     return [
-        name for name in Settings().job_timeout_minutes if name not in ("default", "cleanup")
+        name for name in Settings().jobs.timeout_minutes if name not in ("default", "cleanup")
     ]  # which runs for real
 
 

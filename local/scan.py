@@ -170,7 +170,7 @@ def _limits(environment: str | None) -> Limits:
         return Limits()
     from lamplighter.kernel import settings
 
-    return settings.parse({"cloud_limits": environment}, source=f"the environment ({LIMITS})").cloud_limits
+    return settings.parse({"cloud_limits": environment}, source=f"the environment ({LIMITS})").cloud.limits
 
 
 def _exemptions(file: Path | None) -> Exemptions:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Final
 
+from lamplighter.kernel.ledger.row import Job
 from lamplighter.kernel.retention import Delete, Rule, Set
 from lamplighter.kernel.settings import Settings, SettingsError
 
@@ -88,6 +89,32 @@ RULES: Final[Mapping[str, Rule]] = {
     )
 }
 
+OWN: Final = frozenset({"system_logs", "job_history", "resolved_findings", "cloud_reports"})
+"""Rules about Lamplighter's own tables, which always act. All others are the owner's: they only preview until the
+settings say `apply` for them, by name (REQUIREMENTS S4)."""
+
+_FLOORS: Final[Mapping[str, timedelta]] = {"audit_log": timedelta(days=1)}
+
+
+def applied(name: str, settings: Settings) -> bool:
+    """Whether runs change the rows of a rule, of `plans` or of `audit_log`, or only preview (REQUIREMENTS S4)."""
+    return name in OWN or settings.rule(name).apply
+
+
+def previews(name: str, job: Job, settings: Settings) -> bool:
+    """Whether a run only previews `name`, by the settings of this moment: they may have changed since it was ordered.
+
+    What the settings do not apply acts where the order says `dry_run: false` and `allow_override` is true.
+    """
+    if job.dry_run or applied(name, settings):
+        return job.dry_run
+    return not (job.payload.get("dry_run") is False and settings.allow_override)
+
+
+def names() -> tuple[str, ...]:
+    """What `retention.rules` may name: the rules, and two phases of the cleanup that are none."""
+    return (*RULES, "plans", "audit_log")
+
 
 def keep(rule: Rule, settings: Settings) -> timedelta:
     """How long `rule` keeps rows under the settings in force.
@@ -103,17 +130,21 @@ def checked(settings: Settings) -> dict[str, timedelta]:
     """How long each rule keeps rows under the settings in force, by name.
 
     Raises:
-        SettingsError: `retention_days` names no rule, or one whose rows do not age, or a value below the rule's floor.
+        SettingsError: `retention.rules` names no rule, or days for one whose rows do not age, or fewer than its floor.
     """
     kept = {name: rule.keep for name, rule in RULES.items()}
-    for name, days in settings.retention_days.items():
-        if name not in RULES:
-            raise SettingsError(f"retention_days: {name} is not a rule (known: {', '.join(RULES)}).")
-        rule, wanted = RULES[name], timedelta(days=days)
-        if rule.clock is None:
-            raise SettingsError(f"retention_days: {name} takes no days, its rows do not age.")
-        if wanted < rule.floor:
-            floor = rule.floor / timedelta(days=1)
-            raise SettingsError(f"retention_days: {name} takes at least {floor:.4g} days, got {days:.4g}.")
-        kept[name] = wanted
+    for name, given in settings.retention.rules.items():
+        if name not in names():
+            raise SettingsError(f"retention.rules: {name} is not a rule (known: {', '.join(names())}).")
+        if (days := given.keep_days) is None:
+            continue
+        here = f"retention.rules.{name}.keep_days"
+        floor = RULES[name].floor if name in RULES else _FLOORS.get(name)
+        if floor is None or (name in RULES and RULES[name].clock is None):
+            raise SettingsError(f"{here}: {name} takes no days, its rows do not age.")
+        if timedelta(days=days) < floor:
+            least = floor / timedelta(days=1)
+            raise SettingsError(f"{here}: takes at least {least:.4g} days, got {days:.4g}.")
+        if name in RULES:
+            kept[name] = timedelta(days=days)
     return kept

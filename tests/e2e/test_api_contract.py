@@ -32,6 +32,8 @@ CHECKS: Final = [
     checks.negative_data_rejection,
 ]
 
+RUNS: Final = ("/api/jobs/run", "/api/jobs/run/{job_type}", "/api/jobs/preview")
+
 schema = schemathesis.openapi.from_dict(
     json.loads(document()),
     config=schemathesis.Config.from_dict(
@@ -81,7 +83,9 @@ def test_the_api_keeps_to_its_document(
 ) -> None:
     if len(case.path_parameters.get("job_id", "")) == 26:
         case.path_parameters["job_id"] = next(jobs)
-    if case.operation.path in ("/api/jobs/run", "/api/jobs/preview") and isinstance(case.body, dict):
+    if case.operation.path == "/api/jobs/run/{job_type}" and not isinstance(case.body, dict | list | str | int | float):
+        case.body, case.media_type = {}, "application/json"  # without a body it would run, too
+    if case.operation.path in RUNS and isinstance(case.body, dict):
         # What is valid by chance would run for real: one parameter that no job has sees to it that nothing does.
         params = case.body.setdefault("params", {})
         if isinstance(params, dict):

@@ -303,6 +303,6 @@ def test_bad_targets_are_refused_in_a_sentence(stack: Deployed, machine: Machine
     with stack.overriding("cloud-scan", LAMPLIGHTER_CLOUD_TARGETS=bad):
         ended = machine.end(machine.start())
     assert (ended.status, ended.error) == ("FAILED", "Permanent")
-    assert f"cloud_targets: {MEMBER} needs a role, for the stack is in {HOME}." in ended.cause
+    assert f"cloud.targets: {MEMBER} needs a role, for the stack is in {HOME}." in ended.cause
     with pytest.raises(FunctionFailed, match=r"us-west-9 is none of them"):
         stack.invoke("cloud-region", {"job_type": "waste_scan", "dry_run": True, "region": "us-west-9"})

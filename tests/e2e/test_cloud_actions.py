@@ -372,7 +372,7 @@ def test_a_remedy_that_does_not_fit_fails_the_run_before_it_begins(stack: Deploy
     with remedied(stack, open_ports={"action": "stop"}):
         ended = machine.end(machine.start())
     assert (ended.status, ended.error) == ("FAILED", "Permanent")
-    assert "cloud_remedies.open_ports.action: takes tag or revoke, not stop." in ended.cause
+    assert "cloud.remedies.open_ports.action: takes tag or revoke, not stop." in ended.cause
     assert stack.sql("SELECT count(*) FROM findings") == [(0,)]
 
 

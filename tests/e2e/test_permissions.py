@@ -8,8 +8,11 @@ import pytest
 from boto3.session import Session
 from botocore.exceptions import ClientError
 
+from lamplighter.catalogue import NAMES
+from local.signed import Api
 from local.stack import REGION
 from tests.e2e.deployed import Deployed
+from tests.e2e.signed import as_somebody
 
 READ_ROW = ("dynamodb", "get_item", {"TableName": "{table}", "Key": {"pk": {"S": "JOB#x"}}})
 SCAN = ("dynamodb", "scan", {"TableName": "{table}"})
@@ -89,6 +92,32 @@ def test_every_function_is_in_the_table(stack: Deployed) -> None:
     pages = stack.client("lambda").get_paginator("list_functions").paginate()
     names = {function["FunctionName"] for page in pages for function in page["Functions"]}
     assert {name.removeprefix(f"{stack.name}-") for name in names if name.startswith(stack.name)} == set(FORBIDDEN)
+
+
+def test_a_policy_allows_one_job_type_and_no_other(stack: Deployed) -> None:
+    """REQUIREMENTS S2: each job type has a path of its own."""
+    api = Api(stack.api_url, as_somebody(stack, "POST/api/jobs/run/cleanup"))
+    refused = {name: api.post(f"/api/jobs/run/{name}").status_code for name in NAMES if name != "cleanup"}
+    assert refused == dict.fromkeys(refused, 403)
+    assert len(refused) == len(NAMES) - 1 >= 12
+    for path in ("/api/jobs/run", "/api/jobs/preview", "/api/jobs", "/api/undo", "/api/jobs/run/cleanup/x"):
+        assert api.post(path, {"job_type": "cleanup"}).status_code == 403
+    for path in ("/api/jobs/run/cleanup%2f..%2forphan_cleanup", "/api/jobs/run/cleanup/../orphan_cleanup"):
+        assert api.post(path).status_code in (403, 404)
+    started = api.post("/api/jobs/run/cleanup", {"params": {"phases": ["plans"], "dry_run": True}})
+    assert started.status_code == 202, started.text
+    stack.becomes(started.json()["job_id"], "completed")
+    assert api.get(f"/api/jobs/{started.json()['job_id']}").status_code == 403
+
+
+def test_a_policy_denies_one_job_type_and_the_route_that_names_it_in_the_body(stack: Deployed) -> None:
+    """As docs/api.md says: a Deny of one path needs a Deny of the generic routes."""
+    denied = ("POST/api/jobs/run", "POST/api/jobs/run/orphan_cleanup")
+    api = Api(stack.api_url, as_somebody(stack, "*/api/*", denied=denied))
+    assert api.post("/api/jobs/run/orphan_cleanup").status_code == 403
+    assert api.post("/api/jobs/run", {"job_type": "orphan_cleanup"}).status_code == 403
+    assert api.post("/api/jobs/run/cleanup", {"params": {"no parameter": 1}}).status_code == 422
+    assert api.get("/api/jobs").status_code == 200
 
 
 def _role(stack: Deployed, function: str) -> str:

@@ -105,7 +105,7 @@ def test_one_that_takes_too_long_fails_and_says_which_timeout_fired(stack: Deplo
         job = folder.done(folder.put("long.csv", SPANISH + row * 1_500_000))
     assert (job.status, job.attempt, job.dead_letter) == (Status.FAILED, 1, "permanent")
     assert job.errors[0].type == "TimedOut"
-    assert job.errors[0].message.startswith("upload_job_timeout_seconds was over: after 1 s, ")
+    assert job.errors[0].message.startswith("uploads.job_timeout_seconds was over: after 1 s, ")
     assert folder.keys() == set() == folder.keys(f"outputs/{job.job_id}/")
 
 

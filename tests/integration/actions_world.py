@@ -21,7 +21,7 @@ from lamplighter.kernel.deletion import Entry, entries, verified
 from lamplighter.kernel.job import Unfinished
 from lamplighter.kernel.ledger.ledger import Ledger
 from lamplighter.kernel.ledger.row import Job, Policy, Status, new_job_id
-from lamplighter.kernel.settings import Settings
+from lamplighter.kernel.settings import Settings, parse
 from tests.integration.media_world import ScriptedRun, Stop
 
 REGION: Final = "us-east-1"
@@ -249,7 +249,7 @@ class Account:
     ) -> Report | Unfinished:
         """A run as far as it comes; `once_planned` happens when its plan is made and nothing is done yet."""
         chosen = {"cloud_limits": LIMITS, "cloud_remedies": dict(remedies)} | settings
-        run = _Run(self, once_planned, job, settings=Settings(**chosen), now=self.now, stops=stops or {})
+        run = _Run(self, once_planned, job, settings=parse(chosen, source="a test"), now=self.now, stops=stops or {})
         outcome = cloud_actions.body(run)
         assert isinstance(outcome, Report | Unfinished)
         return outcome

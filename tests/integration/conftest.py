@@ -219,7 +219,6 @@ def world(s3: Any, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> World:
 def uploads(s3: Any, jobs_table: str, monkeypatch: pytest.MonkeyPatch) -> Uploads:
     """An empty uploads bucket, and the ledger."""
     uploads = Uploads(s3, Ledger.from_environment())
-    monkeypatch.delenv("SETTINGS_PARAMETER", raising=False)
     for name, value in {
         "UPLOADS_BUCKET": uploads.bucket,
         "POWERTOOLS_METRICS_NAMESPACE": "Lamplighter",

@@ -13,7 +13,7 @@ from sqlalchemy import Engine, text
 from lamplighter.kernel.deletion import Entry, ManifestAddress, entries, verified
 from lamplighter.kernel.job import Report, Run, Unfinished
 from lamplighter.kernel.ledger.row import Job, Policy, Status, Trigger, new_job_id
-from lamplighter.kernel.settings import Settings
+from lamplighter.kernel.settings import Settings, parse
 from lamplighter.media import orphan_cleanup, scan, undo
 from tests.memory_trust import MemoryTable
 
@@ -22,10 +22,7 @@ type Stop = Literal["cancelled", "out_of_time"] | None
 
 STRICT = {
     "allow_override": False,
-    "orphan_cleanup_dry_run": False,
-    "orphan_cleanup_age_threshold_hours": 0,
-    "orphan_cleanup_max_orphan_share": 1,
-    "orphan_cleanup_quarantine_hours": 0,
+    "media": {"apply": True, "min_age_hours": 0, "max_orphan_share": 1, "quarantine_hours": 0},
 }
 """Settings under which a cleanup of the tests may act without being allowed to override anything."""
 
@@ -111,7 +108,7 @@ class World:
             attempt=attempt,
         )
         given = {"allow_override": True} | dict(settings or {})
-        return ScriptedRun(job, settings=Settings(**given), now=now, stops=stops or {})
+        return ScriptedRun(job, settings=parse(given, source="a test"), now=now, stops=stops or {})
 
     def clean(self, run: Run | None = None, **params: Any) -> orphan_cleanup.Report:
         """A cleanup that comes to its end: in earnest and of files of any age, if not told otherwise."""

@@ -35,7 +35,7 @@ from lamplighter.kernel.cloud import Limits, Targets
 from lamplighter.kernel.errors import Permanent, Retryable
 from lamplighter.kernel.ledger.ledger import Ledger
 from lamplighter.kernel.ledger.row import Job, Status
-from lamplighter.kernel.settings import Settings
+from lamplighter.kernel.settings import CloudSettings, Settings
 from local.stack import ROOT
 from tests.integration.cloud_world import ACCOUNT
 from tests.integration.phases_world import FragileStore, PhasesWorld, Points, after, fragile
@@ -189,7 +189,7 @@ class ScansWorld(PhasesWorld):
         self.now = START
         self.rng = random.Random(seed)
         self.ledger = Ledger(self.store, clock=lambda: self.now, rng=self.rng)
-        self.settings = Settings(cloud_targets=TARGETS, cloud_limits=LIMITS)
+        self.settings = Settings(cloud=CloudSettings(targets=TARGETS, limits=LIMITS))
         self.accounts = Accounts(seed)
         self.model = Model(self.accounts)
         self.s3, self.bucket = s3, f"archive-{uuid4().hex}"

@@ -24,7 +24,7 @@ from lamplighter.kernel import database
 from lamplighter.kernel.errors import Retryable
 from lamplighter.kernel.job import Unfinished
 from lamplighter.kernel.ledger.row import Job, Policy, Status
-from lamplighter.kernel.settings import Settings
+from lamplighter.kernel.settings import parse
 from tests.integration.media_world import ScriptedRun, Stop, before
 
 NOW = datetime(2026, 8, 31, 14, 30, tzinfo=UTC)
@@ -94,6 +94,7 @@ class Log:
         now: datetime = NOW,
         keep_days: int = 90,
         dry_run: bool = False,
+        apply: bool = True,
         stops: Mapping[int, Stop] | None = None,
         checkpoint: dict[str, Any] | None = None,
     ) -> Report | Unfinished:
@@ -108,7 +109,16 @@ class Log:
             dry_run=dry_run,
             checkpoint=checkpoint,
         )
-        return body(ScriptedRun(job, settings=Settings(audit_log_keep_days=keep_days), now=now, stops=stops or {}))
+        return body(
+            ScriptedRun(
+                job,
+                settings=parse(
+                    {"retention": {"rules": {"audit_log": {"apply": apply, "keep_days": keep_days}}}}, source="a test"
+                ),
+                now=now,
+                stops=stops or {},
+            )
+        )
 
     def archive(self, **options: Any) -> Report:
         """A run that comes to its end."""
@@ -215,6 +225,14 @@ def test_only_whole_days_that_are_old_enough_are_archived(log: Log) -> None:
 )
 def test_the_cutoff_is_a_midnight(now: datetime, days: int, midnight: datetime) -> None:
     assert cutoff(now, days) == midnight
+
+
+def test_what_the_settings_do_not_apply_is_only_previewed(log: Log) -> None:
+    """S4."""
+    log.fill(20)
+    report = log.archive(apply=False)
+    assert (report.dry_run, report.rows, len(log.rows())) == (True, 20, 20)
+    assert log.s3.list_objects_v2(Bucket=log.bucket)["KeyCount"] == 0
 
 
 def test_days_without_rows_and_moments_without_a_day_make_nothing(log: Log) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
@@ -10,15 +11,19 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
+from lamplighter import rules
 from lamplighter.kernel import phases
 from lamplighter.kernel.errors import LostLease
 from lamplighter.kernel.job import Run
 from lamplighter.kernel.ledger.ledger import Ledger
 from lamplighter.kernel.ledger.row import Status
+from lamplighter.kernel.settings import parse
 from lamplighter.library import cleanup, plans, stale_jobs
+from local.settings import applied
 from tests.integration.cleanup_world import SYNC, World
 from tests.state_machine import ExecutionFailed
 
+RULES = "LAMPLIGHTER_RETENTION_RULES"
 OLD, YOUNG = timedelta(days=15), timedelta(days=13)
 
 
@@ -26,6 +31,7 @@ OLD, YOUNG = timedelta(days=15), timedelta(days=13)
 def world(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     monkeypatch.setenv("STACK_NAME", "stack")
     monkeypatch.setenv("POWERTOOLS_METRICS_NAMESPACE", "Lamplighter")
+    monkeypatch.setenv(RULES, json.dumps(applied()["rules"]))
     with World(engine).installed() as world:
         yield world
 
@@ -107,6 +113,76 @@ def test_only_the_selected_phases_run(world: World) -> None:
     assert world.count("sessions") == 0
 
 
+# --- What is the owner's is named before it is touched (S4) ---------------------------------------------------------
+
+
+def test_what_the_settings_do_not_apply_is_only_previewed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """S4: on schedule, within the run in which Lamplighter's own is cleaned; FAILURES 23."""
+    monkeypatch.delenv(RULES)
+    made = fill(world)
+    output = world.run(schedule="cleanup", scheduled_time=world.now.isoformat())
+    assert output == {"job_id": output["job_id"], "finished": True} | expected(
+        made["stale"], previewed=["downloads", "plans"]
+    )
+    assert world.store.get(made["old"].job_id) is None
+    assert world.count("handled_downloads") == 7
+    assert set(world.plans().values()) == {"PENDING", "APPLIED"}
+    assert not world.ledger.get(output["job_id"]).dry_run  # some of it acted
+
+    monkeypatch.setenv(RULES, '{"downloads": {"apply": true}}')
+    output = world.run()
+    assert (output["previewed"], output["old_downloads_deleted"]) == (["plans"], 3)
+    assert (world.count("handled_downloads"), world.plans()[made["stuck"][0]]) == (4, "PENDING")
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in rules.names() if name in cleanup.BODIES and name != "deleted_accounts"]
+)
+def test_each_rule_acts_when_it_is_lamplighters_own_or_applied(
+    world: World, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    own = name in ("system_logs", "job_history", "resolved_findings", "cloud_reports")
+    monkeypatch.delenv(RULES)
+    output = world.run(job_type="database_cleanup", phases=[name])
+    assert output["phases"][name]["dry_run"] is not own
+    assert world.ledger.get(output["job_id"]).dry_run is not own
+    monkeypatch.setenv(RULES, json.dumps({name: {"apply": True}}))
+    assert world.run(job_type="database_cleanup", phases=[name])["phases"][name]["dry_run"] is False
+    assert world.run(job_type="database_cleanup", phases=[name], dry_run=True)["phases"][name]["dry_run"] is True
+
+
+def test_a_run_in_earnest_of_what_is_not_applied_is_refused(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """S2: unless `allow_override` is true; without the phase it runs."""
+    monkeypatch.setenv(RULES, '{"downloads": {"apply": true}}')
+    fill(world)
+    sentence = "dry_run: false is refused, because the settings do not apply plans; set retention.rules.plans.apply to"
+    with pytest.raises(ExecutionFailed, match=sentence):
+        world.run(dry_run=False)
+    assert (world.count("handled_downloads"), world.ledger.store.of_type("cleanup", limit=9).jobs) == (7, ())
+    output = world.run(dry_run=False, phases=["downloads"])
+    assert (output["old_downloads_deleted"], world.count("handled_downloads")) == (3, 4)
+    monkeypatch.setenv("LAMPLIGHTER_ALLOW_OVERRIDE", "true")
+    output = world.run(dry_run=False)
+    assert (output["stuck_plans_updated"], "previewed" in output) == (4, False)
+    assert "DRAFT" in world.plans().values()
+
+
+def test_what_is_no_more_applied_when_its_turn_comes_is_only_previewed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The settings of the moment of the action decide, not those of the order."""
+    fill(world)
+    real = cleanup.BODIES["old_jobs"]
+
+    def turned_off(run: Any) -> Any:
+        monkeypatch.setenv(RULES, "{}")
+        return real(run)
+
+    monkeypatch.setitem(cleanup.BODIES, "old_jobs", turned_off)
+    output = world.run(dry_run=False)
+    assert (output["previewed"], world.count("handled_downloads")) == (["downloads", "plans"], 7)
+
+
 OTHERS = [  # those whose phases have a function of their own are tested with it
     name for name, kind in cleanup.TYPES.items() if name != "cleanup" and kind.spans.keys() <= cleanup.BODIES.keys()
 ]
@@ -165,7 +241,7 @@ def test_settings_below_a_rules_floor_fail_the_run_before_anything_is_touched(
     fill(world)
     before = dict(world.store.items)
     monkeypatch.setenv("LAMPLIGHTER_RETENTION_DAYS", '{"downloads": 0.5}')
-    with pytest.raises(ExecutionFailed, match=r"retention_days: downloads takes at least 1 days, got 0\.5"):
+    with pytest.raises(ExecutionFailed, match=r"retention.rules.downloads.keep_days: takes at least 1 days, got 0\.5"):
         world.run()
     (job,) = world.ledger.store.of_type("cleanup", limit=9).jobs
     assert (job.status, job.dead_letter) == (Status.FAILED, "permanent")
@@ -241,7 +317,8 @@ def test_a_phase_that_works_too_long_goes_on_in_the_next_execution(
 
 def alone(world: World, *, dry_run: bool = False, stop: Any = None) -> Run:
     job = replace(world.ago(timedelta(0), job_type="sweep"), dry_run=dry_run)
-    return Run(job, settings=world.settings, stop_at=world.now + timedelta(minutes=4), clock=world.ledger.clock)
+    settings = parse({"retention": applied()}, source="a test")
+    return Run(job, settings=settings, stop_at=world.now + timedelta(minutes=4), clock=world.ledger.clock)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@ random; hundreds of seeded runs of the real state machine and handlers over a re
 
 from __future__ import annotations
 
+import json
 import logging
 import random
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from sqlalchemy import Engine, text
 from lamplighter.kernel import job as job_module
 from lamplighter.kernel.ledger.row import Status
 from lamplighter.library import old_jobs, plans, stale_jobs
+from local.settings import applied
 from tests.integration.cleanup_world import SYNC, TABLES, World
 from tests.integration.phases_world import FragileStore, Points, die_with, fragile, interleaved
 from tests.state_machine import ExecutionFailed
@@ -140,6 +142,7 @@ def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(job_module, "BEAT", timedelta(hours=1))
     monkeypatch.setenv("STACK_NAME", "stack")
     monkeypatch.setenv("POWERTOOLS_METRICS_NAMESPACE", "Lamplighter")
+    monkeypatch.setenv("LAMPLIGHTER_RETENTION_RULES", json.dumps(applied()["rules"]))
     monkeypatch.setattr(logging.root.manager, "disable", logging.CRITICAL)  # a run has some thirty lines
 
 

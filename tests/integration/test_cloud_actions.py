@@ -595,11 +595,11 @@ def test_findings_of_an_account_that_is_a_target_no_more_are_not_acted_upon_in_o
 @pytest.mark.parametrize(
     ("check", "remedy", "sentence"),
     [
-        ("idle_cpu", Remedy(action="revoke"), "cloud_remedies.idle_cpu.action: takes tag or stop, not revoke."),
-        ("log_groups_without_retention", Remedy(action="tag"), "cloud_remedies.log_groups_without_retention: nothing"),
-        ("missing_tags", Remedy(action="add_tags"), "cloud_remedies.missing_tags.values: takes what some of the"),
-        ("missing_tags", Remedy(action="add_tags", values={"Team": "x"}), "cloud_remedies.missing_tags.values"),
-        ("idle_cpu", Remedy(action="tag", values={"a": "b"}), "cloud_remedies.idle_cpu.values: only add_tags"),
+        ("idle_cpu", Remedy(action="revoke"), "cloud.remedies.idle_cpu.action: takes tag or stop, not revoke."),
+        ("log_groups_without_retention", Remedy(action="tag"), "cloud.remedies.log_groups_without_retention: nothing"),
+        ("missing_tags", Remedy(action="add_tags"), "cloud.remedies.missing_tags.values: takes what some of the"),
+        ("missing_tags", Remedy(action="add_tags", values={"Team": "x"}), "cloud.remedies.missing_tags.values"),
+        ("idle_cpu", Remedy(action="tag", values={"a": "b"}), "cloud.remedies.idle_cpu.values: only add_tags"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_is_touched(

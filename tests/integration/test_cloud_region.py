@@ -21,7 +21,7 @@ from lamplighter.kernel.errors import DatabaseUnavailable, Permanent
 from lamplighter.kernel.fan_out import Stopped
 from lamplighter.kernel.ledger.row import Job, Policy, Status, new_job_id
 from lamplighter.kernel.phases import PhaseRun, State, Turn
-from lamplighter.kernel.settings import Settings
+from lamplighter.kernel.settings import CloudSettings, Settings
 from tests.integration.media_world import ScriptedRun, Stop
 
 REGION = "us-east-1"
@@ -91,7 +91,6 @@ class Account:
 @pytest.fixture
 def account(s3: Any, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Account:
     made = Account(s3, engine, boto3.client("sts").get_caller_identity()["Account"])
-    monkeypatch.delenv("SETTINGS_PARAMETER", raising=False)
     for name, value in {"ACCOUNT_ID": made.account, "AWS_REGION": REGION, "ARCHIVE_BUCKET": made.archive}.items():
         monkeypatch.setenv(name, value)
     return made
@@ -111,7 +110,7 @@ def test_a_scan_records_what_it_finds_and_resolves_what_is_mended(account: Accou
 def test_a_volume_is_waste_once_it_has_been_seen_unattached_for_long_enough(account: Account) -> None:
     """C5."""
     volume = account.volume()
-    account.settings = Settings(cloud_limits=Limits(unattached_days=1))
+    account.settings = Settings(cloud=CloudSettings(limits=Limits(unattached_days=1)))
     account.now += timedelta(hours=1)
     account.scan("waste_scan")
     account.now += timedelta(hours=23)
@@ -194,7 +193,7 @@ def test_a_database_that_is_down_is_found_out_before_anything_is_read(
 
 def test_a_role_that_cannot_be_assumed_is_the_regions_failure(account: Account) -> None:
     targets = '[{"accounts": ["222222222222"], "regions": ["us-east-1"], "role": "none"}]'
-    account.settings = Settings.model_validate({"cloud_targets": targets})
+    account.settings = Settings.model_validate({"cloud": {"targets": targets}})
     with pytest.raises(Permanent, match="The role arn:aws:iam::222222222222:role/none cannot be assumed"):
         cloud_region.body(account.run(), {"account": "222222222222", "region": "us-east-1"})
 
@@ -205,7 +204,7 @@ def test_a_report_leaves_out_what_is_no_target_any_more(account: Account, dry_ru
     findings = account.scan().findings
     assert account.report(dry_run=dry_run).findings == findings > 0
     account.settings = Settings.model_validate(
-        {"cloud_targets": [{"accounts": [account.account], "regions": ["eu-west-1"]}]}
+        {"cloud": {"targets": [{"accounts": [account.account], "regions": ["eu-west-1"]}]}}
     )
     told = account.report(dry_run=dry_run)
     assert (told.findings, bool(told.documents)) == (0, not dry_run)

@@ -15,8 +15,19 @@ from lamplighter.kernel.ledger import transitions
 from lamplighter.kernel.ledger.dynamo import DynamoStore
 from lamplighter.kernel.ledger.ledger import Ledger
 from lamplighter.kernel.ledger.row import AttemptError, Job, Policy, Status
-from lamplighter.kernel.ledger.store import Change, DuplicateJob, LockHeld, Outcome, Store, after, shards
+from lamplighter.kernel.ledger.store import (
+    FENCE,
+    FINAL,
+    Change,
+    DuplicateJob,
+    LockHeld,
+    Outcome,
+    Store,
+    after,
+    shards,
+)
 from tests.memory_store import MemoryStore
+from tests.zombies import MOVES, WRITES, collide
 
 START = datetime(2026, 1, 31, 3, 0, tzinfo=UTC)
 POLICY = Policy(timeout=timedelta(minutes=30), target="lambda:sync")
@@ -136,6 +147,50 @@ def test_a_zombie_can_write_nothing(ledger: Ledger, clock: Clock) -> None:
     assert ledger.get(zombie.job_id) == after
 
 
+@pytest.mark.parametrize("policy", [POLICY, SINGLE], ids=["plain", "singleton"])
+@pytest.mark.parametrize("field", MOVES)
+def test_no_write_of_a_zombie_passes_the_fence(
+    ledger: Ledger, store: Store, clock: Clock, field: str, policy: Policy
+) -> None:
+    """K2, S11; FAILURES 32: each field of the fence by itself, in each way that the store writes."""
+    seen, row = collide(ledger, start(ledger, policy), field)
+    bystander = start(ledger)
+    for name, write in WRITES[seen.status].items():
+        change = Change(old=seen, new=write(seen, clock.now))
+        with pytest.raises(LostLease, match="moved on"):
+            store.apply(change)
+        harmless = Change(old=bystander, new=bystander)
+        assert store.apply_many([harmless, change, change]) == [Outcome.WRITTEN, Outcome.LOST, Outcome.LOST], name
+        assert ledger.get(row.job_id) == row, name
+    if policy.singleton and not row.status.terminal:
+        with pytest.raises(LockHeld):
+            store.create(ledger.new_job("sync", SINGLE))
+
+
+def test_every_field_of_the_fence_has_a_zombie() -> None:
+    assert set(MOVES) >= set(FENCE)
+
+
+@pytest.mark.parametrize(
+    ("field", "other"),
+    {
+        "status": Status.FAILED,
+        "attempt": 2,
+        "continuation": 1,
+        "released": False,
+        "finished_at": START - timedelta(milliseconds=1),
+        "redriven_as": "another",
+    }.items(),
+)
+def test_a_finished_row_is_removed_only_as_it_was_read(ledger: Ledger, store: Store, field: str, other: Any) -> None:
+    """Each field of what a removal expects by itself; a field that must be missing, and one that must be there."""
+    assert field in FINAL
+    job = ledger.complete(start(ledger), {"kept": True})
+    assert store.remove_many([replace(job, **{field: other})]) == [Outcome.LOST]
+    assert ledger.get(job.job_id) == job
+    assert store.remove_many([job]) == [Outcome.WRITTEN]
+
+
 def test_a_finished_job_cannot_be_expired_by_one_who_saw_it_running(ledger: Ledger, clock: Clock) -> None:
     """FAILURES 4: a successful job was later marked abandoned."""
     job = start(ledger)
@@ -193,6 +248,43 @@ def test_a_change_from_a_row_read_through_an_index_keeps_what_the_index_does_not
     assert (row.payload, row.input_keys, row.started_at) == ({"keep": "me"}, ("a",), again.started_at)
     assert [error.attempt for error in row.errors] == [1, 2]
     assert len(row.rescues) == 2
+
+
+LEASED = replace(POLICY, target="bus")
+
+
+def test_a_write_is_fenced_by_the_lease_that_was_read(ledger: Ledger, store: Store) -> None:
+    """REQUIREMENTS K13: between a caller's read and its write, too."""
+    job = ledger.claim(ledger.submit(ledger.new_job("sync", LEASED)).job_id, attempt=1, continuation=0)
+    assert job.lease
+    foreign = replace(job, lease="0" * 64)
+    for write in (
+        lambda: ledger.heartbeat(foreign, progress=99, message="mine"),
+        lambda: ledger.complete(foreign, None),
+        lambda: ledger.fail(foreign, ValueError("mine")),
+    ):
+        with pytest.raises(LostLease, match="moved on"):
+            write()
+    new = transitions.complete(foreign, now=ledger.clock(), result=None)
+    assert store.apply_many([Change(old=foreign, new=new)]) == [Outcome.LOST]
+    assert ledger.get(job.job_id) == job
+    assert ledger.complete(job, None).lease is None
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_an_expiry_read_through_the_index_ends_the_lease(
+    ledger: Ledger, store: Store, clock: Clock, many: bool
+) -> None:
+    """The index does not hold the lease."""
+    job = ledger.claim(ledger.submit(ledger.new_job("sync", LEASED)).job_id, attempt=1, continuation=0)
+    clock.now += POLICY.timeout
+    (seen,) = store.expired(job.shard, clock.now, limit=10).jobs
+    if many:
+        assert store.apply_many([ledger.expiry(seen)]) == [Outcome.WRITTEN]
+    else:
+        ledger.expire(seen)
+    row = ledger.get(job.job_id)
+    assert (row.status, row.attempt, row.lease) == (Status.PENDING, 2, None)
 
 
 def test_the_indexes_show_only_what_is_asked_for_in_order_page_by_page(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -65,68 +65,22 @@ def _subscription(topic: str) -> Callable[[], list[dict[str, Any]]]:
     return lambda: _drain(url)
 
 
-# --- settings (K4) ---------------------------------------------------------------------------------------------------
+# --- settings (K4, P2) -----------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def override(aws_account: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
-    """Put a new version of the settings parameter, as an operator would, and let no cache hide it."""
-    monkeypatch.setenv("SETTINGS_PARAMETER", "/lamplighter/settings")
-
-    def put(value: str) -> None:
-        aws.client("ssm").put_parameter(Name="/lamplighter/settings", Type="String", Value=value, Overwrite=True)
-        settings._provider = None
-
-    put("{}")
-    yield put
-    settings._provider = None
-
-
-def test_an_override_takes_effect_without_a_redeploy(override: Any) -> None:
-    assert settings.load().orphan_cleanup_max_delete_gb == 10
-    override('{"orphan_cleanup_max_delete_gb": 2.5}')
-    assert settings.load().orphan_cleanup_max_delete_gb == 2.5
-
-
-def test_a_bad_override_keeps_the_last_good_one_and_raises_one_alert(override: Any, alerts: Any) -> None:
-    override('{"orphan_cleanup_max_delete_gb": 2.5}')
-    override('{"orphan_cleanup_max_delete_gb": 3, "orphan_cleanup_dry_runn": false}')
-    for _ in range(2):
-        settings._provider = None  # a cold start remembers nothing
-        assert settings.load().orphan_cleanup_max_delete_gb == 2.5
-    (told,) = alerts()
-    assert "orphan_cleanup_dry_runn is not a setting" in told["Message"]
-    assert "version 2 stays in force" in told["Message"]
-    override('{"orphan_cleanup_max_delete_gb": 4}')
-    assert settings.load().orphan_cleanup_max_delete_gb == 4
-
-
-def test_a_warm_function_that_still_sees_the_bad_value_takes_the_one_that_mended_it(override: Any, alerts: Any) -> None:
-    override('{"orphan_cleanup_max_delete_gb": 2.5}')
-    override('{"nonsense": 1}')
-    assert settings.load().orphan_cleanup_max_delete_gb == 2.5
-    seen_before = settings._provider
-    override('{"orphan_cleanup_max_delete_gb": 4}')
-    settings._provider = seen_before  # its cache holds the bad value for a minute
-    assert settings.load().orphan_cleanup_max_delete_gb == 4
-    assert len(alerts()) == 1  # for the bad one, and none for the good one
-
-
-def test_with_no_good_override_at_all_the_deployed_settings_stay(override: Any, alerts: Any) -> None:
-    aws.client("ssm").delete_parameter(Name="/lamplighter/settings")
-    override("not json")
+def test_the_document_in_the_jobs_table_is_in_force(jobs_table: str) -> None:
     assert settings.load() == settings.Settings()
-    assert "the deployed settings stay in force" in alerts()[0]["Message"]
+    item = {"pk": {"S": settings.KEY}, "document": {"S": '{"media": {"max_delete_gb": 2.5}}'}, "sha256": {"S": "x"}}
+    aws.client("dynamodb").put_item(TableName=jobs_table, Item=item)
+    assert settings.load().media.max_delete_gb == 2.5
 
 
-def test_a_parameter_that_cannot_be_read_stops_the_job_instead_of_guessing(
+def test_a_table_that_is_not_there_stops_the_job_instead_of_guessing(
     aws_account: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings._provider = None
-    monkeypatch.setenv("SETTINGS_PARAMETER", "/gone")
-    with pytest.raises(Retryable, match="The settings parameter /gone cannot be read"):
+    monkeypatch.setenv("JOBS_TABLE", "gone")
+    with pytest.raises(Retryable, match="The settings cannot be read from the table gone"):
         settings.load()
-    settings._provider = None
 
 
 # --- alerts (K9) -----------------------------------------------------------------------------------------------------
@@ -194,7 +148,7 @@ def test_starting_applies_the_interval_in_force(schedule: Any, monkeypatch: pyte
 
 def test_a_schedule_whose_setting_is_off_is_not_started(schedule: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LAMPLIGHTER_ORPHAN_CLEANUP_ENABLED", "false")
-    with pytest.raises(Permanent, match="while the setting orphan_cleanup_enabled is false"):
+    with pytest.raises(Permanent, match=r"while the setting media\.enabled is false"):
         switch("start")
 
 

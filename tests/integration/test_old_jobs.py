@@ -21,7 +21,7 @@ from lamplighter.kernel.ledger.dynamo import DynamoStore
 from lamplighter.kernel.ledger.ledger import Ledger
 from lamplighter.kernel.ledger.row import Job, Policy, Status, decode
 from lamplighter.kernel.ledger.store import Outcome
-from lamplighter.kernel.settings import Settings, merge
+from lamplighter.kernel.settings import JobsSettings, Settings
 from lamplighter.library import old_jobs
 from tests.integration.media_world import ScriptedRun, Stop
 from tests.memory_store import MemoryStore
@@ -258,7 +258,7 @@ def test_a_live_job_has_no_history(engine: Engine, ledger: Ledger, store: Memory
 
 def test_jobs_leave_when_their_own_retention_is_over(engine: Engine, ledger: Ledger, clock: Clock) -> None:
     """REQUIREMENTS B3: to the millisecond, per type and status."""
-    settings = merge({}, '{"job_retention_hours": {"export": 24, "export/failed": 48, "analysis": 1920}}')
+    settings = Settings(jobs=JobsSettings(retention_hours={"export": 24, "export/failed": 48, "analysis": 1920}))
     jobs = {
         (kind, status): finished(ledger, status, kind).job_id
         for kind in ("sync", "export", "analysis")
@@ -310,7 +310,7 @@ def test_a_preview_finds_what_the_action_moves_and_moves_nothing(
 def test_uploads_are_left_to_their_own_phase(engine: Engine, ledger: Ledger, store: MemoryStore, clock: Clock) -> None:
     """Whatever their own retention: it must not make this phase look further back, either."""
     finished(ledger, Status.FAILED, "upload_processing")
-    settings = merge({}, '{"job_retention_hours": {"upload_processing": 1}}')
+    settings = Settings(jobs=JobsSettings(retention_hours={"upload_processing": 1}))
     report = clean(clock.now + timedelta(days=89), settings)
     assert isinstance(report, old_jobs.Report)
     assert report.found == 0

@@ -206,7 +206,7 @@ def test_too_large_a_share_of_orphans_deletes_nothing(world: World) -> None:
     world.put("a.jpg", "b.jpg", "c.jpg")
     world.refer("a.jpg")
 
-    assert "2 of 3 files (67%) are orphans; 50% may be." in str(refused(world, max_orphan_share=None))
+    assert "2 of 3 files (67%) are orphans; 20% may be." in str(refused(world, max_orphan_share=None))
 
 
 def test_references_that_shrank_delete_nothing(world: World) -> None:

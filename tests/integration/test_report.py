@@ -231,7 +231,7 @@ def test_what_is_scanned_no_more_is_in_no_total_and_that_is_said(reports: Report
     assert (report.changes.opened, report.changes.resolved) == (1, 0)
     assert (report.unknown, report.price_sources) == ([], [])
     assert report.remarks == [
-        "2 open findings are left out: cloud_targets no longer names where they are (222222222222/us-east-1)."
+        "2 open findings are left out: cloud.targets no longer names where they are (222222222222/us-east-1)."
     ]
     assert [one.resource_id for one in reports.document(report).findings] == ["vol-1"]
     assert [line["resource_id"] for line in reports.lines(report)] == ["vol-1"]

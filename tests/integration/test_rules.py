@@ -14,7 +14,7 @@ from lamplighter import rules
 from lamplighter.kernel.job import Run
 from lamplighter.kernel.ledger.row import Job, Policy, Status
 from lamplighter.kernel.retention import Rule, Set, apply, preview
-from lamplighter.kernel.settings import Settings, merge
+from lamplighter.kernel.settings import Settings, parse, read
 from lamplighter.rules import RULES, keep
 from local.stack import ROOT
 
@@ -235,6 +235,11 @@ def page(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return names
 
 
+APPLIED = parse(
+    {"retention": {"rules": {name: {"apply": True} for name in ("carts", "visits", "addresses")}}}, source="a test"
+)
+
+
 def as_job(settings: Settings, *, dry_run: bool) -> Run:
     job = Job(
         job_id="job",
@@ -258,10 +263,10 @@ def test_the_pages_carts_go_and_the_setting_of_the_page_keeps_them_longer(engine
     insert(engine, "shop.carts", rows)
     [override] = re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)
 
-    longer = merge({}, override)
+    longer = parse(read(override, source="the page"), source="the page")
     assert page["body"](as_job(longer, dry_run=False), page["carts"]).rows == 0
-    assert page["body"](as_job(Settings(), dry_run=True), page["carts"]).rows == 1
-    assert page["body"](as_job(Settings(), dry_run=False), page["carts"]).rows == 1
+    assert page["body"](as_job(APPLIED, dry_run=True), page["carts"]).rows == 1
+    assert page["body"](as_job(APPLIED, dry_run=False), page["carts"]).rows == 1
     assert left(engine, "shop.carts", "cart_no") == {1, 3, 4}
 
 
@@ -275,9 +280,9 @@ def test_the_pages_visits_lose_their_address_and_are_archived(engine: Engine, pa
 
     what_if = page["what_if"](engine, page["visits"], NOW, 365 * DAY)
     assert (what_if.current.rows, what_if.proposed.rows) == (1, 2)
-    assert page["body"](as_job(Settings(), dry_run=False), page["visits"]).rows == 1
-    assert page["body"](as_job(Settings(), dry_run=False), page["addresses"]).rows == 2
-    assert page["body"](as_job(Settings(), dry_run=False), page["addresses"]).rows == 0
+    assert page["body"](as_job(APPLIED, dry_run=False), page["visits"]).rows == 1
+    assert page["body"](as_job(APPLIED, dry_run=False), page["addresses"]).rows == 2
+    assert page["body"](as_job(APPLIED, dry_run=False), page["addresses"]).rows == 0
     assert left(engine, "shop.visits WHERE address IS NULL", "id") == {2, 3}
     assert left(engine, "shop.visits", "id") == {1, 2, 3}
     assert left(engine, "shop.visits_archive WHERE address = '192.0.2.7' AND archived_at IS NOT NULL", "id") == {4}
@@ -297,7 +302,7 @@ def test_the_privileges_that_the_page_names_are_enough(engine: Engine, page: dic
         with engine.connect() as connection:
             connection.execute(text("SET ROLE sweeper"))
             connection.commit()
-        assert page["body"](as_job(Settings(), dry_run=False), page["visits"]).rows == 1
+        assert page["body"](as_job(APPLIED, dry_run=False), page["visits"]).rows == 1
     finally:
         engine.dispose()
         with engine.begin() as connection:

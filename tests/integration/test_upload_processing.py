@@ -97,7 +97,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], type[Exception], str]] = {
         NotALog,
         "no row could be understood, of 3; line 2: 1 fields, not 9.",
     ),
-    "too large": ("x" * 1_000_001, {"upload_max_mb": 1}, TooLarge, "has 1 MB; upload_max_mb lets 1 MB pass."),
+    "too large": ("x" * 1_000_001, {"max_mb": 1}, TooLarge, "has 1 MB; uploads.max_mb lets 1 MB pass."),
 }
 
 
@@ -118,10 +118,10 @@ def test_what_cannot_be_processed_fails_with_a_sentence_and_is_gone(
 def test_a_run_that_takes_too_long_says_which_timeout_fired(uploads: Uploads, monkeypatch: pytest.MonkeyPatch) -> None:
     """D2."""
     monkeypatch.setattr(log, "BATCH", 10)
-    run = uploads.claimed(lines(100), upload_job_timeout_seconds=10)
+    run = uploads.claimed(lines(100), job_timeout_seconds=10)
     now = iter(utc_now() + timedelta(seconds=2 * n) for n in range(1000))
     monkeypatch.setattr(run, "_clock", lambda: next(now))
-    with pytest.raises(TimedOut, match=r"upload_job_timeout_seconds was over: after 10 s, \d+ % was read\."):
+    with pytest.raises(TimedOut, match=r"uploads.job_timeout_seconds was over: after 10 s, \d+ % was read\."):
         handler.body(run, Params(**run.job.payload))
     assert not uploads.keys()
     assert not uploads.unfinished()
@@ -149,7 +149,7 @@ def test_the_input_stays_while_the_ledger_tries_again(uploads: Uploads, monkeypa
     """D3: deleted by the last attempt only."""
     job = uploads.due(lines(1))
     monkeypatch.setattr(objects.Upload, "_send", broken)
-    for attempt in (1, 2):
+    for attempt in (1, 2, 3):
         answer = uploads.work(uploads.ledger.get(job.job_id))
         assert answer["retried"] is True
         assert uploads.keys() == {KEY}

@@ -13,7 +13,7 @@ from lamplighter.kernel.aws import client
 from lamplighter.kernel.job import Run
 from lamplighter.kernel.ledger.ledger import Ledger, utc_now
 from lamplighter.kernel.ledger.row import Job, job_key, to_text
-from lamplighter.kernel.settings import Settings
+from lamplighter.kernel.settings import parse
 from lamplighter.uploads import objects, upload_intake
 from lamplighter.uploads.upload_processing import handler
 from tests.unit.conftest import FakeContext
@@ -67,7 +67,7 @@ class Uploads:
 
     def run(self, job: Job, **settings: Any) -> Run:
         stop_at = utc_now() + timedelta(minutes=10)
-        return Run(job, settings=Settings(**settings), stop_at=stop_at, ledger=self.ledger)
+        return Run(job, settings=parse({"uploads": settings}, source="a test"), stop_at=stop_at, ledger=self.ledger)
 
     def preview(self, etag: str) -> None:
         """A preview of the upload, which has ended."""

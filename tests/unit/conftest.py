@@ -56,8 +56,9 @@ def ledger(store: MemoryStore, clock: FakeClock) -> Ledger:
 
 @pytest.fixture(autouse=True)
 def function_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A function's variables, and no way to AWS."""
-    for name in ("AWS_PROFILE", "SETTINGS_PARAMETER", "DATABASE_URL"):
+    """A function's variables, and no way to AWS: no deployment has written settings."""
+    monkeypatch.setattr("lamplighter.kernel.settings.stored", lambda: None)
+    for name in ("AWS_PROFILE", "DATABASE_URL"):
         monkeypatch.delenv(name, raising=False)
     for name, value in {
         "AWS_ACCESS_KEY_ID": "none",

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from lamplighter import catalogue
 from lamplighter.jobs.http import listing
 from lamplighter.kernel.errors import Permanent, Retryable
 from lamplighter.kernel.ledger.ledger import Ledger
@@ -26,7 +27,7 @@ def deployed_ledger(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def turn(job: Job | dict[str, Any], **more: Any) -> dict[str, Any]:
     row = job if isinstance(job, dict) else {"attempt": job.attempt, "continuation": job.continuation}
-    return {"attempt": row["attempt"], "continuation": row["continuation"]} | more
+    return {name: row[name] for name in ("attempt", "continuation", "lease") if name in row} | more
 
 
 # -- run, preview, undo ------------------------------------------------------------------------------------------------
@@ -47,10 +48,10 @@ def test_a_job_is_run_by_hand(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize(
     ("params", "sentence"),
     [
-        ({"dry_run": False}, "dry_run: false needs the setting orphan_cleanup_dry_run to be false"),
+        ({"dry_run": False}, "dry_run: false needs the setting media.apply to be true"),
         (
             {"min_age_hours": 1},
-            "min_age_hours: takes 24 or more (the setting orphan_cleanup_age_threshold_hours), got 1",
+            "min_age_hours: takes 24 or more (the setting media.min_age_hours), got 1",
         ),
     ],
 )
@@ -59,6 +60,46 @@ def test_a_parameter_that_is_looser_than_its_setting_makes_no_row(params: dict[s
     status, _, detail = problem(post("/api/jobs/run", {"job_type": "orphan_cleanup", "params": params}))
     assert (status, sentence in detail) == (422, True), detail
     assert post("/api/jobs/run", {"job_type": "orphan_cleanup"}).status == 202, "and nothing is held"
+
+
+@pytest.mark.parametrize("job_type", catalogue.NAMES)
+def test_each_job_type_has_a_path_of_its_own(ledger: Ledger, job_type: str) -> None:
+    """REQUIREMENTS S2: IAM can allow one and not another."""
+    needed = {
+        "undo": {"job_id": NOBODY},
+        "cloud_undo": {"job_id": NOBODY},
+        "upload_processing": {"key": "inputs/a.csv", "etag": "e"},
+    }.get(job_type, {})
+    answer = post(f"/api/jobs/run/{job_type}", {"params": needed})
+    assert (answer.status, answer.body["job_type"]) == (202, job_type)
+    assert answer.headers["location"] == f"/api/jobs/{answer.body['job_id']}"
+    assert ledger.get(answer.body["job_id"]).payload == needed
+
+
+def test_the_body_of_such_a_run_is_optional(ledger: Ledger) -> None:
+    answer = post("/api/jobs/run/cleanup")
+    assert (answer.status, answer.body["payload"]) == (202, {})
+    first = post("/api/jobs/run/orphan_cleanup", {"params": {"dry_run": True}}, idempotency_key="monday")
+    again = post("/api/jobs/run/orphan_cleanup", {"params": {"dry_run": True}}, idempotency_key="monday")
+    assert (first.status, again.status, again.body) == (202, 200, first.body)
+    assert problem(post("/api/jobs/run/orphan_cleanup"))[:2] == (409, "already-running")
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "said"),
+    [
+        ("nonesuch", {}, 404, "job_type: takes one of orphan_cleanup, undo, "),
+        ("orphan_cleanup", {"params": {"dry-run": True}}, 422, "body.params.dry-run is not a parameter of orphan"),
+        ("orphan_cleanup", {"params": 5}, 422, "body.params: "),
+        ("orphan_cleanup", {"job_type": "cleanup"}, 422, "body.job_type: there is no such field."),
+        ("orphan_cleanup", [], 422, "body: takes a JSON object."),
+        ("cleanup", "{", 400, "The body is not JSON"),
+    ],
+)
+def test_such_a_run_is_refused_in_one_sentence(path: str, body: Any, status: int, said: str) -> None:
+    answer = problem(post(f"/api/jobs/run/{path}", body))
+    assert answer[0] == status
+    assert answer[2].startswith(said)
 
 
 def test_a_second_run_of_a_singleton_is_refused_with_the_first_ones_id() -> None:
@@ -353,28 +394,28 @@ def test_a_worker_claims_beats_and_completes(ledger: Ledger, clock: FakeClock) -
     claimed = post(f"{path}/claim", turn(job)).body
     assert (claimed["status"], claimed["payload"]) == ("running", {"library": 7})
     assert ledger.get(job["job_id"]).deadline_at == clock() + timedelta(minutes=60)  # REQUIREMENTS B1
-    beaten = post(f"{path}/heartbeat", turn(job, progress=40, message="4 of 10")).body
+    beaten = post(f"{path}/heartbeat", turn(claimed, progress=40, message="4 of 10")).body
     assert (beaten["progress"], beaten["message"], beaten["cancel_requested"]) == (40, "4 of 10", False)
-    done = post(f"{path}/complete", turn(job, result={"analysed": 3})).body
+    done = post(f"{path}/complete", turn(claimed, result={"analysed": 3})).body
     assert (done["status"], done["result"]) == ("completed", {"analysed": 3})
 
 
 def test_a_worker_that_is_told_to_stop_ends_cancelled(ledger: Ledger) -> None:
     job = post("/api/jobs", {"job_type": "analysis"}).body
     path = f"/api/jobs/{job['job_id']}"
-    post(f"{path}/claim", turn(job))
-    assert problem(post(f"{path}/complete", turn(job, cancelled=True)))[:2] == (409, "not-cancelled")
+    claimed = post(f"{path}/claim", turn(job)).body
+    assert problem(post(f"{path}/complete", turn(claimed, cancelled=True)))[:2] == (409, "not-cancelled")
     post(f"{path}/cancel")
-    assert post(f"{path}/heartbeat", turn(job, progress=1)).body["cancel_requested"] is True
-    ended = post(f"{path}/complete", turn(job, cancelled=True, result={"done": 1})).body
+    assert post(f"{path}/heartbeat", turn(claimed, progress=1)).body["cancel_requested"] is True
+    ended = post(f"{path}/complete", turn(claimed, cancelled=True, result={"done": 1})).body
     assert (ended["status"], ended["result"]) == ("cancelled", {"done": 1})
 
 
 @pytest.mark.parametrize(("retry", "status"), [(True, "pending"), (False, "failed")])
 def test_a_workers_failure_is_retried_unless_that_cannot_help(ledger: Ledger, retry: bool, status: str) -> None:
     job = post("/api/jobs", {"job_type": "analysis"}).body
-    post(f"/api/jobs/{job['job_id']}/claim", turn(job))
-    failure = turn(job, type="IOError", message="the disk is full", stack_trace="line 1", retry=retry)
+    claimed = post(f"/api/jobs/{job['job_id']}/claim", turn(job)).body
+    failure = turn(claimed, type="IOError", message="the disk is full", stack_trace="line 1", retry=retry)
     failed = post(f"/api/jobs/{job['job_id']}/fail", failure).body
     assert failed["status"] == status
     if retry:  # it waits for its backoff, and no worker starts it sooner
@@ -390,7 +431,7 @@ def test_a_zombie_worker_changes_nothing(ledger: Ledger, clock: FakeClock) -> No
     """REQUIREMENTS K2, FAILURES 1: a worker that was timed out, or was never first, is told so."""
     job = ledger.submit(ledger.new_job("analysis", POLICY))
     path = f"/api/jobs/{job.job_id}"
-    assert post(f"{path}/claim", turn(job)).status == 200
+    claimed = post(f"{path}/claim", turn(job)).body
     assert problem(post(f"{path}/claim", turn(job)))[:2] == (409, "lost-lease")
     clock.tick(minutes=31)
     expired = ledger.expire(ledger.get(job.job_id))
@@ -398,11 +439,12 @@ def test_a_zombie_worker_changes_nothing(ledger: Ledger, clock: FakeClock) -> No
     assert post(f"{path}/claim", turn(expired)).status == 200
     before = ledger.get(job.job_id)
     for call, body in (
-        ("heartbeat", turn(job, progress=99)),
-        ("complete", turn(job)),
-        ("fail", turn(job, message="no")),
+        ("heartbeat", turn(claimed, progress=99)),
+        ("complete", turn(claimed)),
+        ("fail", turn(claimed, message="no")),
         ("claim", turn(job)),
-        ("heartbeat", turn(job, progress=99) | {"continuation": 1}),
+        ("heartbeat", turn(claimed, progress=99) | {"continuation": 1}),
+        ("complete", turn(claimed) | turn(expired)),  # the attempt that runs, under the lease of the one before
     ):
         assert problem(post(f"{path}/{call}", body))[:2] == (409, "lost-lease")
     assert ledger.get(job.job_id) == before

@@ -14,7 +14,7 @@ from lamplighter.kernel import fan_out
 from lamplighter.kernel.cloud import Targets
 from lamplighter.kernel.errors import Permanent
 from lamplighter.kernel.phased_job import Done, Outcome, PhaseParams
-from lamplighter.kernel.settings import Settings, parse
+from lamplighter.kernel.settings import CloudSettings, Settings, parse
 
 OWN, OTHER = "111122223333", "444455556666"
 
@@ -26,7 +26,7 @@ def stack(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def settings(*given: Targets) -> Settings:
-    return Settings(cloud_targets=given)
+    return Settings(cloud=CloudSettings(targets=given))
 
 
 def test_without_targets_the_stacks_own_region_is_scanned() -> None:
@@ -60,15 +60,15 @@ def test_every_region_of_every_account_is_an_item_and_has_its_own_way_in() -> No
     [
         (
             (Targets(accounts=(OTHER,), regions=("eu-west-1",)),),
-            f"cloud_targets: {OTHER} needs a role, for the stack is in {OWN}.",
+            f"cloud.targets: {OTHER} needs a role, for the stack is in {OWN}.",
         ),
         (
             (Targets(accounts=(OWN,), regions=("eu-west-1",)), Targets(accounts=(OWN,), regions=("eu-west-1",))),
-            f"cloud_targets: {OWN}/eu-west-1 stands there twice.",
+            f"cloud.targets: {OWN}/eu-west-1 stands there twice.",
         ),
         (
             (Targets(accounts=tuple(f"{n:012}" for n in range(501)), regions=("eu-west-1",), role="r"),),
-            "cloud_targets: takes at most 500 regions of accounts, got 501.",
+            "cloud.targets: takes at most 500 regions of accounts, got 501.",
         ),
     ],
 )
@@ -80,14 +80,14 @@ def test_targets_that_cannot_be_meant_are_refused_in_a_sentence(given: Any, sent
 
 
 def test_what_is_a_target_no_more_is_not_scanned() -> None:
-    with pytest.raises(Permanent, match=f"cloud_targets: {OTHER}/eu-west-1 is none of them"):
+    with pytest.raises(Permanent, match=f"cloud.targets: {OTHER}/eu-west-1 is none of them"):
         targets.find(Settings(), OTHER, "eu-west-1")
 
 
 def test_a_region_that_cannot_be_one_is_told() -> None:
     given = settings(Targets(accounts=(OTHER,), regions=("moon-1",), role="scan"))
 
-    with pytest.raises(Permanent, match=r"cloud_targets: AWS has no region called moon-1\."):
+    with pytest.raises(Permanent, match=r"cloud.targets: AWS has no region called moon-1\."):
         targets.find(given, OTHER, "moon-1")
 
 
@@ -106,7 +106,7 @@ def test_phases_that_would_come_to_nothing_are_left_out() -> None:
 
 def test_remedies_and_targets_that_do_not_fit_stop_a_scan_before_it_begins() -> None:
     unfit = parse({"cloud_remedies": '{"missing_tags": {"action": "stop"}}'}, source="a test")
-    with pytest.raises(Permanent, match=r"cloud_remedies\.missing_tags"):
+    with pytest.raises(Permanent, match=r"cloud\.remedies\.missing_tags"):
         turns("security_enforcement", unfit)
     with pytest.raises(Permanent, match="needs a role"):
         turns("waste_scan", settings(Targets(accounts=(OTHER,), regions=("eu-west-1",))))

@@ -60,12 +60,12 @@ def gathered(done: Sequence[Done]) -> House:
 
 
 def rooms(settings: Settings) -> Sequence[dict[str, Any]]:
-    if settings.cloud_concurrency == 9:
+    if settings.cloud.concurrency == 9:
         raise Permanent("The house has no rooms.")
     return ROOMS
 
 
-DIVISION = Division(items=rooms, concurrency=lambda settings: settings.cloud_concurrency, gather=gathered)
+DIVISION = Division(items=rooms, concurrency=lambda settings: settings.cloud.concurrency, gather=gathered)
 CATALOGUE = {
     "rooms": Phase(function="room", division=DIVISION),
     "roof": Phase(function="roof"),

@@ -26,7 +26,7 @@ class SweepParams(Params):
     dry_run: bool | None = None
 
     def resolved(self, settings: Settings) -> SweepParams:
-        dry_run = settings.orphan_cleanup_dry_run if self.dry_run is None else self.dry_run
+        dry_run = not settings.media.apply if self.dry_run is None else self.dry_run
         return self.model_copy(update={"dry_run": dry_run})
 
 
@@ -152,9 +152,9 @@ def test_a_switched_off_schedule_skips_its_ticks_but_not_calls_by_hand(
     make: Any, store: MemoryStore, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LAMPLIGHTER_ORPHAN_CLEANUP_ENABLED", "false")
-    handler = make(lambda run, params: SweepReport(swept=1), enabled_by="orphan_cleanup_enabled")
+    handler = make(lambda run, params: SweepReport(swept=1), enabled_by="media.enabled")
     answer = handler(TICK, FakeContext())
-    assert (answer["status"], answer["reason"]) == ("skipped", "The setting orphan_cleanup_enabled is false.")
+    assert (answer["status"], answer["reason"]) == ("skipped", "The setting media.enabled is false.")
     assert only_row(store, ledger).status is Status.COMPLETED  # so the dead-man watch sees that the schedule lives
     assert handler({}, FakeContext())["swept"] == 1
 

@@ -22,7 +22,7 @@ def examples(field: str) -> list[Any]:
 
 def test_the_settings() -> None:
     (targets,) = examples("cloud_targets")
-    own, others = parse(targets, source="the page").cloud_targets
+    own, others = parse(targets, source="the page").cloud.targets
     assert (own.role, others.role) == (None, "lamplighter-scan")
 
 

@@ -31,7 +31,7 @@ class Swept(Report):
 
 
 def refused(settings: Settings) -> None:
-    if settings.retry_max_attempts == 9:
+    if settings.jobs.retry_max_attempts == 9:
         raise Permanent("retention_days: attic is kept for at least 7 days.")
 
 

@@ -42,9 +42,9 @@ def test_a_setting_changes_one_rule() -> None:
     ("retention_days", "sentence"),
     [
         ('{"download": 30}', r"download is not a rule \(known: downloads, system_logs,"),
-        ('{"system_logs": 1}', r"system_logs takes at least 7 days, got 1\."),
-        ('{"downloads": 0}', r"downloads takes at least 1 days, got 0\."),
-        ('{"onboarding_requests": 0.01}', r"onboarding_requests takes at least 0\.04167 days, got 0\.01\."),
+        ('{"system_logs": 1}', r"takes at least 7 days, got 1\."),
+        ('{"downloads": 0}', r"takes at least 1 days, got 0\."),
+        ('{"onboarding_requests": 0.01}', r"takes at least 0\.04167 days, got 0\.01\."),
         ('{"deleted_accounts": 7}', r"deleted_accounts takes no days"),
     ],
 )
@@ -53,11 +53,11 @@ def test_a_bad_setting_stops_every_rule_before_anything_is_touched(retention_day
     settings = under(retention_days)
 
     for rule in RULES.values():
-        with pytest.raises(SettingsError, match=f"^retention_days: {sentence}"):
+        with pytest.raises(SettingsError, match=f"^retention.rules.*: {sentence}"):
             keep(rule, settings)
 
 
-@pytest.mark.parametrize("value", ["-1", "true", '"14"', "null", "1e9", "Infinity", "NaN", "[]"])
+@pytest.mark.parametrize("value", ["-1", "true", '"14"', "1e9", "Infinity", "NaN", "[]"])
 def test_days_are_a_number_of_days(value: str) -> None:
     with pytest.raises(SettingsError, match=r"retention_days\.downloads"):
         under(f'{{"downloads": {value}}}')

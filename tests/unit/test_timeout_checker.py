@@ -51,7 +51,7 @@ def test_an_expired_attempt_is_retried_once_even_by_two_checkers(ledger: Ledger,
 
 def test_nothing_that_lives_is_touched(ledger: Ledger, clock: FakeClock, check: Any, store: MemoryStore) -> None:
     """FAILURES 1: jobs of 9 to 47 minutes, and a rescuer that took six."""
-    for job_type, timeout in Settings().job_timeout_minutes.items():
+    for job_type, timeout in Settings().jobs.timeout_minutes.items():
         ledger.start(ledger.new_job(job_type, replace(POLICY, timeout=timedelta(minutes=timeout))))
     before = {key: item.copy() for key, item in store.items.items()}
     clock.tick(minutes=4, seconds=59)
@@ -59,7 +59,7 @@ def test_nothing_that_lives_is_touched(ledger: Ledger, clock: FakeClock, check: 
     assert store.items == before
 
 
-@pytest.mark.parametrize("job_type", [name for name in Settings().job_timeout_minutes if name != "default"])
+@pytest.mark.parametrize("job_type", [name for name in Settings().jobs.timeout_minutes if name != "default"])
 def test_each_job_type_expires_at_its_own_timeout(ledger: Ledger, clock: FakeClock, check: Any, job_type: str) -> None:
     """REQUIREMENTS B1."""
     timeout = Settings().job_timeout(job_type)

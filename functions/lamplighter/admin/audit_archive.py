@@ -1,7 +1,7 @@
 """Audit archive: moves the audit log's old days to S3, where they are kept for years (REQUIREMENTS E1).
 
-A phase of the cleanup, monthly. Each complete UTC day older than the setting `audit_log_keep_days` is written as one
-object, read back and compared, and linked into the archive's chain (`audit_chain`). Only then its rows are deleted,
+A phase of the cleanup, monthly. Each complete UTC day older than `retention.rules.audit_log.keep_days` is written as
+one object, read back and compared, and linked into the archive's chain (`audit_chain`). Only then its rows are deleted,
 each on condition that it is, byte for byte, the line that the object holds. Being killed anywhere leaves at worst an
 object that nothing names, or rows that are in the archive too: the next run takes the one for its own or writes beside
 it, and deletes the others before it does anything else. A row that comes late, or is changed after its day was read,
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from pydantic import BaseModel
 
+from lamplighter import rules
 from lamplighter.admin.audit_chain import GZIP, Chain, Contents, Damaged, Link, Meter, object_key
 from lamplighter.kernel import phases
 from lamplighter.kernel.aws import client
@@ -101,8 +102,8 @@ def body(run: Run) -> Report | Unfinished:
     """
     from lamplighter.kernel.database import engine
 
-    before = cutoff(run.now(), run.settings.audit_log_keep_days)
-    if run.job.dry_run:
+    before = cutoff(run.now(), run.settings.rule("audit_log").keep_days or 0)
+    if rules.previews("audit_log", run.job, run.settings):
         return preview(engine(), before)
     archiver = Archiver(run, client("s3"), archive_bucket(), engine())
     try:
@@ -113,7 +114,7 @@ def body(run: Run) -> Report | Unfinished:
     return archiver.report()
 
 
-def cutoff(now: datetime, keep_days: int) -> datetime:
+def cutoff(now: datetime, keep_days: float) -> datetime:
     """The midnight (UTC) before which rows are archived: all of their day is at least so many days old."""
     kept_since = now.astimezone(UTC) - timedelta(days=keep_days)
     return kept_since.replace(hour=0, minute=0, second=0, microsecond=0)

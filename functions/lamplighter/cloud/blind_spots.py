@@ -28,7 +28,7 @@ def left_out(findings: Mapping[Place, int]) -> Iterator[str]:
         count = sum(findings.values())
         told = "1 open finding is" if count == 1 else f"{count:,} open findings are"
         whose = "it is" if count == 1 else "they are"
-        yield f"{told} left out: cloud_targets no longer names where {whose} ({_named(sorted(findings))})."
+        yield f"{told} left out: cloud.targets no longer names where {whose} ({_named(sorted(findings))})."
 
 
 def unwatched(

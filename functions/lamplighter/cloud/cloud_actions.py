@@ -1,6 +1,6 @@
 """Acts on findings: the phase `actions` of the scans (REQUIREMENTS C13, K11).
 
-Only for the checks that the setting `cloud_remedies` names, and in earnest only where it says `apply`. The protocol is
+Only for the checks that the setting `cloud.remedies` names, and in earnest only where it says `apply`. The protocol is
 that of `kernel.deletion`, the marks are those of `cloud.marks`:
 
     plan        each region with open findings is read anew and put to the same checks (`cloud.judged`); what is to be
@@ -89,7 +89,7 @@ def body(run: Run) -> Report | Unfinished:
 
     checked(run.settings)
     own = {check.id for check in _CHECKS.get(run.job.job_type, BY_ID.values())}
-    remedies = {check: remedy for check, remedy in run.settings.cloud_remedies.items() if check in own}
+    remedies = {check: remedy for check, remedy in run.settings.cloud.remedies.items() if check in own}
     if not remedies:
         return Report(dry_run=run.job.dry_run)
     s3 = client("s3")
@@ -221,7 +221,7 @@ class Actions:
             "reason": decision.reason,
             "mark": str(decision.mark) if decision.mark else None,
             "written": there.get(key_of(check)),
-            "owner": there.get(self._run.settings.cloud_limits.owner_tag),
+            "owner": there.get(self._run.settings.cloud.limits.owner_tag),
         }
         at = Where(account=judged.place.account, region=judged.place.region, check=check, resource_id=resource_id)
         return Entry(key=at.key, facts=said)
@@ -266,7 +266,7 @@ class Actions:
         return Judged.read(
             replace(self._place(account, region), seen={}, now=self._run.now()),
             remedies=self._remedies,
-            limits=self._run.settings.cloud_limits,
+            limits=self._run.settings.cloud.limits,
             exemptions=load(self._s3, self._archive.bucket),
         )
 
@@ -409,7 +409,7 @@ def refusal(check: str, remedy: Remedy, offending: int, looked_at: int) -> str |
         return None
     return (
         f"{check}: {offending} of {looked_at} resources ({offending / max(looked_at, 1):.0%}) offend; "
-        f"{remedy.max_share:.0%} may (cloud_remedies.{check}.max_share): nothing is done about them."
+        f"{remedy.max_share:.0%} may (cloud.remedies.{check}.max_share): nothing is done about them."
     )
 
 

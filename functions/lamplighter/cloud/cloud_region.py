@@ -138,7 +138,7 @@ def look(
     from lamplighter.kernel.aws import client
     from lamplighter.kernel.database import engine
 
-    checks, limits = CHECKS[job_type], settings.cloud_limits
+    checks, limits = CHECKS[job_type], settings.cloud.limits
     here = {"account": target.account, "region": target.region}
     inventory = reader.read(clients, **here, now=now, limits=limits, needs=wanted(checks))
     priced = checks is WASTE

@@ -117,7 +117,7 @@ def _failed(failure: str) -> dict[str, str]:
 
 def _regions(kind: type[Summed]) -> Phase:
     division = Division(
-        items=targets.items, concurrency=lambda settings: settings.cloud_concurrency, gather=partial(summed, kind)
+        items=targets.items, concurrency=lambda settings: settings.cloud.concurrency, gather=partial(summed, kind)
     )
     return Phase(function="cloud-region", check=targets.checked, division=division)
 
@@ -136,7 +136,7 @@ class CloudJob(PhasedJob):
     report, which would be about what other scans found."""
 
     def turns(self, params: PhaseParams, settings: Settings) -> list[Turn]:
-        idle = {"actions": not settings.cloud_remedies, "report": params.dry_run}
+        idle = {"actions": not settings.cloud.remedies, "report": bool(params.dry_run)}
         return [turn for turn in super().turns(params, settings) if not idle.get(turn.name)]
 
 

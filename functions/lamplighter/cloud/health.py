@@ -78,7 +78,7 @@ def examine(clients: ClientOf, target: Target, run: Run, now: datetime) -> Exami
         Retryable: AWS or the database cannot be reached; likewise.
     """
     here = {"account": target.account, "region": target.region}
-    day = replace(run.settings.cloud_limits, idle_days=1)
+    day = replace(run.settings.cloud.limits, idle_days=1)
     inventory = reader.read(clients, **here, now=now, limits=day, needs=NEEDS)
     if "instances" in inventory.gaps:
         raise Permanent(f"The instances cannot be read: {inventory.gaps['instances']}")

@@ -1,6 +1,6 @@
 """Where the cloud jobs look: accounts and regions, and the way into each (REQUIREMENTS C17).
 
-The setting `cloud_targets` says it; without it, the account and the region that the stack itself is in.
+The setting `cloud.targets` says it; without it, the account and the region that the stack itself is in.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def find(settings: Settings, account: str, region: str) -> Target:
                 role_arn=f"arn:{_partition(region)}:iam::{account}:role/{role}" if role else None,
                 external_id=targets.external_id if targets else None,
             )
-    raise Permanent(f"cloud_targets: {account}/{region} is none of them.")
+    raise Permanent(f"cloud.targets: {account}/{region} is none of them.")
 
 
 def checked(settings: Settings) -> list[tuple[str, str, Targets | None]]:
@@ -69,22 +69,22 @@ def checked(settings: Settings) -> list[tuple[str, str, Targets | None]]:
     """
     found = list(_all(settings))
     if len(found) > MOST:
-        raise Permanent(f"cloud_targets: takes at most {MOST} regions of accounts, got {len(found)}.")
+        raise Permanent(f"cloud.targets: takes at most {MOST} regions of accounts, got {len(found)}.")
     seen = set[tuple[str, str]]()
     for account, region, targets in found:
         if (account, region) in seen:
-            raise Permanent(f"cloud_targets: {account}/{region} stands there twice.")
+            raise Permanent(f"cloud.targets: {account}/{region} stands there twice.")
         seen.add((account, region))
         # Without a role the function's own would read this account, and call what it finds the other's.
         if targets and not targets.role and account != own().account:
-            raise Permanent(f"cloud_targets: {account} needs a role, for the stack is in {own().account}.")
+            raise Permanent(f"cloud.targets: {account} needs a role, for the stack is in {own().account}.")
     return found
 
 
 def _all(settings: Settings) -> Iterator[tuple[str, str, Targets | None]]:
-    if not settings.cloud_targets:
+    if not settings.cloud.targets:
         yield own().account, own().region, None
-    for targets in settings.cloud_targets:
+    for targets in settings.cloud.targets:
         for account in targets.accounts:
             for region in targets.regions:
                 yield account, region, targets
@@ -103,4 +103,4 @@ def _partition(region: str) -> str:
     try:
         return str(Session().get_partition_for_region(region))
     except UnknownRegionError:
-        raise Permanent(f"cloud_targets: AWS has no region called {region}.") from None
+        raise Permanent(f"cloud.targets: AWS has no region called {region}.") from None

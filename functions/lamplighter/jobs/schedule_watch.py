@@ -53,7 +53,7 @@ def last_completed_runs(names: list[str]) -> dict[str, datetime]:
 def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:  # noqa: ARG001 - Lambda's signature
     """Look at every schedule once; answers which are overdue, and which cannot be watched."""
     now = utc_now()
-    grace = timedelta(minutes=settings.load().schedule_grace_minutes)
+    grace = timedelta(minutes=settings.load().jobs.schedule_grace_minutes)
     watched = [schedule for schedule in schedules() if schedule.name not in WATCHED_BY_ALARM]
     completed = last_completed_runs([schedule.name for schedule in watched])
     late: list[str] = []

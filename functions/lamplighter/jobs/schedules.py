@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import ceil
+from operator import attrgetter
 from typing import Any, Final, Literal
 
 from aws_lambda_powertools import Logger
@@ -10,17 +12,21 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from lamplighter.kernel import settings
 from lamplighter.kernel.errors import Permanent
 from lamplighter.kernel.schedules import switch
+from lamplighter.kernel.settings import Settings
 
 logger = Logger()
 
-_SWITCHES: Final = {"orphan-cleanup": "orphan_cleanup_enabled"}
+_SWITCHES: Final = {"orphan-cleanup": "media.enabled"}
 """The setting that switches a schedule's ticks."""
 
-_INTERVALS: Final = {
-    "orphan-cleanup": ("orphan_cleanup_scan_interval_hours", "hours"),
-    "upload-cleanup": ("upload_cleanup_interval_minutes", "minutes"),
-}
-"""The setting that gives a schedule's interval, and its unit."""
+
+def expressions(settings: Settings) -> dict[str, str]:
+    """How often the schedules run whose interval is a setting, by their names."""
+    minutes = ceil(settings.uploads.cleanup_interval_seconds / 60)
+    return {
+        "orphan-cleanup": f"rate({settings.media.scan_interval_hours} hours)",
+        "upload-cleanup": f"rate({minutes} minutes)",
+    }
 
 
 class Event(BaseModel):
@@ -55,13 +61,10 @@ def start(schedule: str) -> bool:
         UnknownSchedule: there is no such schedule.
         Permanent: its setting is off.
     """
-    in_force, expression = settings.load(), None
-    if (switched_by := _SWITCHES.get(schedule)) and not getattr(in_force, switched_by):
+    in_force = settings.load()
+    if (switched_by := _SWITCHES.get(schedule)) and not attrgetter(switched_by)(in_force):
         raise Permanent(f"schedule: {schedule} would skip every tick while the setting {switched_by} is false.")
-    if schedule in _INTERVALS:
-        setting, unit = _INTERVALS[schedule]
-        expression = f"rate({getattr(in_force, setting)} {unit})"
-    changed = switch(schedule, on=True, expression=expression)
+    changed = switch(schedule, on=True, expression=expressions(in_force).get(schedule))
     logger.info("schedule started", extra={"switched": schedule, "changed": changed})
     return changed
 

@@ -81,6 +81,8 @@ class Remedy:
     """Days between the mark that announces it and the action."""
     apply: bool = False
     """False only previews: nothing is marked and nothing is done."""
+    ramp: bool = True
+    """Whether the first runs in earnest are limited (S3)."""
     max_actions: Annotated[int, Ge(1)] = 50
     """How many resources one run acts upon at most; the others' turn comes with the next."""
     max_share: Annotated[float, Interval(gt=0, le=1)] = 0.5

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from operator import attrgetter
 from typing import Any, Final, Literal, Protocol, Self
 
 from aws_lambda_powertools import Logger, Metrics
@@ -193,7 +194,7 @@ class JobType[P: Params]:
     """
 
     def __init__(self, job_type: str, *, params: type[P], policy: Policy, enabled_by: str | None = None) -> None:
-        """`enabled_by` names the boolean setting that switches its scheduled runs (REQUIREMENTS A6)."""
+        """`enabled_by` names the boolean setting (`media.enabled`) that switches its scheduled runs (A6)."""
         self.job_type = job_type
         self.params = params
         self.policy = policy
@@ -221,9 +222,17 @@ class JobType[P: Params]:
             self.job_type,
             under(settings, self.policy),
             payload=params.model_dump(mode="json", exclude_unset=True),
-            dry_run=bool(getattr(params.resolved(settings), "dry_run", False)),
+            dry_run=self.previews(params, settings),
             **values,
         )
+
+    def previews(self, params: P, settings: Settings) -> bool:
+        """Whether a run with these parameters changes nothing.
+
+        Raises:
+            InvalidParams: it asks for more than the settings have applied.
+        """
+        return bool(getattr(params.resolved(settings), "dry_run", False))
 
 
 def tick(schedule: str, scheduled_time: object) -> dict[str, Any]:
@@ -309,7 +318,7 @@ class JobHandler[P: Params](JobType[P]):
                 raise
             logger.warning("tick refused", extra={"reason": str(refusal)})
             return {"status": "already_running", "reason": str(refusal)}
-        if schedule is not None and self.enabled_by and not getattr(settings, self.enabled_by):
+        if schedule is not None and self.enabled_by and not attrgetter(self.enabled_by)(settings):
             # A row all the same: the history shows the tick, and the dead-man watch sees that the schedule lives.
             answer = {"status": "skipped", "reason": f"The setting {self.enabled_by} is false."}
             ledger.complete(started, answer)

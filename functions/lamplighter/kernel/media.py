@@ -1,4 +1,4 @@
-"""What owners say about their media: which columns name files.
+"""What owners say about their media: which columns name files, and which files derive from others.
 
 Settings of the domain `media`. Plain dataclasses, which pydantic validates where they come from outside (`Settings`).
 """
@@ -17,6 +17,32 @@ _STRICT: Final = {"extra": "forbid"}
 _TABLE: Final = re.compile(r"[^.,\x00]+(\.[^.,\x00]+)?")
 _COLUMN: Final = re.compile(r"[^.,\x00]+")
 _FOLDER_KINDS: Final = (None, "text", "array")
+
+DERIVED: Final = (
+    "{name}-{n}x{n}",
+    "{name}_{n}x{n}",
+    "{name}.{n}x{n}_{any}",
+    "{name}-scaled",
+    "{name}-rotated",
+    "{name}-e{n}",
+    "{name}@{n}x",
+    "{name}_thumb",
+    "{name}-thumb",
+    "{name}_thumbnail",
+    "{name}-thumbnail",
+    "{name}_small",
+    "{name}_medium",
+    "{name}_large",
+    "thumbnail_{name}",
+    "thumb_{name}",
+    "small_{name}",
+    "medium_{name}",
+    "large_{name}",
+    "thumbs/",
+    "thumbnails/",
+    "thumb/",
+)
+"""Patterns of derived files as WordPress, easy-thumbnails, Strapi, Retina images and others write them."""
 
 type Prefix = Annotated[str, MinLen(1)]
 

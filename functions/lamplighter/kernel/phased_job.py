@@ -16,7 +16,7 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from lamplighter.kernel.errors import Permanent
-from lamplighter.kernel.job import JobType, Params, Report, Run, Unfinished
+from lamplighter.kernel.job import InvalidParams, JobType, Params, Report, Run, Unfinished
 from lamplighter.kernel.ledger.row import Job, Policy
 from lamplighter.kernel.settings import Settings
 
@@ -31,11 +31,15 @@ SENTENCE_LIMIT: Final = 500
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Phase:
     """A part of a job. `function` serves it, a name below the stack's; `check` raises Permanent if the settings do not
-    let it run, before any phase of the run has begun. One with a `division` is divided into items."""
+    let it run, before any phase of the run has begun. One with a `division` is divided into items.
+
+    A phase with `applied` changes what is the owner's: it only previews while that answers False (REQUIREMENTS S4).
+    """
 
     function: str
     check: Callable[[Settings], object] | None = None
     division: Division | None = None
+    applied: Callable[[Settings], bool] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +59,9 @@ class PhaseParams(Params):
 
     phases: tuple[str, ...] | None = Field(None, min_length=1)
     """Only these, in the catalogue's order; by default those of the job type."""
-    dry_run: bool = False
+    dry_run: bool | None = None
+    """True previews every phase. None previews those that the settings have not applied, and the others act. False is
+    refused where one of them is not applied, unless the setting `allow_override` is true."""
 
 
 class Turn(BaseModel):
@@ -215,10 +221,34 @@ class PhasedJob(JobType[PhaseParams]):
             )
         return params
 
+    def previews(self, params: PhaseParams, settings: Settings) -> bool:
+        """Whether no phase of a run changes anything.
+
+        Raises:
+            InvalidParams: it is to act in earnest, and the settings have not applied one of its phases.
+        """
+        if params.dry_run:
+            return True
+        phases = {name: self.catalogue[name].applied for name in self._selected(params)}
+        waiting = [name for name, applied in phases.items() if applied and not applied(settings)]
+        if params.dry_run is None:
+            return len(waiting) == len(phases)
+        if waiting and not settings.allow_override:
+            several = ", ".join(waiting)
+            sentence = (
+                f"dry_run: false is refused, because the settings do not apply {several}; set "
+                f"retention.rules.{waiting[0]}.apply to true, select other phases, or leave dry_run out"
+            )
+            raise InvalidParams([("dry_run", sentence)])
+        return False
+
+    def _selected(self, params: PhaseParams) -> list[str]:
+        selected = params.phases or tuple(self.spans)
+        return [name for name in self.catalogue if name in selected]
+
     def turns(self, params: PhaseParams, settings: Settings) -> list[Turn]:
         """The phases of a run. Raises Permanent if the settings do not let one of them run."""
-        selected = params.phases or tuple(self.spans)
-        names = [name for name in self.catalogue if name in selected]
+        names = self._selected(params)
         spans = self.spans if self.spans.keys() >= set(names) else evenly(names)
         chosen = {name: self.catalogue[name] for name in names}
         for phase in chosen.values():

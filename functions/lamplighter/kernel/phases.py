@@ -135,7 +135,10 @@ def _made(
     try:
         if schedule is None:
             return ledger.start(new)
-        late, grace = ledger.clock() - scheduled_at(scheduled_time), timedelta(minutes=settings.misfire_grace_minutes)
+        late, grace = (
+            ledger.clock() - scheduled_at(scheduled_time),
+            timedelta(minutes=settings.jobs.misfire_grace_minutes),
+        )
         if late <= grace:
             return ledger.start(new)
         reason = (

@@ -17,11 +17,11 @@ def under(settings: Settings, policy: Policy) -> Policy:
     """The policy with the retries and the poison guard that the settings say (REQUIREMENTS K5, K10)."""
     return replace(
         policy,
-        max_attempts=settings.retry_max_attempts,
-        backoff_base=timedelta(seconds=settings.retry_base_seconds),
-        backoff_cap=timedelta(seconds=settings.retry_cap_seconds),
-        poison_rescues=settings.poison_rescues,
-        poison_window=timedelta(hours=settings.poison_window_hours),
+        max_attempts=settings.jobs.retry_max_attempts,
+        backoff_base=timedelta(seconds=settings.jobs.retry_base_seconds),
+        backoff_cap=timedelta(seconds=settings.jobs.retry_cap_seconds),
+        poison_rescues=settings.jobs.poison_rescues,
+        poison_window=timedelta(hours=settings.jobs.poison_window_hours),
     )
 
 

@@ -1,261 +1,645 @@
-"""Every default of REQUIREMENTS as a setting: from the environment, overridden at run time, validated (K4).
+"""Every default of REQUIREMENTS as a setting: one document of sections, validated as a whole (K4, P2).
 
-`LAMPLIGHTER_<SETTING>` variables come from the template's parameters. One SSM parameter (`SETTINGS_PARAMETER`) holds
-a JSON object that overrides them without a redeploy; a bad one is refused as a whole, the newest earlier version of
-it that is good stays in force, and an alert is raised.
+A document is a JSON object of sections (`{"media": {"apply": true}}`). Documents are merged key by key, and later wins:
+the template parameter `Settings`, then the SSM parameter. The result is the *effective document*. The jobs table holds
+it; only `jobs.settings_document` writes it. `load` reads it there. A function's own variables override it for that
+function: `LAMPLIGHTER_<SECTION>_<FIELD>` and the names in `VARIABLES`.
+
+The flat names of earlier versions (`OLD_NAMES`) are still read, in documents and as `LAMPLIGHTER_<OLD_NAME>` variables.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Annotated, Any, Final
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic_core import PydanticCustomError
 
 from lamplighter.kernel.cloud import Limits, Remedy, Targets
-from lamplighter.kernel.errors import Permanent
+from lamplighter.kernel.errors import Permanent, Retryable
+from lamplighter.kernel.media import DERIVED, Reference
 
 PREFIX: Final = "LAMPLIGHTER_"
-FRESH_SECONDS: Final = 60
-"""How old a warm function's view of the override may be."""
+KEY: Final = "settings#effective"
+"""The partition key of the effective document's item in the jobs table."""
+MAX_BYTES: Final = 300_000
+"""The largest document, in bytes of UTF-8."""
+MAX_DEPTH: Final = 16
+"""Objects and lists inside one another."""
+_SHOWN: Final = 80
+"""Characters of a refused value that the message repeats."""
 
 
 class SettingsError(Permanent):
-    """A setting is unknown or its value is invalid; the message names it and what it takes."""
+    """A setting is unknown or its value is invalid. The message names it, what it takes, and where it was found."""
 
 
 def _from_json(value: object) -> object:
-    return json.loads(value) if isinstance(value, str) else value
+    """A variable holds an object or a list as JSON."""
+    if isinstance(value, str) and value.lstrip().startswith(("{", "[")):
+        try:
+            return _loads(value)
+        except ValueError as error:
+            raise PydanticCustomError("json", "takes JSON ({reason})", {"reason": str(error)}) from None
+    return value
 
 
 def _split(value: object) -> object:
+    value = _from_json(value)
     return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
 
 
-Column = Annotated[str, Field(pattern=r"^[^.,]+(\.[^.,]+){1,2}$")]
-"""`table.column` or `schema.table.column`."""
+def _no_flag(value: object) -> object:
+    """Python takes true for 1, which would let `max_orphan_share: true` pass for the whole."""
+    if isinstance(value, bool):
+        raise PydanticCustomError("number", "input should be a number")
+    return value
 
+
+def _reference(value: object) -> object:
+    return Reference.fields_of(value) if isinstance(value, str) else value
+
+
+type Number = Annotated[float, BeforeValidator(_no_flag), Field(allow_inf_nan=False)]
+type Whole = Annotated[int, BeforeValidator(_no_flag)]
+Hours = Annotated[Number, Field(ge=0, le=1_000_000)]
+Days = Annotated[float, Field(strict=True, ge=0, le=36_500, allow_inf_nan=False)]
 Kept = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}(/(completed|failed|cancelled))?$")]
 """Which finished jobs: `<type>` or `<type>/<status>`, `default` for any type."""
-Days = Annotated[float, Field(strict=True, ge=0, le=36_500, allow_inf_nan=False)]
+Rule = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
+Text = Annotated[str, Field(pattern=r"^[^\x00]*$")]
+Patterns = Annotated[tuple[Annotated[Text, Field(min_length=1)], ...], BeforeValidator(_from_json)]
 
 
-class Settings(BaseModel):
-    """All settings, with REQUIREMENTS' defaults."""
+class Section(BaseModel):
+    """A part of the document: a name that it does not know is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    orphan_cleanup_enabled: bool = True
-    """Whether scheduled runs of the orphan cleanup do anything (A6)."""
-    orphan_cleanup_scan_interval_hours: int = Field(24, ge=1, le=720)
-    """Hours between scheduled runs; applied by starting the schedule (A6)."""
-    orphan_cleanup_base_path: str = ""
-    """The folder that is cleaned; empty is the whole bucket (A1)."""
-    orphan_cleanup_references: Annotated[tuple[Column, ...], BeforeValidator(_split)] = Field(
-        ("media_files.storage_key",), min_length=1
-    )
-    """The columns whose values keep files, each as `table.column`, separated by commas or as a JSON list (A1)."""
-    orphan_cleanup_age_threshold_hours: float = Field(24, ge=0)
-    """Younger files are skipped (A2)."""
-    orphan_cleanup_dry_run: bool = True
-    """Whether a run that does not say so only previews (A3)."""
-    orphan_cleanup_max_delete_gb: float = Field(10.0, ge=0)
-    """Stop before cumulative deletion exceeds this, in GB of 10^9 bytes (A4)."""
-    orphan_cleanup_quarantine_hours: float = Field(24, ge=0)
-    """A scheduled run removes only what a manifest at least this old already listed (A7)."""
-    orphan_cleanup_max_orphan_share: float = Field(0.5, gt=0, le=1)
-    """Refuse to delete when more than this share of the files are orphans (A7)."""
-    orphan_cleanup_max_reference_shrink: float = Field(0.2, ge=0, le=1)
-    """Refuse to delete when the references shrank by more than this share since the last run (A7)."""
-    orphan_cleanup_max_unmapped_references: int = Field(0, ge=0)
-    """Refuse to delete when more references than this cannot be mapped to a key (A7)."""
-    allow_override: bool = False
-    """The second of the two switches that let a run pass the governor (A7)."""
-    retry_max_attempts: int = Field(3, ge=1, le=10)
+
+class JobsSettings(Section):
+    """How jobs are timed, retried, watched and kept."""
+
+    retry_max_attempts: Whole = Field(4, ge=1, le=10)
     """Attempts of a job, the first included (K5)."""
-    retry_base_seconds: int = Field(30, ge=1)
+    retry_base_seconds: Whole = Field(30, ge=1, le=1_000_000)
     """Longest wait before the second attempt; doubles with each (K5)."""
-    retry_cap_seconds: int = Field(900, ge=1)
+    retry_cap_seconds: Whole = Field(900, ge=1, le=1_000_000)
     """Longest wait before any attempt (K5)."""
-    poison_rescues: int = Field(3, ge=1)
+    poison_rescues: Whole = Field(3, ge=1)
     """A job found expired this often within the window is failed for good (K10)."""
-    poison_window_hours: int = Field(72, ge=1)
+    poison_window_hours: Whole = Field(72, ge=1, le=1_000_000)
     """The poison guard's window (K10)."""
-    schedule_grace_minutes: int = Field(15, ge=0)
+    schedule_grace_minutes: Whole = Field(15, ge=0, le=1_000_000)
     """How long after its interval a schedule without a completed run is reported (K12)."""
-    misfire_grace_minutes: int = Field(5, ge=1, le=1440)
+    misfire_grace_minutes: Whole = Field(5, ge=1, le=1440)
     """A tick of the cleanups that comes later than this is skipped (B6)."""
-    upload_job_timeout_seconds: int = Field(600, ge=1, le=840)
-    """An upload that takes longer is failed (D2); its function ends after 900 s."""
-    upload_max_mb: int = Field(2048, ge=1)
-    """A larger upload is refused, in MB of 10^6 bytes (D1)."""
-    upload_ttl_completed_hours: float = Field(24, ge=0.01)
-    """How long the files and the live record of a completed upload are kept (D4)."""
-    upload_ttl_failed_hours: float = Field(1, ge=0.01)
-    """How long those of a failed or cancelled one are (D4)."""
-    upload_cleanup_interval_minutes: int = Field(60, ge=1, le=1440)
-    """Minutes between scheduled expiries; applied by starting the schedule (D4)."""
-    job_timeout_minutes: Annotated[dict[str, int], BeforeValidator(_from_json)] = Field(
-        default={
-            "sync": 30,
-            "sync_scenes": 30,
-            "analysis": 60,
-            "apply_plan": 30,
-            "generate_details": 45,
-            "export": 15,
-            "import": 15,
-            "cleanup": 5,
-            "default": 30,
-        }
+    timeout_minutes: Annotated[dict[str, Annotated[Whole, Field(ge=1, le=1_000_000)]], BeforeValidator(_from_json)] = (
+        Field(
+            default={
+                "sync": 30,
+                "sync_scenes": 30,
+                "analysis": 60,
+                "apply_plan": 30,
+                "generate_details": 45,
+                "export": 15,
+                "import": 15,
+                "cleanup": 5,
+                "default": 30,
+            }
+        )
     )
-    """Minutes an attempt of a job outside Lambda may take, by job type (B1); a JSON object. The cleanup's own five are
-    those of its state machine (`phases.EXECUTION`)."""
-    job_retention_hours: Annotated[
+    """Minutes an attempt of a job outside Lambda may take, by job type (B1). The cleanup's own five are those of its
+    state machine (`phases.EXECUTION`)."""
+    retention_hours: Annotated[
         dict[Kept, Annotated[int, Field(strict=True, ge=1, le=1920)]], BeforeValidator(_from_json)
     ] = Field(default={"default": 720})
     """Hours a finished job stays in the ledger (B3, D4), by `<type>/<status>`, `<type>`, `default/<status>` or
-    `default`, whichever is found first; a JSON object.
+    `default`, whichever is found first.
 
     At least 1: a tick that is delivered twice must find the first one's row. At most 80 days, so that the history has
     its copy before the table's TTL takes the row after 90.
     """
-    retention_days: Annotated[dict[str, Days], BeforeValidator(_from_json)] = Field(default={})
-    """Days that rows are kept, by retention rule, where not as long as the rule says (B11); a JSON object."""
-    audit_log_keep_days: int = Field(90, ge=1)
-    """Days that the audit log stays in the database before it is archived, a whole UTC day at a time (E1)."""
-    cloud_targets: Annotated[tuple[Targets, ...], BeforeValidator(_from_json)] = Field(default=())
-    """The accounts and regions that are scanned (C17), a JSON list; none: where the stack itself is."""
-    cloud_limits: Annotated[Limits, BeforeValidator(_from_json)] = Field(default=Limits())
-    """What counts as waste or risk, where not as REQUIREMENTS say; a JSON object."""
-    cloud_remedies: Annotated[dict[str, Remedy], BeforeValidator(_from_json)] = Field(default={})
-    """What is done about findings, by check (C13); a JSON object. A check that is not named only reports."""
-    cloud_concurrency: int = Field(8, ge=1, le=40)
+
+
+class MediaSettings(Section):
+    """The orphan cleanup of the media bucket."""
+
+    enabled: bool = True
+    """Whether the schedule runs, and its runs do anything (A6)."""
+    scan_interval_hours: Whole = Field(24, ge=1, le=720)
+    """Hours between scheduled runs (A6)."""
+    base_path: Text = ""
+    """The folder that is cleaned; empty is the whole bucket (A1)."""
+    references: Annotated[tuple[Annotated[Reference, BeforeValidator(_reference)], ...], BeforeValidator(_split)] = (
+        Field((Reference(table="media_files", column="storage_key"),), min_length=1)
+    )
+    """The columns whose values keep files: objects, or `table.column`; a variable may separate them by commas (A1)."""
+    apply: bool = False
+    """Whether runs delete; false only previews (A3, S4)."""
+    ramp: bool = True
+    """Whether the first runs in earnest are limited (S3)."""
+    max_objects: Annotated[Whole, Field(ge=1)] | None = None
+    """The most objects that a run removes, and the ceiling of the ramp (S3); none: no limit."""
+    min_age_hours: Hours = 24
+    """Younger files are skipped (A2)."""
+    max_delete_gb: Number = Field(10.0, ge=0)
+    """Stop before cumulative deletion exceeds this, in GB of 10^9 bytes (A4)."""
+    quarantine_hours: Hours = 24
+    """A scheduled run removes only what a manifest at least this old already listed (A7)."""
+    max_orphan_share: Number = Field(0.2, gt=0, le=1)
+    """Refuse to delete when more than this share of the files are orphans (A7)."""
+    max_reference_shrink: Number = Field(0.2, ge=0, le=1)
+    """Refuse to delete when the references shrank by more than this share since the last run (A7)."""
+    allow_unversioned: bool = False
+    """Whether runs delete in a bucket without versioning, where nothing can be restored (S5)."""
+    derived: Patterns = DERIVED
+    """How files are named that derive from another one, which keeps them (A1): `{name}` stands for its name without
+    extension, `{n}` for digits, `{any}` for anything; or a folder, as in `thumbs/`."""
+    exclude: Patterns = ()
+    """Glob patterns of keys that are never removed (A1)."""
+
+
+class RuleSettings(Section):
+    """What a deployment says about one retention rule, about `plans` or about `audit_log`."""
+
+    apply: bool = False
+    """Whether runs change rows; false only previews. Lamplighter's own rules always act (S4)."""
+    keep_days: Days | None = None
+    """Days that rows are kept; none: as long as the rule says (B11)."""
+    ramp: bool = True
+    """Whether the first runs in earnest are limited (S3)."""
+    max_rows: Annotated[Whole, Field(ge=1)] | None = None
+    """The most rows that a run changes, and the ceiling of the ramp (S3); none: no limit."""
+
+
+class RetentionSettings(Section):
+    """What is done about old rows."""
+
+    rules: Annotated[dict[Rule, RuleSettings], BeforeValidator(_from_json)] = Field(default={})
+    """By the name of a rule, `plans` or `audit_log`."""
+
+
+class UploadsSettings(Section):
+    """Uploads and their results."""
+
+    job_timeout_seconds: Whole = Field(600, ge=1, le=840)
+    """An upload that takes longer is failed (D2); its function ends after 900 s."""
+    max_mb: Whole = Field(2048, ge=1)
+    """A larger upload is refused, in MB of 10^6 bytes (D1)."""
+    ttl_completed_hours: Number = Field(24, ge=0.01, le=1_000_000)
+    """How long the files and the live record of a completed upload are kept (D4)."""
+    ttl_failed_hours: Number = Field(1, ge=0.01, le=1_000_000)
+    """How long those of a failed or cancelled one are (D4)."""
+    cleanup_interval_seconds: Whole = Field(3600, ge=1, le=86_400)
+    """Seconds between scheduled expiries, rounded up to minutes (D4)."""
+
+
+class CloudSettings(Section):
+    """Scans of cloud accounts."""
+
+    targets: Annotated[tuple[Targets, ...], BeforeValidator(_from_json)] = Field(default=())
+    """The accounts and regions that are scanned (C17); none: where the stack itself is."""
+    limits: Annotated[Limits, BeforeValidator(_from_json)] = Field(default=Limits())
+    """What counts as waste or risk, where not as REQUIREMENTS say."""
+    remedies: Annotated[dict[str, Remedy], BeforeValidator(_from_json)] = Field(default={})
+    """What is done about findings, by check (C13). A check that is not named only reports."""
+    concurrency: Whole = Field(8, ge=1, le=40)
     """How many regions are scanned at a time (C17)."""
+
+
+class Settings(Section):
+    """The whole document, with REQUIREMENTS' defaults."""
+
+    allow_override: bool = False
+    """The second of the two switches that let a run pass the governor (A7, S2)."""
+    jobs: JobsSettings = JobsSettings()
+    media: MediaSettings = MediaSettings()
+    retention: RetentionSettings = RetentionSettings()
+    uploads: UploadsSettings = UploadsSettings()
+    cloud: CloudSettings = CloudSettings()
 
     def job_timeout(self, job_type: str) -> timedelta:
         """How long an attempt of `job_type` may take (REQUIREMENTS B1)."""
-        default = Settings.model_fields["job_timeout_minutes"].default["default"]
-        minutes = self.job_timeout_minutes
+        default = JobsSettings.model_fields["timeout_minutes"].default["default"]
+        minutes = self.jobs.timeout_minutes
         return timedelta(minutes=minutes.get(job_type, minutes.get("default", default)))
 
     def job_retention(self, job_type: str, status: str) -> timedelta:
         """How long a job stays in the ledger after it finished (REQUIREMENTS B3, D4)."""
-        hours = Settings.model_fields["job_retention_hours"].default | self.job_retention_hours
+        hours = JobsSettings.model_fields["retention_hours"].default | self.jobs.retention_hours
         names = (f"{job_type}/{status}", job_type, f"default/{status}", "default")
         return timedelta(hours=next(hours[name] for name in names if name in hours))
 
+    def rule(self, name: str) -> RuleSettings:
+        """The settings of a rule, of `plans` or of `audit_log`, which is kept for 90 days (E1)."""
+        rule = self.retention.rules.get(name, RuleSettings())
+        if name == "audit_log" and rule.keep_days is None:
+            return rule.model_copy(update={"keep_days": 90})
+        return rule
+
+
+# --- Names of earlier versions ---------------------------------------------------------------------------------------
+
+type Path = tuple[str, ...]
+
+
+def _negated(value: object) -> object:
+    try:
+        return not TypeAdapter(bool).validate_python(value)
+    except ValidationError:
+        return value  # the model refuses it
+
+
+def _number(value: object) -> object:
+    """Of a variable, which holds text."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+def _minutes_in_seconds(value: object) -> object:
+    number = _number(value)
+    return number * 60 if isinstance(number, int | float) and not isinstance(number, bool) else value
+
+
+OLD_NAMES: Final[Mapping[str, tuple[Path, Callable[[object], object] | None]]] = {
+    "orphan_cleanup_enabled": (("media", "enabled"), None),
+    "orphan_cleanup_scan_interval_hours": (("media", "scan_interval_hours"), None),
+    "orphan_cleanup_base_path": (("media", "base_path"), None),
+    "orphan_cleanup_references": (("media", "references"), None),
+    "orphan_cleanup_age_threshold_hours": (("media", "min_age_hours"), None),
+    "orphan_cleanup_dry_run": (("media", "apply"), _negated),
+    "orphan_cleanup_max_delete_gb": (("media", "max_delete_gb"), None),
+    "orphan_cleanup_quarantine_hours": (("media", "quarantine_hours"), None),
+    "orphan_cleanup_max_orphan_share": (("media", "max_orphan_share"), None),
+    "orphan_cleanup_max_reference_shrink": (("media", "max_reference_shrink"), None),
+    "retry_max_attempts": (("jobs", "retry_max_attempts"), None),
+    "retry_base_seconds": (("jobs", "retry_base_seconds"), None),
+    "retry_cap_seconds": (("jobs", "retry_cap_seconds"), None),
+    "poison_rescues": (("jobs", "poison_rescues"), None),
+    "poison_window_hours": (("jobs", "poison_window_hours"), None),
+    "schedule_grace_minutes": (("jobs", "schedule_grace_minutes"), None),
+    "misfire_grace_minutes": (("jobs", "misfire_grace_minutes"), None),
+    "job_timeout_minutes": (("jobs", "timeout_minutes"), None),
+    "job_retention_hours": (("jobs", "retention_hours"), None),
+    "upload_job_timeout_seconds": (("uploads", "job_timeout_seconds"), None),
+    "upload_max_mb": (("uploads", "max_mb"), None),
+    "upload_ttl_completed_hours": (("uploads", "ttl_completed_hours"), None),
+    "upload_ttl_failed_hours": (("uploads", "ttl_failed_hours"), None),
+    "upload_cleanup_interval_minutes": (("uploads", "cleanup_interval_seconds"), _minutes_in_seconds),
+    "audit_log_keep_days": (("retention", "rules", "audit_log", "keep_days"), _number),
+    "cloud_targets": (("cloud", "targets"), None),
+    "cloud_limits": (("cloud", "limits"), None),
+    "cloud_remedies": (("cloud", "remedies"), None),
+    "cloud_concurrency": (("cloud", "concurrency"), None),
+}
+"""Where a flat name of an earlier version stands now, and how its value is turned into the one there."""
+
+RETENTION_DAYS: Final = "retention_days"
+"""The earlier `{"<rule>": days}`; now `retention.rules.<rule>.keep_days`."""
+MAX_UNMAPPED: Final = "orphan_cleanup_max_unmapped_references"
+"""The earlier limit of all columns; now `max_unmatched` of each reference that gives none."""
+
+VARIABLES: Final[Mapping[str, Path]] = {
+    "JOB_TIMEOUT_SECONDS": ("uploads", "job_timeout_seconds"),
+    "CLEANUP_INTERVAL_SECONDS": ("uploads", "cleanup_interval_seconds"),
+    "TTL_COMPLETED_HOURS": ("uploads", "ttl_completed_hours"),
+    "TTL_FAILED_HOURS": ("uploads", "ttl_failed_hours"),
+}
+"""Variables with names of their own (D2, D4)."""
+
+_SECTIONS: Final = tuple(name for name in Settings.model_fields if name != "allow_override")
+_TEXTS: Final = frozenset({("media", "base_path")})
+"""Fields of which a value that looks like JSON is none."""
+
+
+# --- Reading a document ----------------------------------------------------------------------------------------------
+
+
+def read(text: str, *, source: str) -> dict[str, Any]:
+    """The JSON object that `text` holds.
+
+    Raises:
+        SettingsError: it is too large, no JSON, no object, too deeply nested, or gives a name twice.
+    """
+    size = len(text.encode(errors="surrogatepass"))
+    if size > MAX_BYTES:
+        raise SettingsError(f"In {source}: it holds {size} bytes; settings take at most {MAX_BYTES}.")
+    try:
+        values = _loads(text)
+    except (ValueError, RecursionError) as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
+        raise SettingsError(f"In {source}: it must hold a JSON object of settings ({reason}).") from None
+    if not isinstance(values, dict):
+        raise SettingsError(f"In {source}: it must hold a JSON object of settings, not {_kind(values)}.")
+    return values
+
+
+def _loads(text: str) -> Any:
+    return json.loads(text, object_pairs_hook=_object)
+
+
+def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice[:_SHOWN]!r} is given twice")
+    return values
+
+
+def _kind(value: object) -> str:
+    names = {list: "a list", str: "a text", bool: "true or false", int: "a number", float: "a number"}
+    return names.get(type(value), "null")
+
+
+def _depth(value: object) -> int:
+    """How deeply a value is nested; counted without recursion, and no further than what is refused."""
+    level, depth = [value], 0
+    while depth <= MAX_DEPTH:
+        inner = [one for one in level if isinstance(one, dict | list)]
+        if not inner:
+            return depth
+        level = [one for outer in inner for one in (outer.values() if isinstance(outer, dict) else outer)]
+        depth += 1
+    return depth
+
+
+# --- Layers ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One document in today's names."""
+
+    source: str
+    """Where it was found, as a message says it."""
+    values: dict[str, Any] = field(default_factory=dict)
+    names: dict[Path, str] = field(default_factory=dict)
+    """How a setting was called there, where not by its path."""
+
+    @classmethod
+    def of(cls, given: Mapping[str, object], *, source: str, names: Mapping[Path, str] | None = None) -> Layer:
+        """The layer that a document makes, with what it gives by earlier names put where it stands now.
+
+        Raises:
+            SettingsError: a setting is given by two names, or the document is nested too deeply.
+        """
+        if _depth(given) > MAX_DEPTH:
+            raise SettingsError(f"In {source}: it is nested too deeply; settings take at most {MAX_DEPTH} levels.")
+        layer = cls(source, {name: value for name, value in given.items() if not _is_old(name)}, dict(names or {}))
+        layer._decode()
+        for name, value in given.items():
+            if name == RETENTION_DAYS:
+                layer._put_days(_plain(value))
+            elif name == MAX_UNMAPPED:
+                layer._put((MAX_UNMAPPED,), value, name)
+            elif name in OLD_NAMES:
+                path, convert = OLD_NAMES[name]
+                shown = f"{name} ({'.'.join(path)})" if convert in (_negated, _minutes_in_seconds) else name
+                layer._put(path, convert(value) if convert else _plain(value, path), shown)
+        return layer
+
+    def _decode(self) -> None:
+        """Objects and lists that a variable holds as text, so that they are merged and not replaced."""
+        for section, fields in self.values.items():
+            if section in _SECTIONS and isinstance(fields, dict):
+                self.values[section] = {name: _plain(value, (section, name)) for name, value in fields.items()}
+
+    def _put_days(self, days: object) -> None:
+        if not isinstance(days, dict):
+            rules = f"{RETENTION_DAYS} takes an object of days by rule, got {_repr(days)}"
+            raise SettingsError(f"In {self.source}: {rules}.")
+        for rule, value in days.items():
+            self._put(("retention", "rules", rule, "keep_days"), value, f"{RETENTION_DAYS}.{rule}")
+
+    def _put(self, path: Path, value: object, name: str) -> None:
+        at = self.values
+        for depth, part in enumerate(path[:-1]):
+            at = at.setdefault(part, {})
+            if not isinstance(at, dict):  # the model refuses what stands there
+                raise SettingsError(
+                    f"In {self.source}: {'.'.join(path[: depth + 1])} takes an object, got {_repr(at)}."
+                )
+        if path[-1] in at:
+            other = self.names.get(path, ".".join(path))
+            raise SettingsError(f"In {self.source}: {name} and {other} are the same setting; give one of them.")
+        at[path[-1]] = value
+        self.names[path] = name
+
+    def name(self, path: Path) -> str | None:
+        """What this layer calls the setting at `path`; None where it says nothing about it."""
+        for end in range(len(path), 0, -1):
+            if path[:end] in self.names:
+                return ".".join((self.names[path[:end]], *path[end:]))
+        at: Any = self.values
+        for part in path:
+            if isinstance(at, dict) and part in at:
+                at = at[part]
+            elif isinstance(at, dict):
+                return None
+            else:  # inside a list, or inside what should be an object
+                break
+        return ".".join(path)
+
+
+def _is_old(name: str) -> bool:
+    return name in OLD_NAMES or name in (RETENTION_DAYS, MAX_UNMAPPED)
+
+
+def _plain(value: object, path: Path = ()) -> object:
+    if path in _TEXTS or not isinstance(value, str) or not value.lstrip().startswith(("{", "[")):
+        return value
+    try:
+        return _loads(value)
+    except (ValueError, RecursionError):
+        return value  # the model says what it takes
+
+
+def _repr(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+def merged(layers: Sequence[Layer]) -> dict[str, Any]:
+    """The layers as one document: objects are merged key by key, and of everything else the later wins."""
+    document: dict[str, Any] = {}
+    for layer in layers:
+        document = _merge(document, layer.values)
+    return _unmatched(document)
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    result = dict(base)
+    for name, value in over.items():
+        before = result.get(name)
+        both = isinstance(before, dict) and isinstance(value, dict)
+        result[name] = _merge(before, value) if both else value  # type: ignore[arg-type]
+    return result
+
+
+def _unmatched(document: dict[str, Any]) -> dict[str, Any]:
+    """With the earlier limit of all columns given to each reference that has none of its own."""
+    limit = document.pop(MAX_UNMAPPED, None)
+    media = document.get("media", {})
+    if limit is None or not isinstance(media, dict):
+        return document
+    references = _split(media.get("references", [str(one) for one in MediaSettings().references]))
+    if isinstance(references, list):
+        given = [Reference.fields_of(one) if isinstance(one, str) else one for one in references]
+        references = [{"max_unmatched": limit, **one} if isinstance(one, dict) else one for one in given]
+    return document | {"media": media | {"references": references}}
+
+
+def validated(layers: Sequence[Layer]) -> Settings:
+    """The settings that the layers give together, defaults for the rest.
+
+    Raises:
+        SettingsError: a name is unknown or a value invalid; one clause for each, with the layer it was found in.
+    """
+    try:
+        return Settings.model_validate(merged(layers))
+    except ValidationError as error:
+        raise SettingsError(_explain(error, layers)) from None
+
 
 def parse(values: Mapping[str, object], *, source: str) -> Settings:
-    """The settings that `values` gives, defaults for the rest.
+    """The settings of one document. Raises SettingsError, as `validated`."""
+    return validated([Layer.of(values, source=source)])
+
+
+def _explain(error: ValidationError, layers: Sequence[Layer]) -> str:
+    problems = [(tuple(map(str, problem["loc"])), problem) for problem in error.errors(include_url=False)]
+    found: dict[str, list[str]] = {}
+    for path, problem in problems:
+        if any(other[: len(path)] == path and other != path for other, _ in problems):
+            continue  # a list is too short because of what is wrong inside it
+        source, name = _found(path, layers)
+        found.setdefault(source, []).append(_sentence(name, path, problem))
+    text = " ".join(f"In {source}: {'; '.join(clauses[:10])}." for source, clauses in found.items())
+    return text.encode(errors="backslashreplace").decode()
+
+
+def _found(path: Path, layers: Sequence[Layer]) -> tuple[str, str]:
+    """The last layer that says something about a setting, and how it calls it."""
+    for end in range(len(path), 0, -1):  # what is missing has no layer, what it is missing from has
+        for layer in reversed(layers):
+            if name := layer.name(path[:end]):
+                return layer.source, ".".join((name, *path[end:]))
+    if path[:2] == ("media", "references"):  # whose limit was given by its earlier name
+        for layer in reversed(layers):
+            if layer.name((MAX_UNMAPPED,)):
+                return layer.source, MAX_UNMAPPED
+    return layers[-1].source, ".".join(path)
+
+
+def _sentence(name: str, path: Path, problem: Any) -> str:
+    if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        known = _known(path[:-1])
+        return f"{name} is not a setting" + (f" (known: {', '.join(known)})" if known else "")
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "value_error":
+        return f"{name}: {message}"
+    return f"{name}: {message[0].lower()}{message[1:]}, got {_repr(problem['input'])}"
+
+
+def _known(path: Path) -> Sequence[str]:
+    """The names that a section takes."""
+    if not path:
+        return tuple(Settings.model_fields)
+    section = Settings.model_fields.get(path[0])
+    if len(path) == 1 and section and isinstance(section.default, BaseModel):
+        return tuple(type(section.default).model_fields)
+    return tuple(RuleSettings.model_fields) if path[:2] == ("retention", "rules") else ()
+
+
+# --- What is in force ------------------------------------------------------------------------------------------------
+
+
+def from_environment(environment: Mapping[str, str]) -> Layer:
+    """What a function's own variables override.
 
     Raises:
-        SettingsError: a name is unknown or a value invalid; says which, and where it was found (`source`).
+        SettingsError: a setting is given by two names.
     """
-    try:
-        return Settings.model_validate(values)
-    except (ValidationError, ValueError) as error:
-        raise SettingsError(_explain(error, source)) from None
+    values: dict[str, Any] = {}
+    names: dict[Path, str] = {}
+    source = "the environment"
 
+    def put(path: Path, value: str, variable: str) -> None:
+        if path in names:
+            raise SettingsError(f"In {source}: {names[path]} and {variable} are the same setting; give one of them.")
+        names[path] = variable
+        at = values
+        for part in path[:-1]:
+            at = at.setdefault(part, {})
+        at[path[-1]] = value
 
-def from_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """The raw values of the `LAMPLIGHTER_` variables, by setting name."""
-    return {
-        name.removeprefix(PREFIX).lower(): value
-        for name, value in environment.items()
-        if name.startswith(PREFIX) and value != ""
-    }
-
-
-def merge(base: Mapping[str, object], override: str) -> Settings:
-    """The settings of `base` with the JSON object `override` on top.
-
-    Raises:
-        SettingsError: the override is not a JSON object, or holds an unknown or invalid setting.
-    """
-    source = "the settings parameter"
-    try:
-        values = json.loads(override)
-    except ValueError as error:
-        raise SettingsError(f"In {source}: it must hold a JSON object of settings ({error}).") from None
-    if not isinstance(values, dict):
-        raise SettingsError(f"In {source}: it must hold a JSON object of settings, not {type(values).__name__}.")
-    parse(values, source=source)  # names the override as the culprit, even where the base is bad too
-    return parse({**base, **values}, source=source)
-
-
-def _explain(error: ValueError, source: str) -> str:
-    if not isinstance(error, ValidationError):
-        return f"In {source}: {error}"
-    sentences = []
-    for problem in error.errors(include_url=False):
-        name = ".".join(map(str, problem["loc"]))
-        if problem["type"] == "extra_forbidden":
-            sentences.append(f"{name} is not a setting (known: {', '.join(Settings.model_fields)})")
-        elif problem["type"] == "unexpected_keyword_argument":
-            sentences.append(f"{name} is not a setting")
-        else:
-            sentences.append(f"{name}: {problem['msg'].lower()}, got {problem['input']!r}")
-    return f"In {source}: {'; '.join(sentences)}."
+    for variable, value in environment.items():
+        if not value:
+            continue
+        if variable in VARIABLES:
+            put(VARIABLES[variable], value, variable)
+        elif variable.startswith(PREFIX):
+            name = variable.removeprefix(PREFIX).lower()
+            section, _, rest = name.partition("_")
+            path = (section, rest) if section in _SECTIONS and not _is_old(name) else (name,)
+            put(path, value, ".".join(path))
+    return Layer.of(values, source=source, names=names)
 
 
 def load() -> Settings:
-    """The settings in force now: environment, overridden by the SSM parameter where one is named.
+    """The settings in force now: the effective document, overridden by this function's own variables.
 
     Raises:
-        SettingsError: the environment is bad (the function was deployed so: nothing to fall back on).
-        Retryable: the parameter cannot be read; guessing could delete what an override protects.
+        SettingsError: they are bad, which names the setting: there is nothing safe to fall back on.
+        Retryable: the jobs table cannot be read; guessing could delete what a setting protects.
     """
-    base = from_environment(os.environ)
-    settings = parse(base, source="the environment")
-    name = os.environ.get("SETTINGS_PARAMETER")
-    return _overridden(base, name) if name else settings
+    global _last  # noqa: PLW0603 - validated once for each document, which is read for each run
+    document, sha256 = stored() or ("{}", "")
+    key = (sha256, tuple(sorted(_own(os.environ))))
+    if _last is None or _last[0] != key:
+        source = "the settings in force"
+        effective = Layer.of(read(document, source=source), source=source)
+        _last = (key, validated([effective, from_environment(os.environ)]))
+    return _last[1]
 
 
-def _overridden(base: Mapping[str, object], name: str) -> Settings:
-    from aws_lambda_powertools.utilities.parameters import SSMProvider
-    from aws_lambda_powertools.utilities.parameters.exceptions import GetParameterError
+_last: tuple[object, Settings] | None = None
+
+
+def _own(environment: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    return (item for item in environment.items() if item[0].startswith(PREFIX) or item[0] in VARIABLES)
+
+
+def stored() -> tuple[str, str] | None:
+    """The effective document and its SHA-256, read from the jobs table; None before the first deployment wrote one.
+
+    Raises:
+        Retryable: the table cannot be read.
+    """
+    from botocore.exceptions import BotoCoreError, ClientError
 
     from lamplighter.kernel.aws import client
-    from lamplighter.kernel.errors import Retryable
 
-    global _provider  # noqa: PLW0603 - the provider holds the cache, which has to outlive the call
-    _provider = _provider or SSMProvider(boto3_client=client("ssm"))
+    table = os.environ.get("JOBS_TABLE")
+    if not table:
+        return None
     try:
-        value = _provider.get(name, max_age=FRESH_SECONDS)
-    except GetParameterError as error:
-        raise Retryable(f"The settings parameter {name} cannot be read: {error}") from error
-    try:
-        return merge(base, str(value))
-    except SettingsError:
-        return _last_good(base, name)
-
-
-_provider: Any = None
-
-
-def _last_good(base: Mapping[str, object], name: str) -> Settings:
-    from lamplighter.kernel.aws import client
-    from lamplighter.kernel.notify import alert
-
-    pages = client("ssm").get_paginator("get_parameter_history").paginate(Name=name)
-    newest, *older = sorted((v for page in pages for v in page["Parameters"]), key=lambda v: -v["Version"])
-    try:
-        return merge(base, newest["Value"])  # mended already: what was found bad came from a cache
-    except SettingsError as error:
-        problem = error
-    settings, kept = parse(base, source="the environment"), "the deployed settings stay in force"
-    for version in older:
-        with suppress(SettingsError):
-            settings = merge(base, version["Value"])
-            kept = f"version {version['Version']} stays in force"
-            break
-    alert(
-        f"settings#{name}#{newest['Version']}",
-        subject="A bad settings override was refused",
-        message=f"{problem} Version {newest['Version']} of {name} was refused as a whole; {kept}.",
-    )
-    return settings
+        answer = client("dynamodb").get_item(
+            TableName=table,
+            Key={"pk": {"S": KEY}},
+            ConsistentRead=True,
+            ProjectionExpression="document, sha256",
+        )
+    except (BotoCoreError, ClientError) as error:
+        raise Retryable(f"The settings cannot be read from the table {table}: {error}") from error
+    item = answer.get("Item", {})
+    return (item["document"]["S"], item["sha256"]["S"]) if "document" in item else None

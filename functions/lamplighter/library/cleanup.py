@@ -4,7 +4,7 @@ All types are executions of the state machine `cleanup`, by schedule, through th
 minutes (stale jobs, old jobs, handled downloads, stuck plans), `database_cleanup` daily at 02:00 (C16, and every rule
 that no other type applies), `session_cleanup` every 6 hours and `token_cleanup` daily at 03:00 (E1), `upload_cleanup`
 hourly (D4), `audit_archive` on the 1st of a month (E1). A run may select any phases there are, and preview them
-(REQUIREMENTS B1-B11).
+(REQUIREMENTS B1-B11). What is the owner's is only previewed until the settings apply it by name (S4).
 """
 
 from __future__ import annotations
@@ -21,14 +21,20 @@ from lamplighter.library import old_jobs, plans, rows, stale_jobs
 
 _HERE: Final = "cleanup"
 
+
+def _rows(name: str, function: str = _HERE) -> Phase:
+    """A phase that changes rows: the owner's only where the settings apply it by name."""
+    return Phase(function=function, check=rules.checked, applied=partial(rules.applied, name))
+
+
 PHASES: Final[Mapping[str, Phase]] = {
     "stale_jobs": Phase(function=_HERE),
     "old_jobs": Phase(function=_HERE),
-    "downloads": Phase(function=_HERE, check=rules.checked),
-    "plans": Phase(function=_HERE),
-    **{name: Phase(function=_HERE, check=rules.checked) for name in rules.RULES},
+    "downloads": _rows("downloads"),
+    "plans": _rows("plans"),
+    **{name: _rows(name) for name in rules.RULES},
     "uploads": Phase(function="upload-expiry"),
-    "audit_log": Phase(function="audit-archive"),
+    "audit_log": _rows("audit_log", function="audit-archive"),
 }
 """All phases, in the order in which a run does them, and the function that serves each. Every rule is a phase."""
 
@@ -45,7 +51,10 @@ class Cleanup(PhasedJob):
     """The type `cleanup`, whose result has names of its own."""
 
     def result(self, state: State) -> dict[str, Any]:
-        """REQUIREMENTS B9, and the reports of phases that are no part of it where a run selected some."""
+        """REQUIREMENTS B9, and the reports of phases that are no part of it where a run selected some.
+
+        Where some phases acted, `previewed` names those that did not: their numbers are what they would have done.
+        """
         stale = state.outcomes.get("stale_jobs")
         told = {
             "status": state.status,
@@ -57,6 +66,9 @@ class Cleanup(PhasedJob):
             "errors": state.sentences,
         }
         others = {name: outcome.report for name, outcome in state.outcomes.items() if name not in self.spans}
+        previewed = [name for name, outcome in state.outcomes.items() if outcome.report.get("dry_run")]
+        if 0 < len(previewed) < len(state.outcomes):  # else the row's own `dry_run` says it
+            told["previewed"] = previewed
         return told | ({"phases": others} if others else {})
 
 

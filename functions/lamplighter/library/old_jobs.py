@@ -1,7 +1,7 @@
 """Old jobs: moves finished jobs whose retention is over from the ledger to the history (REQUIREMENTS B3).
 
-A phase of the cleanup. How long a job stays depends on its type and status (the setting `job_retention_hours`); jobs of
-the upload processing are left to the phase that also removes their files.
+A phase of the cleanup. How long a job stays depends on its type and status (`jobs.retention_hours`); jobs of the upload
+processing are left to the phase that also removes their files.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def is_due(job: Job, settings: Settings, now: datetime) -> bool:
 
 def shortest_retention(status: Status, settings: Settings) -> timedelta:
     """The age from which on jobs of a status may be due, whatever their type."""
-    names = {name.partition("/")[0] for name in settings.job_retention_hours} | {"default"}
+    names = {name.partition("/")[0] for name in settings.jobs.retention_hours} | {"default"}
     return min(settings.job_retention(name, status) for name in names - ELSEWHERE)
 
 

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from pydantic import BaseModel
 
+from lamplighter import rules
 from lamplighter.kernel.errors import Permanent
 from lamplighter.kernel.job import Report as JobReport
 from lamplighter.kernel.job import Run, Unfinished
@@ -27,6 +28,7 @@ GRACE: Final = timedelta(minutes=5)
 class Report(JobReport):
     """How many plans were put back; in a preview, how many would be."""
 
+    dry_run: bool
     plans: int = 0
 
     def counts(self) -> tuple[int, int]:
@@ -61,17 +63,18 @@ def body(run: Run) -> Report | Unfinished:
 def _work(run: Run) -> Report | Unfinished:
     place = Place.model_validate(run.checkpoint or {})
     ledger, before = Ledger.from_environment(), run.now() - GRACE
+    dry_run = rules.previews("plans", run.job, run.settings)
     while True:
         if why := run.stop():
-            report = Report(plans=place.plans)
+            report = Report(dry_run=dry_run, plans=place.plans)
             done = Unfinished(checkpoint=place.model_dump(mode="json"), report=report)
             return report if why == "cancelled" else done
         pending = _pending(before, place.after)
         if not pending:
-            return Report(plans=place.plans)
+            return Report(dry_run=dry_run, plans=place.plans)
         statuses = ledger.store.statuses({plan.job_id for plan in pending if plan.job_id})
         stuck = [plan for plan in pending if plan.job_id not in statuses or statuses[plan.job_id].terminal]
-        place.plans += len(stuck) if run.job.dry_run else _put_back(stuck)
+        place.plans += len(stuck) if dry_run else _put_back(stuck)
         place.after = pending[-1].id
         run.progress(50, f"{place.plans} plans put back")
 

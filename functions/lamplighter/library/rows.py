@@ -19,6 +19,8 @@ NAMED: Final = 20
 class Report(JobReport):
     """What a rule did to its table; in a preview, what it would do."""
 
+    dry_run: bool
+    """Whether this was a preview."""
     rows: int = 0
     bytes: int = 0
     """Of the rows, in a preview only: counting them before each deletion would cost as much as the deletion."""
@@ -53,9 +55,9 @@ def body(name: str, run: Run) -> Report | Unfinished:
 
     rule, now = rules.RULES[name], run.now()
     kept = rules.keep(rule, run.settings)
-    if run.job.dry_run:
+    if rules.previews(name, run.job, run.settings):
         found = retention.preview(engine(), rule, now=now, keep=kept)
-        return Report(rows=found.rows, bytes=found.bytes, oldest=found.oldest, newest=found.newest)
+        return Report(dry_run=True, rows=found.rows, bytes=found.bytes, oldest=found.oldest, newest=found.newest)
     place = Place.model_validate(run.checkpoint or {})
 
     done = retention.apply(engine(), rule, now=now, keep=kept, stop=run.stop, progress=run.progress)
@@ -63,6 +65,7 @@ def body(name: str, run: Run) -> Report | Unfinished:
         run.logger.error("rows were refused", extra={"rule": name, "failures": done.failures})
     report = Report(
         status="completed_with_errors" if done.failed else "completed",
+        dry_run=False,
         rows=place.rows + done.rows,
         failed=done.failed,
         failures=list(done.failures[:NAMED]),

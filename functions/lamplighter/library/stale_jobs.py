@@ -46,6 +46,8 @@ class Item(BaseModel):
 class Report(JobReport):
     """What a run found and did; in a preview, what it would do."""
 
+    dry_run: bool = False
+    """Whether this was a preview."""
     cleaned_jobs: int = 0
     cleaned_job_details: list[Item] = []
     """The first `LISTED` of them."""
@@ -72,6 +74,7 @@ def body(run: Run, *, execution: Execution = execution_status) -> Report | Unfin
     """Settle what is stale, a page at a time; `execution` tells the status of the execution behind a job."""
     place = Place.model_validate(run.checkpoint or {})
     ledger, report, now = Ledger.from_environment(), place.report, run.now()
+    report.dry_run = run.job.dry_run
     while place.shard < len(shards()):
         reason = run.stop()
         if reason:

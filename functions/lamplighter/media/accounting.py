@@ -21,6 +21,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
+from lamplighter.kernel.media import DERIVED
 from lamplighter.media.extensions import is_media
 from lamplighter.media.fingerprints import Builder, Fingerprints, frame, from_bytes, unframe
 from lamplighter.media.folding import (
@@ -35,7 +36,7 @@ from lamplighter.media.folding import (
     readings_batch,
     spread_batch,
 )
-from lamplighter.media.rescue import DERIVED, Exclusions, Kept, Names, Patterns, has_media_name, uncut, why_kept
+from lamplighter.media.rescue import Exclusions, Kept, Names, Patterns, has_media_name, uncut, why_kept
 
 MAX_GROUPS: Final = 200
 """Groups of unmatched values a column; values of others count as one more group."""

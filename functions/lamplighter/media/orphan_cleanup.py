@@ -1,6 +1,6 @@
 """Removes the images and videos of a bucket that no row of the database refers to (REQUIREMENTS A1-A7).
 
-Runs every `orphan_cleanup_scan_interval_hours`. Previews unless the settings apply it. Deletes by the protocol of
+Runs every `media.scan_interval_hours`. Previews unless the settings apply it. Deletes by the protocol of
 `kernel.deletion`, and of a versioned bucket only so that `lamplighter.media.undo` can bring everything back.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
@@ -38,10 +38,9 @@ from lamplighter.kernel.deletion import (
 from lamplighter.kernel.errors import Permanent
 from lamplighter.kernel.job import Report as JobReport
 from lamplighter.kernel.job import Run, Unfinished, job
-from lamplighter.media.parameters import Params, configured_references, folder_of
+from lamplighter.media.parameters import Params, folder_of
 from lamplighter.media.recheck import Recheck
 from lamplighter.media.removal import Removal
-from lamplighter.media.rescue import DERIVED
 from lamplighter.media.scan import Patterns, Reading, Scan, Scanned, Stopped
 
 if TYPE_CHECKING:
@@ -116,7 +115,7 @@ class Report(JobReport):
     timeout=timedelta(minutes=15),
     singleton=True,
     critical=True,
-    enabled_by="orphan_cleanup_enabled",
+    enabled_by="media.enabled",
 )
 def handler(run: Run, params: Params) -> Report | Unfinished:
     """Find the orphans of a bucket, and delete them unless it is a preview.
@@ -129,33 +128,21 @@ def handler(run: Run, params: Params) -> Report | Unfinished:
     from lamplighter.kernel.aws import client
     from lamplighter.kernel.database import engine
 
-    cleanup = OrphanCleanup(run, params, client("s3"), Rules())
+    cleanup = OrphanCleanup(run, params, client("s3"))
     with engine().connect() as connection:
         return cleanup.run(connection)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rules:
-    """What the settings say of the source, besides what a parameter may make stricter."""
-
-    derived: Sequence[str] = DERIVED
-    exclude: Sequence[str] = ()
-    ramp: bool = True
-    max_objects: int | None = None
-    """The ramp's ceiling."""
-    allow_unversioned: bool = False
 
 
 class OrphanCleanup:
     """One run."""
 
-    def __init__(self, run: Run, params: Params, s3: Any, rules: Rules) -> None:
+    def __init__(self, run: Run, params: Params, s3: Any) -> None:
         """`params` are resolved."""
         if not params.bucket:
             raise Permanent("bucket: none is given, and the stack has no media bucket (MEDIA_BUCKET).")
         self._run = run
         self._params = params
-        self._rules = rules
+        self._rules = run.settings.media
         self._bucket = params.bucket
         self._folder = params.base_path or ""
         self._references = params.references or ()
@@ -246,8 +233,8 @@ class OrphanCleanup:
             baseline=self._archive.baseline(),
         )
         limits = GovernorLimits(
-            max_share=self._params.max_orphan_share or settings.orphan_cleanup_max_orphan_share,
-            max_reference_shrink=settings.orphan_cleanup_max_reference_shrink,
+            max_share=self._params.max_orphan_share or settings.media.max_orphan_share,
+            max_reference_shrink=settings.media.max_reference_shrink,
         )
         refused = refusals(measure, limits)
         plan = Plan(
@@ -306,7 +293,7 @@ class OrphanCleanup:
         if self._dry_run or not plan.parts:
             return None, ramp.look(**trust)
         versioning.demand_versioned(self._s3, self._bucket, allow_unversioned=self._rules.allow_unversioned)
-        configured = folder_of(self._run.settings.orphan_cleanup_base_path)
+        configured = folder_of(self._run.settings.media.base_path)
         claims.claim(
             self._s3,
             self._bucket,
@@ -338,7 +325,7 @@ class OrphanCleanup:
 
     def _completed(self, plan: Plan, done: CarriedOut, allowance: Allowance | None) -> None:
         """What later runs build on: the baseline, and the trust that this run earned."""
-        if plan.accepted and self._references == configured_references(self._run.settings):
+        if plan.accepted and self._references == self._run.settings.media.references:
             self._archive.write_baseline(plan.references, planned_at=plan.planned_at, dry_run=self._dry_run)
         if allowance:
             allowance.acted(done.tally.count["deleted"])

@@ -20,19 +20,19 @@ class Params(JobParams):
     bucket: str | None = Field(None, min_length=1, max_length=255)
     """The bucket to clean; the stack's media bucket (`MEDIA_BUCKET`)."""
     base_path: str | None = Field(None, max_length=1024)
-    """The folder to clean, slashes around it or not; empty is the whole bucket (`orphan_cleanup_base_path`)."""
+    """The folder to clean, slashes around it or not; empty is the whole bucket (`media.base_path`)."""
     references: tuple[Reference, ...] | None = Field(None, min_length=1, max_length=100)
-    """Columns whose values keep objects, in addition to the configured ones (`orphan_cleanup_references`)."""
+    """Columns whose values keep objects, in addition to the configured ones (`media.references`)."""
     min_age_hours: float | None = Field(None, ge=0, le=1_000_000, allow_inf_nan=False)
-    """Younger files are skipped (`orphan_cleanup_age_threshold_hours`)."""
+    """Younger files are skipped (`media.min_age_hours`)."""
     dry_run: bool | None = None
-    """Only say what would be done (`orphan_cleanup_dry_run`)."""
+    """Only say what would be done (not `media.apply`)."""
     max_delete_gb: float | None = Field(None, ge=0, le=1_000_000_000, allow_inf_nan=False)
-    """Stop before more than this is deleted, in GB of 10^9 bytes (`orphan_cleanup_max_delete_gb`)."""
+    """Stop before more than this is deleted, in GB of 10^9 bytes (`media.max_delete_gb`)."""
     quarantine_hours: float | None = Field(None, ge=0, le=1_000_000, allow_inf_nan=False)
-    """Delete only what a manifest at least this old lists already; 0 = at once (`orphan_cleanup_quarantine_hours`)."""
+    """Delete only what a manifest at least this old lists already; 0 = at once (`media.quarantine_hours`)."""
     max_orphan_share: float | None = Field(None, gt=0, le=1, allow_inf_nan=False)
-    """Refuse when more of the files are orphans (`orphan_cleanup_max_orphan_share`)."""
+    """Refuse when more of the files are orphans (`media.max_orphan_share`)."""
     override: bool = False
     """The first of the two switches that let a run pass the governor; the other is the setting `allow_override`."""
 
@@ -60,13 +60,13 @@ def tightened[P: Params](params: P, settings: Settings) -> P:
     """
     configured: dict[str, Any] = {
         "bucket": os.environ.get("MEDIA_BUCKET"),
-        "base_path": folder_of(settings.orphan_cleanup_base_path),
-        "references": tuple(Reference(**Reference.fields_of(column)) for column in settings.orphan_cleanup_references),
-        "min_age_hours": settings.orphan_cleanup_age_threshold_hours,
-        "dry_run": settings.orphan_cleanup_dry_run,
-        "max_delete_gb": settings.orphan_cleanup_max_delete_gb,
-        "quarantine_hours": settings.orphan_cleanup_quarantine_hours,
-        "max_orphan_share": settings.orphan_cleanup_max_orphan_share,
+        "base_path": folder_of(settings.media.base_path),
+        "references": settings.media.references,
+        "min_age_hours": settings.media.min_age_hours,
+        "dry_run": not settings.media.apply,
+        "max_delete_gb": settings.media.max_delete_gb,
+        "quarantine_hours": settings.media.quarantine_hours,
+        "max_orphan_share": settings.media.max_orphan_share,
     }
     given = {name: value for name in configured if (value := getattr(params, name)) is not None}
     if not settings.allow_override:
@@ -82,23 +82,15 @@ def tightened[P: Params](params: P, settings: Settings) -> P:
     return params.model_copy(update=configured | given)
 
 
-def configured_references(settings: Settings) -> tuple[Reference, ...]:
-    """The columns of the settings."""
-    return tuple(
-        Reference(**Reference.fields_of(column), max_unmatched=settings.orphan_cleanup_max_unmapped_references)
-        for column in settings.orphan_cleanup_references
-    )
-
-
 _SETTINGS: Final = {
     "bucket": "the stack's media bucket",
-    "base_path": "the setting orphan_cleanup_base_path",
-    "references": "the setting orphan_cleanup_references",
-    "min_age_hours": "the setting orphan_cleanup_age_threshold_hours",
-    "dry_run": "the setting orphan_cleanup_dry_run",
-    "max_delete_gb": "the setting orphan_cleanup_max_delete_gb",
-    "quarantine_hours": "the setting orphan_cleanup_quarantine_hours",
-    "max_orphan_share": "the setting orphan_cleanup_max_orphan_share",
+    "base_path": "the setting media.base_path",
+    "references": "the setting media.references",
+    "min_age_hours": "the setting media.min_age_hours",
+    "dry_run": "the setting media.apply",
+    "max_delete_gb": "the setting media.max_delete_gb",
+    "quarantine_hours": "the setting media.quarantine_hours",
+    "max_orphan_share": "the setting media.max_orphan_share",
 }
 """Where the limit of a parameter comes from."""
 
@@ -112,7 +104,7 @@ def _looser(name: str, value: Any, limit: Any) -> str | None:
     elif name == "base_path" and not value.startswith(limit):
         sentence = f"takes a folder below {limit} ({setting}), got {value or 'the whole bucket'}"
     elif name == "dry_run" and limit and not value:
-        sentence = f"false needs {setting} to be false"
+        sentence = f"false needs {setting} to be true"
     elif name in {"min_age_hours", "quarantine_hours"} and value < limit:
         sentence = f"takes {limit:g} or more ({setting}), got {value:g}"
     elif name in {"max_delete_gb", "max_orphan_share"} and value > limit:

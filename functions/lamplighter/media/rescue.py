@@ -19,6 +19,7 @@ from enum import Enum
 from typing import Final
 from unicodedata import combining, normalize
 
+from lamplighter.kernel.media import DERIVED
 from lamplighter.media.extensions import MEDIA
 from lamplighter.media.fingerprints import Builder, Fingerprints, frame, from_bytes, unframe
 from lamplighter.media.folding import QUOTES, fingerprint, fingerprint_batch, fold
@@ -29,31 +30,6 @@ MIN_BEGINNING: Final = 12
 """Letters and digits from which a name that is another's beginning counts."""
 LONGEST_NAME: Final = 1024
 """Characters of a name that are read: a key has no more bytes."""
-DERIVED: Final = (
-    "{name}-{n}x{n}",
-    "{name}_{n}x{n}",
-    "{name}.{n}x{n}_{any}",
-    "{name}-scaled",
-    "{name}-rotated",
-    "{name}-e{n}",
-    "{name}@{n}x",
-    "{name}_thumb",
-    "{name}-thumb",
-    "{name}_thumbnail",
-    "{name}-thumbnail",
-    "{name}_small",
-    "{name}_medium",
-    "{name}_large",
-    "thumbnail_{name}",
-    "thumb_{name}",
-    "small_{name}",
-    "medium_{name}",
-    "large_{name}",
-    "thumbs/",
-    "thumbnails/",
-    "thumb/",
-)
-"""Patterns of derived files as WordPress, easy-thumbnails, Strapi, Retina images and others write them."""
 DERIVATIONS: Final = 4
 """How often a file may be derived from one that is derived itself."""
 

@@ -142,7 +142,7 @@ def is_due(job: Job, settings: Settings, now: datetime) -> bool:
     if job.finished_at is None:
         return False
     completed = job.status is Status.COMPLETED
-    hours = settings.upload_ttl_completed_hours if completed else settings.upload_ttl_failed_hours
+    hours = settings.uploads.ttl_completed_hours if completed else settings.uploads.ttl_failed_hours
     return job.finished_at + timedelta(hours=hours) <= now
 
 
@@ -236,7 +236,7 @@ class _Expiry:
         self._list(Item(kind="input", name=found.key, outcome=outcome, bytes=found.size))
 
     def _expire_jobs(self, outputs: Mapping[str, list[Found]]) -> None:
-        shortest = min(self._run.settings.upload_ttl_completed_hours, self._run.settings.upload_ttl_failed_hours)
+        shortest = min(self._run.settings.uploads.ttl_completed_hours, self._run.settings.uploads.ttl_failed_hours)
         for jobs in self._pages(until=self._now - timedelta(hours=shortest)):
             clean = []
             for job in jobs:
@@ -282,7 +282,7 @@ class _Expiry:
         self._list(Item(kind="job", name=job.job_id, outcome=f"{job.status}, {outcome}"))
 
     def _remove_orphans(self, outputs: Mapping[str, list[Found]], census: Census) -> None:
-        longest = max(self._run.settings.upload_ttl_completed_hours, self._run.settings.upload_ttl_failed_hours)
+        longest = max(self._run.settings.uploads.ttl_completed_hours, self._run.settings.uploads.ttl_failed_hours)
         old = self._now - timedelta(hours=longest)
         for job_id in sorted(outputs.keys() - census.job_ids):
             self._go_on(90)

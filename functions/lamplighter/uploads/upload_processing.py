@@ -62,7 +62,7 @@ class Report(Summary, JobReport):
 
 
 class TooLarge(Permanent):
-    """The input is larger than the setting `upload_max_mb`."""
+    """The input is larger than the setting `uploads.max_mb`."""
 
 
 class TimedOut(Permanent):
@@ -90,9 +90,9 @@ def handler(run: Run, params: Params) -> Report:
     try:
         source = objects.find(s3, bucket, params.key, etag)
         etag = source.etag
-        limit = run.settings.upload_max_mb
+        limit = run.settings.uploads.max_mb
         if source.size > limit * MEGABYTE:
-            raise TooLarge(f"{params.key} has {source.size / MEGABYTE:.0f} MB; upload_max_mb lets {limit} MB pass.")
+            raise TooLarge(f"{params.key} has {source.size / MEGABYTE:.0f} MB; uploads.max_mb lets {limit} MB pass.")
         report = _Processing(run, s3, source, params, began).report()
     except LostLease:
         raise
@@ -138,7 +138,7 @@ class _Processing:
         self._s3 = s3
         self._source = source
         self._dry_run = params.dry_run
-        self._seconds = run.settings.upload_job_timeout_seconds
+        self._seconds = run.settings.uploads.job_timeout_seconds
         self._over_at = began + timedelta(seconds=self._seconds)
         self._read = 0
 
@@ -201,7 +201,7 @@ class _Processing:
         if reason == "cancelled":
             raise _Cancelled(results.summary())
         if run.now() >= self._over_at:
-            raise TimedOut(f"upload_job_timeout_seconds was over: after {self._seconds} s, {percent} % was read.")
+            raise TimedOut(f"uploads.job_timeout_seconds was over: after {self._seconds} s, {percent} % was read.")
         if reason == "out_of_time":
             raise TimedOut(f"The function's own timeout was near when {percent} % was read.")
 

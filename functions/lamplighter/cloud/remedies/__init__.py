@@ -34,14 +34,14 @@ FITTING: Final[dict[str, tuple[str, ...]]] = {
 
 
 def checked(settings: Settings) -> None:
-    """Raises Permanent if `cloud_remedies` asks for what does not fit; nothing has been touched then."""
-    for check, remedy in settings.cloud_remedies.items():
-        name = f"cloud_remedies.{check}"
+    """Raises Permanent if `cloud.remedies` asks for what does not fit; nothing has been touched then."""
+    for check, remedy in settings.cloud.remedies.items():
+        name = f"cloud.remedies.{check}"
         if check not in FITTING:
             raise Permanent(f"{name}: nothing can be done about that (known: {', '.join(FITTING)}).")
         if remedy.action not in FITTING[check]:
             raise Permanent(f"{name}.action: takes {' or '.join(FITTING[check])}, not {remedy.action}.")
-        required = settings.cloud_limits.required_tags
+        required = settings.cloud.limits.required_tags
         if remedy.action == "add_tags" and not (remedy.values and remedy.values.keys() <= set(required)):
             raise Permanent(f"{name}.values: takes what some of the required tags ({', '.join(required)}) shall say.")
         if remedy.action != "add_tags" and remedy.values is not None:

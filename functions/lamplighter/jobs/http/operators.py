@@ -64,6 +64,13 @@ class Order(Body):
     """The job's own parameters; what is not given comes from the settings."""
 
 
+class Wanted(Body):
+    """How the job of the path is to run."""
+
+    params: dict[str, Any] = Field({}, examples=[{"dry_run": True}])
+    """The job's own parameters; what is not given comes from the settings."""
+
+
 class Undo(Body):
     """A run to undo."""
 
@@ -145,6 +152,26 @@ def run(order: Order, idempotency_key: IdempotencyKey = None) -> Response[Whole]
     return _ordered(order.job_type, order.params, idempotency_key)
 
 
+JobTypeInPath = Annotated[str, Path(json_schema_extra={"enum": list(catalogue.NAMES)})]
+
+
+@router.post(
+    "/api/jobs/run/<job_type>",
+    summary="Run a job of this type",
+    description="As `POST /api/jobs/run`, with a path for each type: a policy can allow one and not another.",
+    operation_id="run_type",
+    tags=JOBS,
+    responses=documented(MADE, 404, 409, body=True),
+)
+def run_type(
+    job_type: JobTypeInPath, wanted: Wanted | None = None, idempotency_key: IdempotencyKey = None
+) -> Response[Whole]:
+    """REQUIREMENTS S2."""
+    if job_type not in catalogue.NAMES:
+        raise not_found(f"job_type: takes one of {', '.join(catalogue.NAMES)}.")
+    return _ordered(job_type, wanted.params if wanted else {}, idempotency_key)
+
+
 @router.post(
     "/api/jobs/preview",
     summary="Run a job that only says what it would do",
@@ -165,7 +192,7 @@ def preview(order: Order, idempotency_key: IdempotencyKey = None) -> Response[Wh
 @router.get(
     "/api/jobs",
     summary="List jobs, newest first",
-    description="Without `job_type`, of Lamplighter's own types and those in the setting `job_timeout_minutes`.",
+    description="Without `job_type`, of Lamplighter's own types and those in the setting `jobs.timeout_minutes`.",
     operation_id="list",
     tags=JOBS,
     responses=documented({200: {"description": "A page of jobs"}}),
@@ -430,4 +457,4 @@ def _ordered(name: str, params: dict[str, Any], key: str | None) -> Response[Who
 
 
 def _known_types() -> list[str]:
-    return sorted({*catalogue.NAMES, *settings.load().job_timeout_minutes} - {"default"})
+    return sorted({*catalogue.NAMES, *settings.load().jobs.timeout_minutes} - {"default"})

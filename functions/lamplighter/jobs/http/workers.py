@@ -1,12 +1,13 @@
 """The routes for workers outside Lambda: submit a job, claim its attempt, send heartbeats, complete or fail it.
 
-Each call after the submission names the attempt and continuation that it speaks for; one that was timed out, or that
-another worker has, is answered with 409 and changes nothing (REQUIREMENTS K2).
+A claim answers a lease token, once. Each later call names the attempt and continuation and gives their lease. The
+answer is 409, and nothing changes, if the attempt was timed out or another worker holds it (REQUIREMENTS K2, K13).
 """
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Annotated, Any, Final
 
 from aws_lambda_powertools.event_handler import Response
@@ -18,9 +19,8 @@ from lamplighter.jobs.http.problems import conflict, documented, invalid
 from lamplighter.jobs.http.requests import MADE, Body, IdempotencyKey, JobIdInPath, submitted
 from lamplighter.jobs.shown import JobTypeName, Whole
 from lamplighter.kernel import settings
-from lamplighter.kernel.errors import LostLease
 from lamplighter.kernel.job import RESULT_LIMIT
-from lamplighter.kernel.ledger.ledger import Ledger
+from lamplighter.kernel.ledger.ledger import Ledger, demand_lease
 from lamplighter.kernel.ledger.row import PAYLOAD_LIMIT, Job, Status, Trigger
 from lamplighter.kernel.ledger.transitions import MESSAGE_LIMIT, STACK_TRACE_LIMIT
 from lamplighter.kernel.policies import outside
@@ -28,6 +28,8 @@ from lamplighter.kernel.policies import outside
 router = APIGatewayHttpRouter()  # type: ignore[no-untyped-call]
 
 TAGS: Final = ["Workers outside Lambda"]
+_LEASE: Final = "q7Jm0Xn2cV4bZ6sD8fG1hK3lP5oI9uY7tR5eW3qA1zE"
+"""An example."""
 
 
 def _at_most(limit: int) -> AfterValidator:
@@ -53,14 +55,28 @@ class Turn(Body):
     continuation: int = Field(ge=0, le=1000, examples=[0])
 
 
-class Beat(Turn):
+class LeasedTurn(Turn):
+    """The attempt that the worker holds."""
+
+    lease: str | None = Field(None, pattern="^[A-Za-z0-9_-]{43}$", examples=[_LEASE])
+    """The token that the claim of the attempt answered. Only attempts claimed before leases existed have none."""
+
+
+class Claimed(Whole):
+    """The job whose attempt has started, and the lease of the attempt."""
+
+    lease: str = Field(examples=[_LEASE])
+    """The token that heartbeat, complete and fail need. It is answered once: keep it until the attempt ends."""
+
+
+class Beat(LeasedTurn):
     """A sign of life."""
 
     progress: int = Field(ge=0, le=100, examples=[40])
     message: str = Field("", max_length=MESSAGE_LIMIT, examples=["4 of 10 parts"])
 
 
-class Completion(Turn):
+class Completion(LeasedTurn):
     """The work is done, or was stopped because a cancellation was asked for."""
 
     result: Annotated[dict[str, Any] | None, _at_most(RESULT_LIMIT)] = Field(None, examples=[{"analysed": 1200}])
@@ -68,7 +84,7 @@ class Completion(Turn):
     """Whether the worker stopped because of `cancel_requested`; `result` says what it had done by then."""
 
 
-class Failure(Turn):
+class Failure(LeasedTurn):
     """The attempt failed."""
 
     type: str = Field("Error", min_length=1, max_length=200, examples=["TimeoutError"])
@@ -106,12 +122,13 @@ def _documented() -> Any:
     "/api/jobs/<job_id>/claim",
     summary="Start an attempt",
     description="The attempt and continuation are those of the event, or of the job. Exactly one claim wins; 409 for "
-    "the others, and while the job waits to be tried again.",
+    "the others, and while the job waits to be tried again. `lease` in the answer is a token that the attempt's other "
+    "calls need; only this answer has it. If the answer is lost, the attempt times out and the job is retried.",
     operation_id="claim",
     tags=TAGS,
     responses=_documented(),
 )
-def claim(job_id: JobIdInPath, turn: Turn) -> Whole:
+def claim(job_id: JobIdInPath, turn: Turn) -> Claimed:
     """Pending to running, for the expected attempt only."""
     ledger = Ledger.from_environment()
     job = ledger.get(job_id)
@@ -120,7 +137,9 @@ def claim(job_id: JobIdInPath, turn: Turn) -> Whole:
         raise conflict(
             "not-due", f"Job {job_id} waits until {job.run_at:%Y-%m-%d %H:%M:%S} UTC before it is tried again."
         )
-    return Whole.of(ledger.claim(job_id, attempt=turn.attempt, continuation=turn.continuation))
+    lease = ledger.new_lease()
+    claimed = ledger.claim(job_id, attempt=turn.attempt, continuation=turn.continuation, lease=lease)
+    return Claimed.of(replace(claimed, lease=lease))
 
 
 @router.post(
@@ -170,26 +189,22 @@ def fail(job_id: JobIdInPath, failure: Failure) -> Whole:
     return Whole.of(failed)
 
 
-def _leased(job_id: str, turn: Turn) -> tuple[Ledger, Job]:
+def _leased(job_id: str, turn: LeasedTurn) -> tuple[Ledger, Job]:
     """The job, as the attempt that holds it may change it.
 
     Raises:
         UnknownJob: there is no such job.
         Problem: it is no job for a worker outside.
-        LostLease: it is not running at this attempt and continuation.
+        LostLease: it is not running at this attempt and continuation, or the lease is not theirs.
     """
     ledger = Ledger.from_environment()
     job = ledger.get(job_id)
     _demand_outside(job)
-    if (job.status, job.attempt, job.continuation) != (Status.RUNNING, turn.attempt, turn.continuation):
-        raise LostLease(
-            f"Job {job_id} is {job.status} at attempt {job.attempt}.{job.continuation}: attempt "
-            f"{turn.attempt}.{turn.continuation} changes nothing."
-        )
+    demand_lease(job, attempt=turn.attempt, continuation=turn.continuation, lease=turn.lease)
     return ledger, job
 
 
 def _demand_outside(job: Job) -> None:
     """Raises Problem if a worker outside may not touch the job: its function does."""
-    if job.policy.target not in ("bus", "none"):
+    if not job.outside:
         raise conflict("not-for-workers", f"Job {job.job_id} ({job.job_type}) is run by Lamplighter itself.")

@@ -6,9 +6,11 @@ randomness are its own, so that everything below is pure.
 
 from __future__ import annotations
 
+import hmac
 import os
 import random
 import traceback
+from base64 import urlsafe_b64encode
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
@@ -18,7 +20,16 @@ from typing import Any, Final
 from lamplighter.kernel.errors import AlreadyRunning, LostLease, Permanent
 from lamplighter.kernel.ledger import transitions
 from lamplighter.kernel.ledger.dynamo import DynamoStore
-from lamplighter.kernel.ledger.row import AttemptError, Job, Policy, Status, Trigger, derived_job_id, new_job_id
+from lamplighter.kernel.ledger.row import (
+    AttemptError,
+    Job,
+    Policy,
+    Status,
+    Trigger,
+    derived_job_id,
+    lease_digest,
+    new_job_id,
+)
 from lamplighter.kernel.ledger.store import Change, Cursor, DuplicateJob, LockHeld, Store, shards
 
 Clock = Callable[[], datetime]
@@ -131,8 +142,16 @@ class Ledger:
             )
         return job
 
-    def claim(self, job_id: str, *, attempt: int, continuation: int, execution_arn: str | None = None) -> Job:
-        """Start the expected attempt.
+    def claim(
+        self,
+        job_id: str,
+        *,
+        attempt: int,
+        continuation: int,
+        execution_arn: str | None = None,
+        lease: str | None = None,
+    ) -> Job:
+        """Start the expected attempt. One that a worker outside Lambda runs gets a lease: `lease`, or a new token.
 
         Raises:
             LostLease: somebody else did, or the job has moved on.
@@ -142,9 +161,18 @@ class Ledger:
         return self._write(
             job,
             transitions.claim(
-                job, attempt=attempt, continuation=continuation, now=self.clock(), execution_arn=execution_arn
+                job,
+                attempt=attempt,
+                continuation=continuation,
+                now=self.clock(),
+                execution_arn=execution_arn,
+                lease=lease_digest(lease or self.new_lease()) if job.outside else None,
             ),
         )
+
+    def new_lease(self) -> str:
+        """A lease token: 256 random bits in 43 characters of base64url, as `secrets.token_urlsafe` makes them."""
+        return urlsafe_b64encode(self._rng.randbytes(32)).rstrip(b"=").decode()
 
     def heartbeat(self, job: Job, *, progress: int, message: str, checkpoint: dict[str, Any] | None = None) -> Job:
         """Tell that the attempt lives; the answer carries `cancel_requested`. Raises LostLease."""
@@ -309,6 +337,27 @@ class Ledger:
 
     def _write(self, old: Job, new: Job) -> Job:
         return self.store.apply(Change(old=old, new=new))
+
+
+def demand_lease(job: Job, *, attempt: int, continuation: int, lease: str | None) -> None:
+    """Refuse a caller whose attempt does not run the job, or who does not hold its lease token (REQUIREMENTS K13).
+
+    An attempt that was claimed before leases existed has none: its calls bring none.
+
+    Raises:
+        LostLease: the message says which.
+    """
+    if (job.status, job.attempt, job.continuation) != (Status.RUNNING, attempt, continuation):
+        raise LostLease(
+            f"Job {job.job_id} is {job.status} at attempt {job.attempt}.{job.continuation}: attempt "
+            f"{attempt}.{continuation} changes nothing."
+        )
+    given = "" if lease is None else lease_digest(lease)
+    if not hmac.compare_digest(given, job.lease or ""):
+        raise LostLease(
+            f"lease: attempt {attempt}.{continuation} of job {job.job_id} takes the token that its claim answered; "
+            "nothing was changed."
+        )
 
 
 def expiry_reason(job: Job, now: datetime) -> tuple[str, str]:

@@ -26,6 +26,10 @@ PAYLOAD_LIMIT: Final = 100_000
 """Characters of JSON that a row takes as payload; what is larger belongs in S3."""
 
 
+_OUTSIDE: Final = frozenset({"bus", "none"})
+"""Targets of jobs that workers outside Lambda run."""
+
+
 class Status(StrEnum):
     """Where a job stands (REQUIREMENTS K1)."""
 
@@ -104,6 +108,9 @@ class Job:
     attempt: int = 1
     continuation: int = 0
     """How often this job went on from a checkpoint; with `attempt`, the fence of every write (K2, K8)."""
+    lease: str | None = None
+    """Of an attempt that a worker outside Lambda runs: the SHA-256 (hex) of its lease token, which the row never holds
+    (K13). Part of the fence while it is set."""
     trigger: Trigger = Trigger.CLI
     schedule: str | None = None
     payload: dict[str, Any] = field(default_factory=dict)
@@ -138,6 +145,11 @@ class Job:
         return self.policy.singleton and not self.status.terminal
 
     @property
+    def outside(self) -> bool:
+        """Whether workers outside Lambda run the job (B1)."""
+        return self.policy.target in _OUTSIDE
+
+    @property
     def expires_at(self) -> datetime | None:
         """When the checker should look at the job: its deadline, or sooner if heartbeats that it sent have stopped."""
         began, beat, patience = self.started_at, self.heartbeat_at, self.policy.heartbeat
@@ -161,6 +173,11 @@ def new_job_id(now: datetime, randomness: bytes) -> str:
 def derived_job_id(at: datetime, *seed: str) -> str:
     """The one job_id that belongs to `seed` at `at`: how the same tick, or the same redrive, makes one row (K6)."""
     return new_job_id(at, hashlib.sha256("\0".join(seed).encode()).digest())
+
+
+def lease_digest(token: str) -> str:
+    """What the row keeps of a lease token. The token holds 256 random bits, so a plain hash does not give it away."""
+    return hashlib.sha256(token.encode()).hexdigest()
 
 
 def to_text(moment: datetime) -> str:

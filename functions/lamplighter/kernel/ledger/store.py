@@ -18,6 +18,9 @@ from lamplighter.kernel.ledger.row import FIELDS, SHARDS, Job, Status, encode, j
 FENCE: Final = ("status", "attempt", "continuation", "released")
 """What every write demands to find unchanged (REQUIREMENTS K2)."""
 
+LEASE: Final = "lease"
+"""What a write demands to find unchanged besides, if the row that it read has one (REQUIREMENTS K13)."""
+
 FINAL: Final = (*FENCE, "finished_at", "redriven_as")
 """What a removal demands to find unchanged: a finished row changes no more, but for being marked as redriven."""
 
@@ -145,21 +148,23 @@ _GROWING: Final = ("errors", "rescues")
 
 def difference(change: Change) -> Difference:
     """The attributes in which the two versions differ. A growing list is appended to, so a row read through an
-    index, which lacks its older entries, can still be changed."""
+    index, which lacks its older entries, can still be changed. An index lacks the lease too: the attempt's end removes
+    it, whether it was read or not."""
     names = [name for name in FIELDS if getattr(change.old, name) is not getattr(change.new, name)]
     old, new = encode(change.old, names), encode(change.new, names)
     append = {name: new[name][len(old[name]) :] for name in _GROWING if len(new.get(name, ())) > len(old.get(name, ()))}
+    ended = change.old.status is Status.RUNNING and change.new.status is not Status.RUNNING
     return Difference(
         set={name: value for name, value in new.items() if name not in _GROWING and old.get(name) != value},
-        remove=tuple(name for name in old if name not in new),
+        remove=tuple(dict.fromkeys((*(name for name in old if name not in new), *((LEASE,) if ended else ())))),
         append=append,
     )
 
 
 def expectation(change: Change) -> dict[str, Any]:
     """The attributes and values that the row must still have."""
-    names = (*FENCE, *change.unchanged)
-    old = encode(change.old, FENCE)
+    names = (*FENCE, *((LEASE,) if change.old.lease else ()), *change.unchanged)
+    old = encode(change.old, (*FENCE, LEASE))
     return {name: old[name] for name in names}
 
 

@@ -39,8 +39,16 @@ def backoff(policy: Policy, failed_attempt: int, jitter: float) -> timedelta:
     return wait // MILLISECOND * MILLISECOND
 
 
-def claim(job: Job, *, attempt: int, continuation: int, now: datetime, execution_arn: str | None = None) -> Job:
-    """Start the attempt: only the expected one, only once.
+def claim(
+    job: Job,
+    *,
+    attempt: int,
+    continuation: int,
+    now: datetime,
+    execution_arn: str | None = None,
+    lease: str | None = None,
+) -> Job:
+    """Start the attempt: only the expected one, only once. `lease` is the digest of its token, if it has one (K13).
 
     Raises:
         LostLease: the job is not waiting for this attempt and continuation (a duplicate or late delivery).
@@ -58,6 +66,7 @@ def claim(job: Job, *, attempt: int, continuation: int, now: datetime, execution
         heartbeat_at=now,
         deadline_at=now + job.policy.timeout,
         execution_arn=execution_arn or job.execution_arn,
+        lease=lease,
     )
 
 
@@ -100,6 +109,7 @@ def continue_later(job: Job, *, now: datetime, checkpoint: dict[str, Any], resul
         job,
         status=Status.PENDING,
         continuation=job.continuation + 1,
+        lease=None,
         released=True,
         run_at=now,
         deadline_at=now + job.policy.pickup,
@@ -173,7 +183,7 @@ def _demand(job: Job, status: Status) -> None:
 
 
 def _finish(job: Job, status: Status, now: datetime) -> Job:
-    return replace(job, status=status, finished_at=now, deadline_at=None, checkpoint=None, released=True)
+    return replace(job, status=status, finished_at=now, deadline_at=None, checkpoint=None, lease=None, released=True)
 
 
 def _dead(job: Job, error: AttemptError, why: str, now: datetime) -> Job:
@@ -195,6 +205,7 @@ def _retry_or_give_up(job: Job, error: AttemptError, now: datetime, jitter: floa
         deadline_at=None,  # nobody is late before the job is released
         errors=(*job.errors, _trimmed(error)),
         execution_arn=None,
+        lease=None,
     )
 
 
