@@ -332,8 +332,8 @@ class LedgerMachine(RuleBasedStateMachine):
                 assert "expires_at" in item or "due_shard" in item
 
     def teardown(self) -> None:
-        """Whatever happened: the next attempt of each running job begins, and all former attempts write once more. Then no
-        worker is left, and the checker alone ends every job."""
+        """Whatever happened: the next attempt of each running job begins, and all former attempts write once more.
+        Then no worker is left, and the checker alone ends every job."""
         if not hasattr(self, "store"):
             return
         self.now += timedelta(hours=2)

@@ -219,7 +219,9 @@ def engine() -> Engine:
         max_overflow=3,
         pool_pre_ping=True,
         pool_recycle=RECYCLE.total_seconds(),
+        hide_parameters=True,  # what is in an owner's rows is nobody's who reads an error
     )
+    event.listen(made, "handle_error", _without_values)
     event.listen(made, "handle_error", _name_the_loss)
     return made
 
@@ -338,6 +340,31 @@ def reason(error: BaseException) -> str:
         cause = cause.__context__
     facts = error.args[0] if error.args else None
     return str(facts["M"] if isinstance(facts, dict) and "M" in facts else error)
+
+
+_SAID: Final = frozenset("SVCMHstcn")
+"""Fields of an error that hold no values of rows: not its detail, context and internal query (PostgreSQL, "Error and
+Notice Message Fields")."""
+
+
+def _without_values(context: Any) -> None:
+    """Takes out of an error what holds values of rows, before anything logs, stores or sends it."""
+    error, wrapped = context.original_exception, context.sqlalchemy_exception
+    facts = error.args[0] if error.args else None
+    if not isinstance(facts, dict):
+        return
+    error.args = ({name: fact for name, fact in facts.items() if name in _SAID},)
+    if wrapped is not None:
+        wrapped.args = (f"({type(error).__module__}.{type(error).__qualname__}) {reason(error)}",)
+    if facts.get("C") == _NOT_ALLOWED and "row-level security" in str(facts.get("M")):
+        raise Permanent(
+            f"The database hides rows from this user: {facts['M']}. Let the user bypass row security (ALTER ROLE ... "
+            "BYPASSRLS)."
+        ) from None
+
+
+_NOT_ALLOWED: Final = "42501"
+"""SQLSTATE insufficient_privilege."""
 
 
 def _name_the_loss(context: Any) -> None:

@@ -264,6 +264,10 @@ def _number(value: object) -> object:
         return value
 
 
+def _integer(value: object) -> object:
+    return int(value) if isinstance(value, str) and value.isascii() and value.isdigit() else value
+
+
 def _minutes_in_seconds(value: object) -> object:
     number = _number(value)
     return number * 60 if isinstance(number, int | float) and not isinstance(number, bool) else value
@@ -400,7 +404,7 @@ class Layer:
             if name == RETENTION_DAYS:
                 layer._put_days(_plain(value))
             elif name == MAX_UNMAPPED:
-                layer._put((MAX_UNMAPPED,), value, name)
+                layer._put((MAX_UNMAPPED,), _integer(value), name)
             elif name in OLD_NAMES:
                 path, convert = OLD_NAMES[name]
                 shown = f"{name} ({'.'.join(path)})" if convert in (_negated, _minutes_in_seconds) else name
