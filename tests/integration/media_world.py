@@ -22,10 +22,7 @@ type Stop = Literal["cancelled", "out_of_time"] | None
 
 STRICT = {
     "allow_override": False,
-    "orphan_cleanup_dry_run": False,
-    "orphan_cleanup_age_threshold_hours": 0,
-    "orphan_cleanup_max_orphan_share": 1,
-    "orphan_cleanup_quarantine_hours": 0,
+    "media": {"apply": True, "min_age_hours": 0, "max_orphan_share": 1, "quarantine_hours": 0},
 }
 """Settings under which a cleanup of the tests may act without being allowed to override anything."""
 

@@ -25,8 +25,9 @@ from lamplighter.kernel import aws
 from lamplighter.kernel.deletion import Refused
 from lamplighter.kernel.job import Unfinished
 from lamplighter.kernel.ledger.row import Job, Policy, Status, Trigger, new_job_id
-from lamplighter.kernel.settings import Settings
+from lamplighter.kernel.settings import parse
 from lamplighter.media import listing, orphan_cleanup, scan
+from tests.conftest import Seeded
 from tests.integration.media_world import ScriptedRun
 from tests.memory_s3 import Crash, MemoryS3
 from tests.memory_trust import MemoryTable
@@ -130,7 +131,8 @@ class Stage:
             attempt=attempt,
             checkpoint=checkpoint,
         )
-        run = ScriptedRun(job, settings=Settings(allow_override=True), now=now, stops=stops)
+        settings = parse({"allow_override": True, "media": {"exclude": self.world.exclude}}, source="a test")
+        run = ScriptedRun(job, settings=settings, now=now, stops=stops)
         params = orphan_cleanup.handler.validated(
             {
                 "bucket": self.world.bucket,
@@ -189,14 +191,10 @@ def stage(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], An
         s3.before_write = s3.after_write = lambda number, key: None
         trust.items.clear()
         stage = Stage(World(seed, **more), engine, s3, random.Random(f"stage {seed}"))
-        monkeypatch.setattr(orphan_cleanup, "Rules", lambda: _rules(exclude=stage.world.exclude))
         stage.fill()
         return stage
 
     return set_up
-
-
-_rules = orphan_cleanup.Rules
 
 
 def judge(stage: Stage, report: orphan_cleanup.Report | None, seen: Counter[str]) -> None:
@@ -236,15 +234,14 @@ def test_worlds_as_they_are(stage: Callable[[int], Stage]) -> None:
     assert seen["removed"] >= 0.95 * seen["orphans"]
 
 
-def test_worlds_that_change_while_they_are_cleaned(stage: Callable[[int], Stage]) -> None:
+def test_worlds_that_change_while_they_are_cleaned(stage: Callable[[int], Stage], seeded: Seeded) -> None:
     """A row that is written before the last reading keeps its file in any form; one that comes later, in a usual form.
 
     Rows and uploads come right before some write of the run; the run may die at others, before or after they are done.
     """
     seen: Counter[str] = Counter()
-    for seed in range(1000, 1000 + SEEDS):
+    for seed, rng in seeded(range(1000, 1000 + SEEDS)):
         one = stage(seed, clean=seed % 2 == 0)
-        rng = random.Random(f"changes {seed}")
         events = {rng.randint(1, 20): rng.choice([one.adopt, one.replace]) for _ in range(rng.randint(1, 5))}
         deaths = {rng.randint(1, 30) for _ in range(rng.randint(0, 3))}
         after = rng.random() < 0.5
