@@ -18,6 +18,7 @@ from samcli.cli.types import CfnParameterOverridesType
 
 from lamplighter.jobs.settings_document import KEY
 from local.servers import LocalAwsError
+from local.stack import ROOT
 from tests.e2e.conftest import SETTINGS
 from tests.e2e.deployed import Deployed, FunctionFailed, Mailbox, Shelf, eventually
 
