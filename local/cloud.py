@@ -24,7 +24,7 @@ TARGETS: Final[tuple[Mapping[str, Any], ...]] = (
     {"accounts": [HOME], "regions": list(REGIONS)},
     {"accounts": [MEMBER, STRANGER], "regions": list(REGIONS), "role": ROLE, "external_id": EXTERNAL_ID},
 )
-"""The setting `cloud_targets` that covers them all."""
+"""The setting `cloud.targets` that covers them all."""
 
 TEMPLATE: Final = Path(__file__).parent.parent / "docs" / "member-account-role.yaml"
 

@@ -22,7 +22,7 @@ from local.console import console, say, step, table
 from local.demo_cloud import SETTINGS, Cloud
 from local.demo_evidence import Alerts, Evidence
 from local.demo_housekeeping import Housekeeping
-from local.demo_stage import Answered, Stage, number, reports, short
+from local.demo_stage import Stage, number, reports, short
 from local.servers import LocalAwsError
 from local.stack import FIRST_PORT, ROOT, LocalAws
 
@@ -97,8 +97,8 @@ class Demo:
             "It only previews unless told otherwise, and leaves files alone that are younger than a day. Here all are, "
             "so from now on it is run by hand with min_age_hours 0.",
         )
-        careful = self.stage.invoke("orphan-cleanup", {})
-        report = self.stage.invoke("orphan-cleanup", NOW)
+        careful = self.stage.invoke("orphan-cleanup", {"dry_run": True})
+        report = self.stage.invoke("orphan-cleanup", NOW | {"dry_run": True})
         names = ["scanned_files", "skipped_young", "skipped_not_media", "orphaned_files", "orphaned_bytes"]
         names += ["would_delete_files", "deleted_files", "duration_seconds"]
         reports(names, {"by its defaults": careful, "min_age_hours 0": report})
@@ -288,43 +288,37 @@ class Demo:
         name = self.outputs["SettingsParameterName"]
         self.stage.chapter(
             "Settings at run time",
-            f"The SSM parameter {name} overrides settings without a deployment, within a minute (here the functions "
-            "that read it start anew, so as not to wait). First comes a bad value, which must change nothing, then a "
-            "good one, by which `schedules` has to refuse a start.",
+            f"The SSM parameter {name} overrides settings without a deployment. The timeout checker looks at it once a "
+            "minute; the function `settings` applies it at once. First comes a bad value, which must change nothing, "
+            "then a good one, which stops the schedule of the orphan cleanup.",
         )
-        bad, good = {"orphan_cleanup_max_orphan_share": 1.7}, {"orphan_cleanup_enabled": False}
+        bad, good = {"media": {"max_orphan_share": 1.7}}, {"media": {"enabled": False}}
         ssm, heard = self.aws.client("ssm"), len(self.alerts.listen())
 
         def override(**more: Any) -> None:
             ssm.put_parameter(Name=name, Value=json.dumps({**SETTINGS, **more}), Overwrite=True)
 
         def alerted() -> str | None:
-            self.stage.invoke("schedule-watch", {})
             return next((text for subject, text in self.alerts.listen()[heard:] if "settings" in subject), None)
-
-        def refused() -> str | None:
-            with contextlib.suppress(Answered):
-                return self.stage.refusal("schedules", {"schedule": "orphan-cleanup", "action": "start"})
-            return None
 
         began = time.monotonic()
         try:
             with step("Bad value") as current:
                 override(**bad)
-                self.stage.start_anew("schedule-watch")
+                self.stage.refusal("settings", {})
                 alert = self.stage.wait("The alert about the bad value", alerted)
                 current.say("refused, and an alert raised")
             with step("Good value") as current:
                 override(**good)
-                self.stage.start_anew("schedules")
-                refusal = self.stage.wait("The new setting", refused)
-                current.say("in force")
+                applied = self.stage.invoke("settings", {})
+                refusal = self.stage.refusal("schedules", {"schedule": "orphan-cleanup", "action": "start"})
+                current.say(f"in force; switched: {', '.join(applied['switched'])}")
         finally:
             override()
-            self.stage.start_anew("schedules")
+            self.stage.invoke("settings", {})
         table(("override", "what came of it"), [(json.dumps(bad), alert), (json.dumps(good), refusal)], lines=True)
         say("Both are taken back.")
-        self.stage.did("schedule-watch", "refused a bad setting", time.monotonic() - began, "the alerts")
+        self.stage.did("settings", "refused a bad setting", time.monotonic() - began, "the alerts")
 
     def _history(self) -> None:
         self.stage.chapter("History, metrics, alerts", "What every run leaves in Postgres, CloudWatch and SNS.")

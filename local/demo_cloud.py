@@ -24,11 +24,8 @@ REMEDIES: Final = {
 }
 """What would be done; without `apply` it is only said. More than half of the demo accounts' groups are
 open, more than the governor lets pass by default."""
-SETTINGS: Final = {"cloud_targets": TARGETS, "cloud_concurrency": 2, "cloud_remedies": REMEDIES}
-"""What the demo overrides. Two regions at a time, because each function that starts cold takes a processor for a
-second."""
-FUNCTIONS: Final = ("cloud-scan", "cloud-region", "cloud-actions")
-SCANS: Final = ("waste_scan", "security_enforcement", "instance_health")
+SETTINGS: Final = {"cloud": {"targets": TARGETS, "concurrency": 2, "remedies": REMEDIES}}
+"""What the demo overrides. Two regions at a time: each function that starts cold takes a processor for a second."""
 REGION: Final = ("findings", "unknown", "api_calls", "seconds")
 """What is shown of a region."""
 SHOWN: Final = 8
@@ -52,10 +49,7 @@ class Cloud:
             if ssm.get_parameter(Name=name)["Parameter"]["Value"] == wanted:
                 return
             ssm.put_parameter(Name=name, Value=wanted, Overwrite=True)
-            # Functions that have read the settings within the last minute are started anew, but not under a scan.
-            self.stage.wait("The end of the scans", lambda: None if self.jobs.running(*SCANS) else True)
-            for function in FUNCTIONS:
-                self.stage.start_anew(function)
+            self.stage.invoke("settings", {})
 
     def run(self) -> None:
         self._waste()

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from pg8000.native import Connection
 
 PATIENCE: Final = timedelta(minutes=3)
-"""How long something may take that happens by itself: a schedule's minute, a run that its schedule has begun, a warm
-function's view of the settings (FRESH_SECONDS), and what follows from it."""
+"""How long something may take that happens by itself: a schedule's minute, a run that its schedule has begun, and what
+follows from it."""
 
 
 class Stage:
@@ -56,12 +56,6 @@ class Stage:
             return answer
 
         return self.wait(f"The lock of {job}", answered)
-
-    def start_anew(self, job: str) -> None:
-        """Have its next call begin in a new environment, as after any update, though here to the same timeout."""
-        functions, name = self.aws.client("lambda"), f"{self.aws.stack_name}-{job}"
-        timeout = functions.get_function_configuration(FunctionName=name)["Timeout"]
-        functions.update_function_configuration(FunctionName=name, Timeout=timeout)
 
     def refusal(self, job: str, event: Mapping[str, Any]) -> str:
         """The sentence with which the job refuses the event."""

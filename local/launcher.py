@@ -26,6 +26,7 @@ def main() -> None:
         dynamodb,
         functions,
         metrics,
+        objects,
         permissions,
         recycle_bin,
         schedules,
@@ -44,6 +45,7 @@ def main() -> None:
         state_machines,
         cloud,
         recycle_bin,
+        objects,
     ):
         patches.apply()
 

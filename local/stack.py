@@ -29,6 +29,7 @@ from local.console import console, step
 from local.estate import Planted
 from local.postgres import database_url, postgres, postgres_programs
 from local.servers import LocalAwsError, Server, tail
+from local.settings import LOCAL
 
 ROOT = Path(__file__).resolve().parent.parent
 REGION = "us-east-1"
@@ -186,8 +187,9 @@ class LocalAws:
         if started:
             let_in(self.client("cloudformation", account=MEMBER), self.stack_name)
 
-    def deploy(self, **parameters: str) -> None:
-        """Build and deploy the stack with these template parameters (which migrates the database) if anything changed.
+    def deploy(self, settings: Mapping[str, Any] = LOCAL, **parameters: str) -> None:
+        """Build and deploy the stack with these settings and template parameters (which migrates the database) if
+        anything changed.
 
         Raises LocalAwsError with the end of SAM's output.
         """
@@ -195,6 +197,7 @@ class LocalAws:
             "Architecture": "arm64" if platform.machine() in ("arm64", "aarch64") else "x86_64",
             "DeletionProtection": "false",
             "DatabaseUrl": self.database_url,
+            "Settings": f"'{json.dumps(settings, separators=(',', ':'))}'",  # SAM takes the quotes away
         } | parameters
         state = _digest(SOURCES, json.dumps(values, sort_keys=True))
         if self._deployed.is_file() and self._deployed.read_text() == state:

@@ -24,6 +24,13 @@ class Answer(NamedTuple):
 
 def ask(method: str, path: str, body: Any = None, *, user: str = USER, **headers: str) -> Answer:
     """One request as the HTTP API hands it over; a body that is no text is JSON."""
+    answer = api.handler(event_of(method, path, body, user=user, **headers), FakeContext())
+    told = {name.lower(): value for name, value in answer["headers"].items()}
+    return Answer(answer["statusCode"], json.loads(answer["body"]), told)
+
+
+def event_of(method: str, path: str, body: Any = None, *, user: str = USER, **headers: str) -> dict[str, Any]:
+    """The event of such a request."""
     path, _, query = path.partition("?")
     event: dict[str, Any] = {
         "version": "2.0",
@@ -42,9 +49,7 @@ def ask(method: str, path: str, body: Any = None, *, user: str = USER, **headers
         event["queryStringParameters"] = {name: ",".join(values) for name, values in parse_qs(query).items()}
     if body is not None:
         event["body"] = body if isinstance(body, str) else json.dumps(body)
-    answer = api.handler(event, FakeContext())
-    headers = {name.lower(): value for name, value in answer["headers"].items()}
-    return Answer(answer["statusCode"], json.loads(answer["body"]), headers)
+    return event
 
 
 def get(path: str, **query: Any) -> Answer:

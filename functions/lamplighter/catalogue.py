@@ -10,6 +10,7 @@ from pkgutil import resolve_name
 from typing import Any, Final
 
 from lamplighter.kernel.errors import Permanent
+from lamplighter.kernel.events import shown
 from lamplighter.kernel.job import JobType
 
 _PLACES: Final = {
@@ -36,6 +37,13 @@ UNDONE_BY: Final = {
 }
 """The job type that takes back what a run did, by the run's own."""
 
+SETTINGS_CHECKS: Final = (
+    "lamplighter.rules:checked",
+    "lamplighter.cloud.targets:checked",
+    "lamplighter.cloud.remedies:checked",
+)
+"""`module:name` of what raises Permanent where valid settings do not fit together."""
+
 NAMES: Final = tuple(_PLACES)
 """All job types, those that workers outside Lambda bring along not among them."""
 
@@ -47,7 +55,7 @@ def job_type(name: str) -> JobType[Any]:
         Permanent: there is none; the message names those there are.
     """
     if name not in _PLACES:
-        raise Permanent(f"job_type: there is no {name!r} (known: {', '.join(NAMES)}).")
+        raise Permanent(f"job_type: there is no {shown(name)} (known: {', '.join(NAMES)}).")
     found = resolve_name(_PLACES[name])
     kind: JobType[Any] = found[name] if isinstance(found, Mapping) else found
     return kind

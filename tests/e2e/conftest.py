@@ -6,14 +6,23 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, Final
 from uuid import uuid4
 
 import pytest
 
+from local.settings import applied
 from local.stack import ROOT, LocalAws
 from tests.e2e.deployed import Deployed, Mailbox, Shelf
 from tests.ports import free_ports
+
+SETTINGS: Final = {
+    "allow_override": True,
+    "jobs": {"retry_base_seconds": 1, "retry_cap_seconds": 1},
+    "media": {"ramp": False},
+    "retention": applied(ramp=False),
+}
+"""Retries are due at once; the rules act; the orphan cleanup previews, and a test may have it act."""
 
 
 @pytest.fixture(scope="session")
@@ -25,7 +34,7 @@ def aws() -> Iterator[LocalAws]:
     local.stop()  # what a killed session left
     try:
         local.start()
-        local.deploy(RetryBaseSeconds="1", RetryCapSeconds="1")
+        local.deploy(SETTINGS)
         yield local
     finally:
         local.stop()

@@ -180,7 +180,7 @@ class Deployed:
         as_it_was = {key: before[key] for key in wanted}
         once = later(seconds=3).strftime("%Y-%m-%dT%H:%M:%S")
         said = {"schedule": schedule, "scheduled_time": f"{once}Z"}
-        job_id = tick(**said)["job_id"]
+        job_id = tick(**said, now=utc_now())["job_id"]
         scheduler.update_schedule(**as_it_was | {"ScheduleExpression": f"at({once})", "State": "ENABLED"})
         try:
             eventually(lambda: self.ledger.store.get(job_id))

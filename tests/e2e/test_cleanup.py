@@ -92,7 +92,7 @@ def test_a_preview_and_then_the_run_say_the_same_in_b9s_words(stack: Deployed, m
     assert (row.status, row.progress, row.trigger) == (Status.COMPLETED, 100, Trigger.CLI)
     assert row.result == {name: output[name] for name in B9}
     history = stack.history(row.job_id, rows=2)
-    assert [log.message for log in history] == ["started, attempt 1 of 3", "completed"]
+    assert [log.message for log in history] == ["started, attempt 1 of 4", "completed"]
     assert history[1].details["result"] == row.result
     measured = stack.logs("cleanup", '"_aws"')
     assert any(line.get("Items") in ([6], [7]) for line in measured if line["job"] == "cleanup")

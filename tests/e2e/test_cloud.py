@@ -78,7 +78,7 @@ def test_a_scan_goes_through_accounts_and_regions_and_tells_of_those_that_it_can
 
     row = stack.ledger.get(output["job_id"])
     assert (row.status, row.progress, row.trigger) == (Status.COMPLETED, 100, Trigger.CLI)
-    assert [log.message for log in stack.history(row.job_id, rows=2)] == ["started, attempt 1 of 3", "completed"]
+    assert [log.message for log in stack.history(row.job_id, rows=2)] == ["started, attempt 1 of 4", "completed"]
     measured = [line for line in stack.logs("cloud-scan", '"_aws"') if line["job"] == "security_enforcement"]
     assert any(line.get("Items", [0])[0] >= len(found) for line in measured)
 

@@ -51,7 +51,7 @@ def test_a_database_that_goes_away_deletes_nothing_and_is_caught_up_with(
     assert shelf.keys() == orphans | kept
 
     history = stack.history(row.job_id, rows=4)
-    assert (history[0].message, history[-1].message) == ("started, attempt 1 of 3", "completed")
+    assert (history[0].message, history[-1].message) == ("started, attempt 1 of 4", "completed")
     assert [log.level for log in stack.history(other.job_id, rows=2)] == ["INFO", "ERROR"]
     assert not _lost(stack)
 

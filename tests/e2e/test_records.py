@@ -31,7 +31,7 @@ def test_a_run_leaves_logs_metrics_and_history(stack: Deployed, shelf: Shelf) ->
 
     rows = stack.history(job_id, rows=2)
     assert [(row.level, row.message, row.job_type) for row in rows] == [
-        ("INFO", "started, attempt 1 of 3", "orphan_cleanup"),
+        ("INFO", "started, attempt 1 of 4", "orphan_cleanup"),
         ("INFO", "completed", "orphan_cleanup"),
     ]
     assert rows[1].details["result"]["deleted_files"] == 3
@@ -70,13 +70,11 @@ def _sum(stack: Deployed, metric: str) -> float:
 
 @pytest.fixture
 def override(stack: Deployed) -> Iterator[Callable[[str], None]]:
-    """Puts the settings parameter, and drops the warm process that would still trust the one before for a minute."""
-    ssm, function = stack.client("ssm"), f"{stack.name}-orphan-cleanup"
-    timeout = stack.client("lambda").get_function_configuration(FunctionName=function)["Timeout"]
+    """Puts the settings parameter, and has the checker look at it."""
 
     def put(value: str) -> None:
-        ssm.put_parameter(Name=stack.parameter, Value=value, Overwrite=True)
-        stack.configure("orphan-cleanup", Timeout=timeout)
+        stack.client("ssm").put_parameter(Name=stack.parameter, Value=value, Overwrite=True)
+        stack.check()
 
     yield put
     put("{}")
@@ -96,7 +94,7 @@ def test_settings_are_overridden_without_a_deployment(
     for _ in range(2):
         report = shelf.clean(dry_run=None)
         assert (report["dry_run"], report["skipped_size_limit"]) == (True, 1)
-    told = eventually(lambda: alerts.about("A bad settings override was refused"))
+    told = eventually(lambda: alerts.about("A bad settings document was refused"))
     assert len(told) == 1
     message = json.loads(told[0])["Message"]
     assert "orphan_cleanup_max_delete_gb: input should be greater than or equal to 0, got -1" in message

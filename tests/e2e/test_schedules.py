@@ -39,7 +39,7 @@ def test_a_tick_of_the_schedule_makes_one_row_and_is_noted(stack: Deployed) -> N
     assert (row.trigger, row.schedule, row.dry_run) == (Trigger.SCHEDULE, "orphan-cleanup", True)
     assert row.status is Status.COMPLETED
     assert row.finished_at is not None
-    assert [log.message for log in stack.history(row.job_id, rows=2)] == ["started, attempt 1 of 3", "completed"]
+    assert [log.message for log in stack.history(row.job_id, rows=2)] == ["started, attempt 1 of 4", "completed"]
     assert eventually(lambda: stack.note("orphan-cleanup"))["last_completed_at"]["S"] >= to_text(row.finished_at)
 
 
@@ -60,7 +60,7 @@ def test_a_tick_that_is_delivered_five_times_runs_once(stack: Deployed, shelf: S
     job_id = derived_job_id(at, "tick", schedule, at.isoformat())
     assert {answer["job_id"] for answer in answers} == {job_id}
     assert [job.job_id for job in shelf.jobs()] == [job_id]
-    assert [log.message for log in stack.history(job_id, rows=2)] == ["started, attempt 1 of 3", "completed"]
+    assert [log.message for log in stack.history(job_id, rows=2)] == ["started, attempt 1 of 4", "completed"]
     assert deliver(6)["status"] == "duplicate"
 
 

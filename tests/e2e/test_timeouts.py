@@ -36,9 +36,9 @@ def test_a_lambda_killed_by_its_timeout_is_retried_exactly_once(stack: Deployed,
     assert shelf.keys() == {shelf.key("kept.jpg")}
     history = stack.history(row.job_id, rows=4)
     assert [log.message.partition(", the next")[0] for log in history] == [
-        "started, attempt 1 of 3",
+        "started, attempt 1 of 4",
         "attempt 1 failed",
-        "started, attempt 2 of 3",
+        "started, attempt 2 of 4",
         "completed",
     ]
     assert not stack.check()["expired"]

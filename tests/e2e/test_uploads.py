@@ -83,7 +83,7 @@ def test_a_log_put_into_the_bucket_becomes_a_zip(stack: Deployed, folder: Folder
         ("2024-03-13T14:05:00", "José Pérez", "Cuestionario"),
         ("2024-03-13T14:04:00", "'@Ana", "Sistema"),
     ]
-    assert [log.message for log in stack.history(job.job_id, rows=2)] == ["started, attempt 1 of 3", "completed"]
+    assert [log.message for log in stack.history(job.job_id, rows=2)] == ["started, attempt 1 of 4", "completed"]
 
 
 def test_what_is_no_log_fails_with_its_sentence(folder: Folder) -> None:

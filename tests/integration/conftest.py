@@ -20,6 +20,7 @@ import yaml
 from botocore.loaders import create_loader
 from sqlalchemy import Connection, Engine, NullPool, create_engine, text
 
+from lamplighter.deletion import ramp
 from lamplighter.kernel import aws, database, retention
 from lamplighter.kernel.ledger.ledger import Ledger
 from local.stack import ROOT, LocalAws
@@ -203,7 +204,14 @@ _TagBlindLoader.add_multi_constructor("!", lambda loader, suffix, node: None)
 def world(s3: Any, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> World:
     """An empty media bucket, an archive, a migrated database."""
     world = World(s3, engine)
-    monkeypatch.setenv("ARCHIVE_BUCKET", world.archive)
+    for name, value in {
+        "ARCHIVE_BUCKET": world.archive,
+        "MEDIA_BUCKET": world.media,
+        "STACK_NAME": "lamplighter",
+        "ALERTS_TOPIC_ARN": "arn:aws:sns:us-east-1:111122223333:alerts",
+    }.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(ramp, "table", lambda: world.trust)
     return world
 
 

@@ -14,9 +14,20 @@ from lamplighter.kernel.deletion import Entry, ManifestAddress, entries, verifie
 from lamplighter.kernel.job import Report, Run, Unfinished
 from lamplighter.kernel.ledger.row import Job, Policy, Status, Trigger, new_job_id
 from lamplighter.kernel.settings import Settings, parse
-from lamplighter.media import orphan_cleanup, undo
+from lamplighter.media import orphan_cleanup, scan, undo
+from tests.memory_trust import MemoryTable
 
 type Stop = Literal["cancelled", "out_of_time"] | None
+
+
+STRICT = {
+    "allow_override": False,
+    "orphan_cleanup_dry_run": False,
+    "orphan_cleanup_age_threshold_hours": 0,
+    "orphan_cleanup_max_orphan_share": 1,
+    "orphan_cleanup_quarantine_hours": 0,
+}
+"""Settings under which a cleanup of the tests may act without being allowed to override anything."""
 
 
 class ScriptedRun(Run):
@@ -41,6 +52,7 @@ class World:
     def __init__(self, s3: Any, engine: Engine) -> None:
         self.s3 = s3
         self.engine = engine
+        self.trust = MemoryTable()
         name = uuid4().hex  # buckets share one name space, over all accounts
         self.media, self.archive, self.plain = f"media-{name}", f"archive-{name}", f"plain-{name}"
         for bucket in (self.media, self.archive):
@@ -66,9 +78,10 @@ class World:
             connection.execute(text(statement), rows or None)
 
     def keys(self, bucket: str | None = None) -> list[str]:
-        """What the bucket holds now."""
+        """What the bucket holds now, besides what is Lamplighter's own."""
         pages = self.s3.get_paginator("list_objects_v2").paginate(Bucket=bucket or self.media)
-        return [entry["Key"] for page in pages for entry in page.get("Contents", ())]
+        keys = [entry["Key"] for page in pages for entry in page.get("Contents", ())]
+        return [key for key in keys if not key.startswith(scan.OWN)]
 
     def run(
         self,
@@ -97,7 +110,8 @@ class World:
             checkpoint=checkpoint,
             attempt=attempt,
         )
-        return ScriptedRun(job, settings=parse(settings or {}, source="a test"), now=now, stops=stops or {})
+        given = {"allow_override": True} | dict(settings or {})
+        return ScriptedRun(job, settings=parse(given, source="a test"), now=now, stops=stops or {})
 
     def clean(self, run: Run | None = None, **params: Any) -> orphan_cleanup.Report:
         """A cleanup that comes to its end: in earnest and of files of any age, if not told otherwise."""
@@ -107,7 +121,13 @@ class World:
 
     def attempt(self, run: Run, **params: Any) -> Report | Unfinished:
         """A cleanup as far as it comes."""
-        given = {"bucket": self.media, "dry_run": False, "min_age_hours": 0, "max_orphan_share": 1} | params
+        given = {
+            "bucket": self.media,
+            "dry_run": False,
+            "min_age_hours": 0,
+            "max_orphan_share": 1,
+            "quarantine_hours": 0,
+        } | params
         return orphan_cleanup.handler.body(run, orphan_cleanup.handler.validated(given).resolved(run.settings))
 
     def undo(self, address: ManifestAddress | None, run: Run | None = None, **params: Any) -> undo.Report:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import socket
 import threading
+import traceback
+from collections.abc import Iterator
 from datetime import timedelta
+from uuid import uuid4
 
+import pg8000.dbapi
 import pytest
-from sqlalchemy import create_engine, text
+from sqlalchemy import Connection, create_engine, text
 from sqlalchemy.exc import DBAPIError
 
 from lamplighter.kernel import database
@@ -139,3 +143,129 @@ def test_a_bad_setting_is_one_sentence_that_names_it(environment: dict[str, str]
 )
 def test_only_this_machine_or_an_explicit_url_goes_without_tls(url: str, tls: bool) -> None:
     assert database.address({"DATABASE_URL": url}).tls is tls
+
+
+# -- what errors say ---------------------------------------------------------------------------------------------------
+
+SECRET = "ada@example.com"
+
+
+def test_no_value_of_a_row_or_a_parameter_is_in_an_error(database_url: str) -> None:
+    """FAILURES: an alert with an owner's data."""
+    with database.engine().begin() as connection:
+        connection.execute(text("CREATE TABLE people (email text UNIQUE, age int CHECK (age > 0))"))
+        connection.execute(text("INSERT INTO people VALUES (:email, 5)"), {"email": SECRET})
+    statements = (
+        "INSERT INTO people VALUES (:email, 5)",  # Key (email)=(...) already exists.
+        "INSERT INTO people VALUES (:email || '.org', -1)",  # Failing row contains (...).
+        "SELECT nonesuch FROM people WHERE email = :email",
+    )
+    for statement in statements:
+        with database.engine().connect() as connection, pytest.raises(DBAPIError) as caught:
+            connection.execute(text(statement), {"email": SECRET})
+        told = "".join(traceback.format_exception(caught.value)) + repr(caught.value) + repr(caught.value.__cause__)
+        assert "ada@" not in told
+        assert ("violates" in str(caught.value)) is statement.startswith("INSERT")
+        assert isinstance(caught.value.orig, pg8000.dbapi.Error)
+        assert caught.value.orig.args[0]["C"] in ("23505", "23514", "42703")
+
+
+# -- a whole view ------------------------------------------------------------------------------------------------------
+
+LAG = timedelta(minutes=1)
+
+
+@pytest.fixture
+def tenants(database_url: str) -> Iterator[str]:
+    """A table whose rows are hidden from all but one tenant, and the URL of a user who is no superuser."""
+    role = f"app_{uuid4().hex[:8]}"
+    with database.engine().begin() as connection:
+        for statement in (
+            f"CREATE ROLE {role} LOGIN",
+            "CREATE TABLE files (storage_key text, tenant int)",
+            "INSERT INTO files VALUES ('a', 1), ('b', 2)",
+            "ALTER TABLE files ENABLE ROW LEVEL SECURITY",
+            "CREATE POLICY own ON files USING (tenant = 1)",
+            f"GRANT SELECT ON files TO {role}",
+        ):
+            connection.execute(text(statement))
+    yield role
+    with database.engine().begin() as connection:
+        connection.execute(text(f"DROP OWNED BY {role}"))
+        connection.execute(text(f"DROP ROLE {role}"))
+
+
+def _as(role: str, connection: Connection) -> None:
+    connection.execute(text(f"SET LOCAL ROLE {role}"))
+
+
+def test_hidden_rows_are_refused_where_the_view_must_be_whole(tenants: str) -> None:
+    with database.engine().connect() as connection:
+        _as(tenants, connection)
+        assert connection.execute(text("SELECT count(*) FROM files")).scalar_one() == 1  # and says nothing
+        database.whole_view(connection, max_lag=LAG)
+        with pytest.raises(Permanent, match=r'hides rows from this user: .* for table "files"\. Let the user bypass'):
+            connection.execute(text("SELECT count(*) FROM files"))
+    with database.engine().connect() as connection:  # the next transaction is as before
+        assert connection.execute(text("SHOW row_security")).scalar_one() == "on"
+
+
+def test_an_owner_is_refused_too_where_the_table_forces_its_policies(tenants: str) -> None:
+    with database.engine().begin() as connection:
+        connection.execute(text(f"ALTER TABLE files OWNER TO {tenants}"))
+    with database.engine().connect() as connection:
+        _as(tenants, connection)
+        database.whole_view(connection, max_lag=LAG)
+        assert connection.execute(text("SELECT count(*) FROM files")).scalar_one() == 2
+    with database.engine().begin() as connection:
+        connection.execute(text("ALTER TABLE files FORCE ROW LEVEL SECURITY"))
+    with database.engine().connect() as connection:
+        _as(tenants, connection)
+        database.whole_view(connection, max_lag=LAG)
+        with pytest.raises(Permanent, match='for table "files"'):
+            connection.execute(text("SELECT count(*) FROM files"))
+
+
+def test_who_bypasses_row_security_sees_all(tenants: str) -> None:
+    with database.engine().connect() as connection:
+        database.whole_view(connection, max_lag=LAG)
+        assert connection.execute(text("SELECT count(*) FROM files")).scalar_one() == 2
+    with database.engine().begin() as connection:
+        connection.execute(text(f"ALTER ROLE {tenants} BYPASSRLS"))
+    with database.engine().connect() as connection:
+        _as(tenants, connection)
+        database.whole_view(connection, max_lag=LAG)
+        assert connection.execute(text("SELECT count(*) FROM files")).scalar_one() == 2
+
+
+@pytest.mark.parametrize(
+    ("replayed", "error", "sentence"),
+    [
+        ("clock_timestamp() - interval '59 s'", None, ""),
+        (
+            "clock_timestamp() - interval '61 s'",
+            Permanent,
+            "standby that is 61 s behind its primary; 60 s are accepted",
+        ),
+        ("clock_timestamp() - interval '9 d'", Permanent, "standby that is 777600 s behind"),
+        ("NULL", Permanent, "does not say how far it is behind"),
+    ],
+)
+def test_a_standby_that_is_behind_is_refused(
+    database_url: str, replayed: str, error: type[Exception] | None, sentence: str
+) -> None:
+    """The server's own functions, with two of them in their place."""
+    with database.engine().connect() as connection:
+        for statement in (
+            "CREATE SCHEMA standby",
+            "CREATE FUNCTION standby.pg_is_in_recovery() RETURNS boolean LANGUAGE sql AS 'SELECT true'",
+            "CREATE FUNCTION standby.pg_last_xact_replay_timestamp() RETURNS timestamptz LANGUAGE sql AS "
+            f"$$SELECT CAST({replayed} AS timestamptz)$$",
+            "SET LOCAL search_path = standby, pg_catalog",
+        ):
+            connection.execute(text(statement))
+        if error is None:
+            database.whole_view(connection, max_lag=LAG)
+            return
+        with pytest.raises(error, match=sentence):
+            database.whole_view(connection, max_lag=LAG)

@@ -157,8 +157,8 @@ def test_a_schedule_whose_setting_is_off_is_not_started(schedule: Any, monkeypat
     [
         ({"schedule": "nonesuch", "action": "stop"}, "there is no schedule 'nonesuch'"),
         ({"schedule": "orphan-cleanup", "action": "pause"}, "action: .*'start' or 'stop'"),
-        ({"schedule": "orphan-cleanup"}, "action: field required"),
-        ({"schedule": "orphan-cleanup", "action": "stop", "when": "now"}, "when: extra inputs"),
+        ({"schedule": "orphan-cleanup"}, "action: is missing"),
+        ({"schedule": "orphan-cleanup", "action": "stop", "when": "now"}, "when: is not known here"),
     ],
 )
 def test_a_bad_request_to_switch_is_one_sentence(schedule: Any, event: dict[str, str], said: str) -> None:

@@ -74,7 +74,7 @@ def test_a_table_of_another_shape_is_left_as_it_is(database_url: str) -> None:
 
 
 @pytest.fixture
-def cloudformation() -> Iterator[tuple[str, list[dict[str, Any]]]]:
+def cloudformation(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """The address that waits for a custom resource's answers, and those that came."""
     answers: list[dict[str, Any]] = []
 
@@ -90,6 +90,7 @@ def cloudformation() -> Iterator[tuple[str, list[dict[str, Any]]]]:
     server = HTTPServer(("127.0.0.1", 0), Receiver)
     thread = Thread(target=server.serve_forever)
     thread.start()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
     yield f"http://127.0.0.1:{server.server_port}/answer", answers
     server.shutdown()
     thread.join()

@@ -6,14 +6,16 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError
 
+from lamplighter.deletion import versioning
 from lamplighter.kernel.deletion import Refused
 from lamplighter.kernel.errors import DatabaseUnavailable, Permanent
 from lamplighter.kernel.job import Unfinished
 from lamplighter.kernel.ledger.ledger import Ledger
 from lamplighter.kernel.ledger.row import Policy, Trigger
-from lamplighter.media import listing, orphan_cleanup, undo
-from tests.integration.media_world import ScriptedRun, World, before, numbered
+from lamplighter.media import listing, orphan_cleanup, scan, undo
+from tests.integration.media_world import STRICT, ScriptedRun, World, before, numbered
 from tests.memory_store import MemoryStore
 
 ODD_KEYS = [
@@ -51,7 +53,7 @@ def test_a_preview_is_the_default_and_lists_what_would_go(world: World) -> None:
     world.put("used.jpg", "orphan.jpg")
     world.refer("used.jpg")
     run = world.run()
-    params = orphan_cleanup.handler.validated({"bucket": world.media, "min_age_hours": 0}).resolved(run.settings)
+    params = orphan_cleanup.handler.validated({"min_age_hours": 0, "quarantine_hours": 0}).resolved(run.settings)
 
     report = orphan_cleanup.handler.body(run, params)
 
@@ -93,11 +95,12 @@ def test_young_files_are_skipped_and_counted(world: World) -> None:
 def test_deletion_stops_before_the_size_limit_and_counts_the_rest(world: World) -> None:
     world.put(*numbered(range(5)), body=b"x" * 400)
 
-    world.refer("kept")
-    report = world.clean(world.run(settings={"orphan_cleanup_max_unmapped_references": 1}), max_delete_gb=1000e-9)
+    world.put("kept.jpg")
+    world.refer("kept.jpg")
+    report = world.clean(max_delete_gb=1000e-9)
 
     assert (report.deleted_files, report.deleted_bytes, report.skipped_size_limit) == (2, 800, 3)
-    assert world.keys() == numbered(range(2, 5))
+    assert world.keys() == ["kept.jpg", *numbered(range(2, 5))]
 
 
 def test_odd_keys_are_kept_when_referenced_and_deleted_when_not(world: World) -> None:
@@ -143,7 +146,7 @@ def test_each_way_of_storing_a_key_keeps_its_object(world: World, form: str) -> 
 
     assert world.keys() == sorted(used)
     assert report.deleted_files == 1
-    assert (report.references[0].values, report.references[0].unmapped) == (30, 0)
+    assert (report.references[0].values, report.references[0].unmatched) == (30, 0)
 
 
 def test_rare_forms_beside_a_usual_one_keep_their_objects(world: World) -> None:
@@ -171,7 +174,7 @@ def test_several_columns_keep_objects(world: World) -> None:
     )
 
     assert world.keys() == ["a.jpg", "b.jpg"]
-    assert [(r.column, r.values, r.mapped) for r in report.references] == [
+    assert [(r.column, r.values, r.matched) for r in report.references] == [
         ("media_files.storage_key", 1, 1),
         ("public.users.avatar", 1, 1),
     ]
@@ -232,28 +235,29 @@ def test_a_reference_column_that_is_dropped_from_the_parameters_deletes_nothing(
     assert "users.avatar holds 0 references, 1 at the last" in str(refused(world))
 
 
-@pytest.mark.parametrize("value", ["https://cdn.example/assets/{}", "https://cdn.example/{}?v=2", "id:{}", ""])
-def test_references_that_cannot_be_mapped_delete_nothing(world: World, value: str) -> None:
+@pytest.mark.parametrize("value", ["https://cdn.example/assets/{}", "id:{}", "https://cdn.example/{}/"])
+def test_references_that_match_nothing_delete_nothing(world: World, value: str) -> None:
     keys = numbered(range(40))
-    world.put(*keys)
-    world.refer(*keys[:30], *(value.format(key) for key in keys[30:]))
+    world.put(*keys, "orphan.jpg")
+    world.refer(*keys[:30], *(value.format(f"gone-{n}") for n in range(10)))
 
-    if value == "id:{}":  # looks like a key: its share of the sample decides
-        world.sql("UPDATE media_files SET storage_key = 'id:' || storage_key")
     refusal = refused(world)
 
-    assert "cannot be mapped to keys; 0 may be." in str(refusal)
-    assert refusal.report.references[0].unmapped >= 10  # type: ignore[attr-defined]
+    assert "10 of 40 references in media_files.storage_key name no file that exists; 0 may" in str(refusal)
+    (count,) = refusal.report.references  # type: ignore[attr-defined]
+    assert (count.values, count.matched, count.outside, count.unmatched) == (40, 30, 0, 10)
+    assert len(count.groups[0].examples) == 3
 
 
 def test_an_override_takes_both_switches(world: World) -> None:
     world.put("a.jpg")
-    on = {"allow_override": True}
+    off = world.run(settings=STRICT)
 
-    assert "set the parameter override and the setting allow_override to true" in str(refused(world))
-    assert "set the setting allow_override to true" in str(refused(world, override=True))
-    assert "set the parameter override to true" in str(refused(world, world.run(settings=on)))
-    assert world.clean(world.run(settings=on), override=True).deleted_files == 1
+    assert "set the parameter override and the setting allow_override to true" in str(refused(world, off))
+    off = world.run(settings=STRICT)
+    assert "set the setting allow_override to true" in str(refused(world, off, override=True))
+    assert "set the parameter override to true" in str(refused(world))
+    assert world.clean(override=True).deleted_files == 1
 
 
 # -- the re-check ----------------------------------------------------------------------------------------------------
@@ -310,6 +314,48 @@ def test_one_object_that_cannot_be_deleted_stops_no_other(world: World, monkeypa
     assert world.outcomes(report.manifest)["locked.jpg"].outcome == "failed"
 
 
+def test_a_request_that_s3_refuses_as_a_whole_is_made_key_by_key(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.put("used.jpg", *numbered(range(5)))
+    world.refer("used.jpg")
+    one = world.s3.delete_object
+
+    def malformed(**_: Any) -> Any:
+        facts = {"Error": {"Code": "MalformedXML", "Message": "no"}, "ResponseMetadata": {"HTTPStatusCode": 400}}
+        raise ClientError(facts, "DeleteObjects")  # type: ignore[arg-type]
+
+    def deny(**request: Any) -> Any:
+        if request["Key"] == numbered([3])[0]:
+            facts = {"Error": {"Code": "AccessDenied", "Message": "no"}, "ResponseMetadata": {"HTTPStatusCode": 403}}
+            raise ClientError(facts, "DeleteObject")  # type: ignore[arg-type]
+        return one(**request)
+
+    monkeypatch.setattr(world.s3, "delete_objects", malformed)
+    monkeypatch.setattr(world.s3, "delete_object", deny)
+    report = world.clean()
+
+    assert (report.status, report.deleted_files) == ("completed_with_errors", 4)
+    assert report.failed_deletions[0].startswith("uploads/000003.jpg: AccessDenied: ")
+    assert world.keys() == ["uploads/000003.jpg", "used.jpg"]
+
+
+def test_the_same_content_uploaded_again_is_a_new_file(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its ETag is the old one's: only the time of the second look tells."""
+    world.put("used.jpg", "again.jpg", "orphan.jpg")
+    world.refer("used.jpg")
+    look = listing.look
+
+    def later(s3: Any, bucket: str, key: str) -> Any:
+        now = look(s3, bucket, key)
+        assert now
+        return (now[0], "2099-01-01T00:00:00.000Z", *now[2:]) if key == "again.jpg" else now
+
+    monkeypatch.setattr(listing, "look", later)
+    report = world.clean()
+
+    assert (report.deleted_files, report.kept_changed) == (1, 1)
+    assert world.keys() == ["again.jpg", "used.jpg"]
+
+
 # -- quarantine ------------------------------------------------------------------------------------------------------
 
 
@@ -320,7 +366,8 @@ def test_a_scheduled_run_deletes_only_what_an_old_enough_manifest_lists(world: W
     world.refer("used.jpg")
 
     def tick(hours: float) -> tuple[int, int]:
-        report = world.clean(world.run(schedule="orphan-cleanup", trigger=trigger, after=timedelta(hours=hours)))
+        run = world.run(schedule="orphan-cleanup", trigger=trigger, after=timedelta(hours=hours))
+        report = world.clean(run, quarantine_hours=None)
         return report.deleted_files, report.skipped_quarantine
 
     first = tick(0)
@@ -360,7 +407,7 @@ def test_what_undo_brought_back_starts_its_quarantine_anew(world: World) -> None
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small pages and parts, so that few objects make many."""
-    monkeypatch.setattr(orphan_cleanup, "PART", 3)
+    monkeypatch.setattr(scan, "PART", 3)
     monkeypatch.setattr(listing, "PAGES_A_BATCH", 1)
     fetch = listing._list
     monkeypatch.setattr(listing, "_list", lambda client, **request: fetch(client, **{"MaxKeys": 5} | request))
@@ -376,7 +423,7 @@ def test_a_run_that_is_continued_again_and_again_counts_everything_once(world: W
 
     job_id, checkpoint, continuations = None, None, 0
     while True:
-        run = world.run(job_id=job_id, checkpoint=checkpoint, stops={2: "out_of_time"})
+        run = world.run(job_id=job_id, checkpoint=checkpoint, stops={3: "out_of_time"})
         outcome = world.attempt(run, dry_run=dry_run)
         if not isinstance(outcome, Unfinished):
             break
@@ -397,7 +444,7 @@ def test_a_cancelled_run_says_what_it_had_done_and_that_can_be_undone(world: Wor
     world.put(*keys)
     world.refer(keys[0])
 
-    report = world.clean(world.run(stops={6: "cancelled"}))
+    report = world.clean(world.run(stops={12: "cancelled"}))
 
     assert 0 < report.deleted_files < 11
     assert len(world.outcomes(report.manifest)) == report.deleted_files
@@ -420,7 +467,13 @@ class Crash(BaseException):
 
 
 @pytest.mark.usefixtures("small")
-@pytest.mark.parametrize("written", ["plan-000001", "plan.json", "outcome-000000", "outcome-000002", "manifests/"])
+@pytest.mark.parametrize(
+    "written",
+    [
+        *("candidates-000001", "references-1", "listed-1", "plan-000001", "plan.json", ".lamplighter/claim.json"),
+        *("outcome-000000", "outcome-000002", "manifests/", "baselines/"),
+    ],
+)
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_an_attempt_that_dies_anywhere_is_taken_up_by_the_next(world: World, written: str, when: str) -> None:
     keys = numbered(range(12))
@@ -500,7 +553,7 @@ def test_a_database_that_goes_away_in_mid_run_stops_the_run_and_the_next_attempt
         ),
         (
             {"references": [{"table": "media_files", "column": "id"}]},
-            "references: media_files.id is of type bigint; a column of text or varchar is needed.",
+            "references: media_files.id is of type bigint; a column of text, varchar, char, ",
         ),
         (
             {"references": [{"table": 'media_files"; DROP TABLE media_files; --', "column": "x"}]},
@@ -531,7 +584,8 @@ def test_a_folder_without_objects_is_a_completed_run_that_scanned_nothing(world:
 def test_without_a_bucket_or_an_archive_the_run_says_which_setting_is_missing(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(Permanent, match="MEDIA_BUCKET"):
+    with monkeypatch.context() as patch, pytest.raises(Permanent, match="MEDIA_BUCKET"):
+        patch.delenv("MEDIA_BUCKET")
         world.clean(bucket=None)
     monkeypatch.delenv("ARCHIVE_BUCKET")
     with pytest.raises(Permanent, match="ARCHIVE_BUCKET"):
@@ -570,10 +624,11 @@ def test_undo_leaves_alone_what_was_made_anew_or_deleted_again(world: World) -> 
     assert world.s3.get_object(Bucket=world.media, Key="a.jpg")["Body"].read() == b"new"
 
 
-def test_undo_says_when_the_bucket_was_not_versioned(world: World) -> None:
+def test_undo_says_when_the_bucket_was_not_versioned(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.s3.create_bucket(Bucket=world.plain)
     world.put("used.jpg", "a.jpg", bucket=world.plain)
     world.refer("used.jpg")
+    monkeypatch.setattr(versioning, "demand_versioned", lambda *_, **__: None)
     report = world.clean(bucket=world.plain)
 
     undone = world.undo(report.manifest)

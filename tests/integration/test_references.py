@@ -1,147 +1,305 @@
-"""`lamplighter.media.references` on a real Postgres."""
+"""Every reference is accounted for, through SQL and S3: what a row names in any way stays (REQUIREMENTS S1)."""
 
 from __future__ import annotations
 
 import json
-import re
-from urllib.parse import quote, quote_plus
+import unicodedata
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+from urllib.parse import quote
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
-from hypothesis import strategies as st
-from sqlalchemy import Engine, text
+from botocore.exceptions import ClientError
 
-from lamplighter.media.references import Reference, References, profile
+from lamplighter.kernel.deletion import Refused, verified
+from lamplighter.kernel.errors import Permanent
+from lamplighter.media import listing, orphan_cleanup
+from tests.integration.media_world import World, before
 
-BUCKET = "media-bucket"
-FOLDER = "prod/up loads/"
-SOURCE = Reference(table="media_files", column="storage_key")
-
-KEYS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=40)
-PREFIXES = ["", "/", "https://cdn.example.com/", "http://localhost:9000/", "s3://media-bucket/", "//cdn.example.com/"]
-
-
-def javascript(key: str) -> str:
-    """encodeURIComponent of each folder."""
-    return "/".join(quote(part, safe="!'()*~-_.") for part in key.split("/"))
-
-
-ENCODINGS = [
-    str,
-    quote,
-    lambda key: quote_plus(key, safe="/"),
-    javascript,
-    lambda key: quote(key, safe="/!#$&'()*+,:;=?@~"),
-    lambda key: re.sub("%..", lambda code: code[0].lower(), quote(key)),
-]
-
-
-def profiled(
-    engine: Engine, *values: str | None, held: frozenset[str] = frozenset(), folder: str = FOLDER
-) -> References:
-    with engine.begin() as connection:
-        connection.execute(text("TRUNCATE media_files"))
-        connection.execute(
-            text("INSERT INTO media_files (storage_key) SELECT json_array_elements_text(CAST(:values AS json))"),
-            {"values": json.dumps(values)},
-        )
-    with engine.begin() as connection:
-        return profile(connection, [SOURCE], bucket=BUCKET, folder=folder, exists=held.__contains__)
+MATCHED: dict[str, Callable[[str], str]] = {
+    "encoded slashes": lambda key: quote(key, safe=""),
+    "encoded URL": lambda key: f"https://cdn.example.com/{quote(key)}",
+    "another Unicode form": lambda key: unicodedata.normalize("NFD", key),
+    "HTML": lambda key: key.replace("&", "&amp;"),
+    "another case": str.upper,
+    "a dot": lambda key: f"./{key}",
+    "two dots": lambda key: f"uploads/x/../{key.removeprefix('uploads/')}",
+    "blanks": lambda key: f" {key} ",
+    "doubled slashes": lambda key: key.replace("/", "//"),
+    "query": lambda key: f"https://cdn.example.com/{quote(key)}?width=100#top",
+    "backslashes": lambda key: key.replace("/", "\\"),
+}
+"""Forms that are understood, and counted as matched."""
+RESCUED: dict[str, Callable[[str], str]] = {
+    "no folder": lambda key: key.removeprefix("uploads/"),
+    "another folder": lambda key: f"static/{key}",
+    "no extension": lambda key: key.removesuffix(".jpg"),
+    "only a name": lambda key: key.removeprefix("uploads/").removesuffix(".jpg"),
+    "another extension": lambda key: key.replace(".jpg", ".webp"),
+    "cut off": lambda key: key[:-6],
+}
+"""Forms that match nothing, but keep what they could mean."""
 
 
-def missing(engine: Engine, references: References, *keys: str) -> list[str]:
-    with engine.begin() as connection:
-        return [keys[n] for n in references.missing(connection, keys)]
+def names(count: int) -> list[str]:
+    """Keys that are written differently in every form."""
+    return [f"uploads/Größe & Maß {n:03}, Sommerferien.jpg" for n in range(count)]
 
 
-@example(name="?", others=[], prefix=PREFIXES[2], encode=str, lead="", path_style=False)  # looks like a query
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
-@given(
-    name=KEYS,
-    others=st.lists(KEYS, max_size=3),
-    prefix=st.sampled_from(PREFIXES),
-    encode=st.sampled_from(ENCODINGS),
-    lead=st.sampled_from(["", "prod/", FOLDER]),
-    path_style=st.booleans(),
+@pytest.mark.parametrize(("odd", "of"), [(1, 20), (6, 26), (40, 100)])
+@pytest.mark.parametrize("form", MATCHED)
+def test_a_minority_in_another_form_is_matched(world: World, form: str, odd: int, of: int) -> None:
+    """FAILURES 19 and 20: a sample of 20 called all of 100 mapped, and the files of 40 went."""
+    keys = names(of)
+    world.put(*keys, "uploads/orphan.jpg")
+    world.refer(*(MATCHED[form](key) for key in keys[:odd]), *keys[odd:])
+
+    report = world.clean()
+
+    assert world.keys() == sorted(keys)
+    assert (report.deleted_files, report.matched, report.outside, report.unmatched) == (1, of, 0, 0)
+
+
+@pytest.mark.parametrize(("odd", "of"), [(1, 20), (6, 26), (40, 100)])
+@pytest.mark.parametrize("form", RESCUED)
+def test_a_minority_that_cannot_be_matched_is_refused_and_then_kept(world: World, form: str, odd: int, of: int) -> None:
+    keys = names(of)
+    world.put(*keys, "uploads/orphan.jpg")
+    world.refer(*(RESCUED[form](key) for key in keys[:odd]), *keys[odd:])
+    declared = {"table": "media_files", "column": "storage_key", "max_unmatched": odd, "max_unreadable": odd}
+
+    with pytest.raises(Refused, match=f"{odd} of {of} references in media_files.storage_key name no file"):
+        world.clean()
+    report = world.clean(references=[declared])
+
+    assert world.keys() == sorted(keys)
+    assert (report.deleted_files, report.kept_ambiguous) == (1, odd)
+    assert (report.matched, report.unmatched) == (of - odd, odd)
+
+
+def test_the_refusal_names_what_to_declare_and_the_declaration_settles_it(world: World) -> None:
+    keys = names(30)
+    world.put(*keys, "uploads/orphan.jpg")
+    world.refer(*(f"static/{key}" for key in keys[:10]), *keys[10:], *(f"https://img.other.com/{n}" for n in range(5)))
+
+    with pytest.raises(Refused) as caught:
+        world.clean()
+
+    assert "static/ (10, declare strip: [static/]): static/" in str(caught.value)
+    assert "//img.other.com/ (5, declare elsewhere: [img.other.com])" in str(caught.value)
+    declared = {"strip": ["static/"], "elsewhere": ["img.other.com"]}
+    report = world.clean(references=[{"table": "media_files", "column": "storage_key"} | declared])
+    assert (report.deleted_files, report.matched, report.outside, report.unmatched) == (1, 30, 5, 0)
+    assert world.keys() == sorted(keys)
+
+
+def test_empty_and_blank_values_are_no_references(world: World) -> None:
+    """FAILURES 27: Django's empty string for "no file" made every run refuse."""
+    world.put("a.jpg", "orphan.jpg")
+    world.refer("a.jpg", "", " ", "\t\n", "\u00a0", "\u200b")
+
+    report = world.clean()
+
+    assert (report.deleted_files, report.references[0].values) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "declared"),
+    [
+        ("text[]", ["b.jpg", "a/c d.jpg"], {}),
+        ("jsonb", json.dumps({"cover": "b.jpg", "all": [{"src": "/a/c%20d.jpg", "title": "No file"}]}), {}),
+        ("json", json.dumps(["b.jpg", "https://x.example/a/c%20d.jpg"]), {}),
+        ("jsonb", json.dumps({"ids": ["b.jpg", "a/c d.jpg"], "n": "gone.jpg"}), {"kind": "json", "path": "$.ids[*]"}),
+        ("text", '<p>A <img src="b.jpg"> and <a href="/about" style="b: url(/a/c%20d.jpg)">', {"kind": "html"}),
+        ("text", "![x](b.jpg) and [y](a/c%20d.jpg)", {"kind": "html"}),
+    ],
 )
-def test_whatever_way_a_key_is_stored_it_is_never_missing(
-    engine: Engine, name: str, others: list[str], prefix: str, encode: object, lead: str, path_style: bool
+def test_columns_that_hold_several_references_keep_them_all(
+    world: World, column: str, value: Any, declared: dict[str, Any]
 ) -> None:
-    """FAILURES 6: each form alone, for any key; whether or not the sample found objects."""
-    key = FOLDER + name
-    tail = f"{BUCKET}/{encode(key)}" if path_style and prefix else encode(key.removeprefix(lead))  # type: ignore[operator]
-    usual = [f"{FOLDER}usual-{n}.jpg" for n in range(3)]
+    world.put("b.jpg", "a/c d.jpg", "orphan.jpg")
+    world.sql(f"CREATE TABLE pages (id int, body {column})")
+    world.sql(f"INSERT INTO pages VALUES (1, CAST(:value AS {column})), (2, NULL)", {"value": value})
 
-    references = profiled(engine, prefix + tail, *usual, held=frozenset(usual))
+    report = world.clean(references=[{"table": "pages", "column": "body"} | declared])
 
-    unknown = [FOLDER + "unknown/" + other for other in others if FOLDER + "unknown/" + other != key]
-    assert missing(engine, references, key, *usual, *unknown) == unknown
-
-
-def test_the_profile_counts_what_it_can_map_and_what_not(engine: Engine) -> None:
-    keys = [f"{FOLDER}{n}.jpg" for n in range(50)]
-    values = [
-        *keys[:30],
-        *(f"/{key}" for key in keys[30:40]),
-        *(f"https://cdn.example.com/{quote(key)}" for key in keys[40:45]),
-        *(f"https://gone.example.com/{key}" for key in ["a", "b"]),
-        "https://cdn.example.com/x.jpg?width=7",
-        "",
-    ]
-
-    count = profiled(engine, *values, held=frozenset(keys)).columns[0].count
-
-    assert (count.values, count.mapped, count.unmapped) == (49, 45, 4)
-    assert any("https://gone.example.com/ (2, 0 of 2 sampled found)" in one for one in count.unmapped_examples)
+    assert world.keys() == ["a/c d.jpg", "b.jpg"]
+    assert (report.deleted_files, report.matched, report.unmatched) == (1, 2, 0)
 
 
-def test_more_prefixes_than_are_told_apart_are_unmapped(engine: Engine) -> None:
-    keys = [f"{n}.jpg" for n in range(30)]
-    references = profiled(engine, *(f"https://host-{key}/{key}" for key in keys), held=frozenset(keys), folder="")
+@pytest.mark.parametrize("column", ["char(30)", "varchar(30)", "media_path", "name_of_file"])
+def test_columns_of_other_types_of_text_keep_their_files(world: World, column: str) -> None:
+    world.put("b.jpg", "c.jpg", "orphan.jpg")
+    world.sql("CREATE DOMAIN media_path AS text CHECK (value <> '')")
+    world.sql("CREATE DOMAIN name_of_file AS media_path")
+    world.sql(f"CREATE TABLE pages (file {column})")
+    world.sql("INSERT INTO pages VALUES ('b.jpg'), ('c.jpg')")
 
-    count = references.columns[0].count
-    assert (count.values, count.mapped, count.unmapped) == (30, 20, 10)
-    assert "further prefixes (10)" in count.unmapped_examples
+    report = world.clean(references=[{"table": "pages", "column": "file"}])
 
-
-def test_most_of_a_sample_has_to_exist(engine: Engine) -> None:
-    keys = [f"{n:02}.jpg" for n in range(20)]
-
-    assert profiled(engine, *keys, held=frozenset(keys[:10]), folder="").columns[0].count.unmapped == 0
-    assert profiled(engine, *keys, held=frozenset(keys[:9]), folder="").columns[0].count.unmapped == 20
+    assert world.keys() == ["b.jpg", "c.jpg"]
+    assert (report.deleted_files, report.matched) == (1, 2)
 
 
-def test_a_large_column_is_sampled_and_searched_by_its_index(engine: Engine) -> None:
-    """The planner must not scan the table for each batch, statistics or none."""
-    keys = [f"{n:06}.jpg" for n in range(50_000)]
-    references = profiled(engine, *keys, held=frozenset(keys), folder="")
-    asked = {"keys": json.dumps(keys[:4000]), "prefix0": "", "from0": 1}
+def test_a_column_of_folders_keeps_all_below_them(world: World) -> None:
+    world.put("albums/1/a.jpg", "albums/1/b/c.jpg", "albums/2/a.jpg", "albums/10/a.jpg")
+    world.sql("CREATE TABLE albums (folder text)")
+    world.sql("INSERT INTO albums VALUES ('albums/1'), ('/albums/2/')")
 
-    with engine.connect() as connection:
-        plan = connection.execute(text(f"EXPLAIN {references._usual.text}"), asked).scalars().all()
+    report = world.clean(references=[{"table": "albums", "column": "folder", "folder": True}])
 
-    assert any("Index" in line and "ix_media_files_storage_key" in line for line in plan), plan
-    assert not any("Seq Scan" in line for line in plan), plan
-    assert missing(engine, references, *keys[:100], "x.jpg") == ["x.jpg"]
+    assert world.keys() == ["albums/1/a.jpg", "albums/1/b/c.jpg", "albums/2/a.jpg"]
+    assert (report.deleted_files, report.matched) == (1, 2)
 
 
-def test_a_column_of_a_view_and_names_that_need_quotes_work(engine: Engine) -> None:
-    with engine.begin() as connection:
-        connection.execute(text('CREATE SCHEMA "my app"; '))
-        connection.execute(text('CREATE TABLE "my app"."User Files" ("The Key" varchar(99))'))
-        connection.execute(text("""INSERT INTO "my app"."User Files" VALUES ('a.jpg')"""))
-    source = Reference(table="my app.User Files", column="The Key")
+def test_files_derived_from_one_that_stays_are_kept(world: World) -> None:
+    derived = ["a-150x150.jpg", "a-scaled.jpg", "a.jpg.245x245_q85_crop.jpg", "a.webp", "a@2x.jpg", "thumbnail_a.jpg"]
+    world.put("up/a.jpg", *(f"up/{one}" for one in derived), "up/orphan.jpg", "up/orphan-150x150.jpg")
+    world.refer("up/a.jpg")
 
-    with engine.begin() as connection:
-        references = profile(connection, [source], bucket=BUCKET, folder="", exists={"a.jpg"}.__contains__)
+    report = world.clean()
 
-    assert references.columns[0].count.mapped == 1
-    assert missing(engine, references, "a.jpg", "b.jpg") == ["b.jpg"]
+    assert world.keys() == sorted(["up/a.jpg", *(f"up/{one}" for one in derived)])
+    assert (report.deleted_files, report.kept_derived, report.orphaned_files) == (2, 6, 2)
 
 
-@pytest.mark.parametrize("keys", [[], ["only.jpg"]])
-def test_an_empty_table_names_nothing(engine: Engine, keys: list[str]) -> None:
-    references = profiled(engine, folder="")
+def test_what_an_exclusion_names_is_kept(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.put("a.jpg", "brand/logo.jpg", "orphan.jpg")
+    world.refer("a.jpg")
+    monkeypatch.setattr(orphan_cleanup, "Rules", lambda: RULES(exclude=("brand/**",)))
 
-    assert references.columns[0].count.values == 0
-    assert missing(engine, references, *keys) == keys
+    report = world.clean()
+
+    assert world.keys() == ["a.jpg", "brand/logo.jpg"]
+    assert (report.deleted_files, report.excluded) == (1, 1)
+
+
+RULES = orphan_cleanup.Rules
+
+
+def test_missing_files_are_counted_and_named(world: World) -> None:
+    world.put("a.jpg", "orphan.jpg")
+    world.refer("a.jpg", "gone.jpg", "gone.jpg", "https://cdn.example.com/away.png", "no-name")
+    declared = {"table": "media_files", "column": "storage_key", "max_unmatched": 4, "max_unreadable": 1}
+
+    report = world.clean(references=[declared])
+
+    assert (report.missing_files, report.unmatched) == (3, 4)
+    assert report.manifest
+    manifest = verified(world.s3, report.manifest)
+    assert manifest.missing_files == 3
+    assert sorted(one.value for one in manifest.missing) == ["gone.jpg", "gone.jpg", "https://cdn.example.com/away.png"]
+    assert manifest.sources == report.references
+    assert "4 of 5 references in media_files.storage_key (80.0%) name no file" in report.warnings[0]
+
+
+# -- rows and files that come during the run -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["{key}", "HTTPS://CDN.example.com/{key}?x", "./{key}", "static/{key}"])
+def test_a_row_that_comes_after_the_first_reading_keeps_its_file(world: World, form: str) -> None:
+    """FAILURES 5 (immich #30933), in forms that no index finds."""
+    world.put("uploads/used.jpg", "uploads/adopted.jpg", "uploads/orphan.jpg")
+    world.refer("uploads/used.jpg")
+    end = before(world.s3, "PutObject", lambda params: adopt() if "references-1" in params["Key"] else None)
+
+    def adopt() -> None:
+        world.refer(form.format(key="uploads/adopted.jpg"))
+
+    declared = {"table": "media_files", "column": "storage_key", "max_unmatched": 1}
+    report = world.clean(references=[declared])
+    end()
+
+    assert world.keys() == ["uploads/adopted.jpg", "uploads/used.jpg"]
+    assert report.deleted_files == 1
+    assert report.kept_referenced_again + report.kept_ambiguous == 1
+
+
+def test_a_row_that_comes_between_two_invocations_keeps_its_file(world: World) -> None:
+    world.put("uploads/used.jpg", "uploads/adopted.jpg", "uploads/orphan.jpg")
+    world.refer("uploads/used.jpg")
+    first = world.run(stops={5: "out_of_time"})
+    world.attempt(first)
+    world.refer("HTTPS://CDN.example.com/uploads/adopted.jpg?x")
+
+    report = world.clean(world.run(job_id=first.job_id))
+
+    assert world.keys() == ["uploads/adopted.jpg", "uploads/used.jpg"]
+    assert (report.deleted_files, report.kept_referenced_again) == (1, 1)
+
+
+def test_a_reading_that_is_no_longer_fresh_is_repeated_before_a_deletion(world: World) -> None:
+    world.put("uploads/used.jpg", "uploads/adopted.jpg", "uploads/orphan.jpg")
+    world.refer("uploads/used.jpg")
+    run = world.run()
+    end = before(world.s3, "PutObject", lambda params: wait() if params["Key"].endswith("plan.json") else None)
+
+    def wait() -> None:
+        world.refer("HTTPS://CDN.example.com/uploads/adopted.jpg?x")
+        later = run.now() + orphan_cleanup.READING_IS_FRESH + timedelta(seconds=1)
+        run._clock = lambda: later
+
+    report = world.clean(run)
+    end()
+
+    assert world.keys() == ["uploads/adopted.jpg", "uploads/used.jpg"]
+    assert (report.deleted_files, report.kept_referenced_again) == (1, 1)
+
+
+def test_files_uploaded_behind_the_listing_refuse_nothing(world: World) -> None:
+    world.put("uploads/m.jpg", "uploads/orphan.jpg")
+    world.refer("uploads/m.jpg")
+    end = before(world.s3, "PutObject", lambda params: upload() if "references-1" in params["Key"] else None)
+
+    def upload() -> None:
+        world.put("uploads/a b.jpg", "uploads/c.jpg")
+        world.refer("https://cdn.example.com/uploads/a%20b.jpg", "uploads/c.jpg")
+
+    report = world.clean()
+    end()
+
+    assert (report.deleted_files, report.matched, report.unmatched, report.missing_files) == (1, 3, 0, 0)
+    assert world.keys() == ["uploads/a b.jpg", "uploads/c.jpg", "uploads/m.jpg"]
+
+
+# -- what cannot be read ---------------------------------------------------------------------------------------------
+
+
+def test_row_security_that_hides_a_tenant_deletes_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FAILURES 21 (wpmgr #408)."""
+    from lamplighter.kernel import database
+    from tests.integration.test_values import as_role
+
+    keys = names(20)
+    world.put(*keys)
+    world.sql("CREATE TABLE files (tenant text, key text)")
+    world.sql("INSERT INTO files VALUES (:t, :k)", *({"t": "ab"[n % 5 == 0], "k": key} for n, key in enumerate(keys)))
+    world.sql("ALTER TABLE files ENABLE ROW LEVEL SECURITY")
+    world.sql("CREATE POLICY own ON files USING (tenant = 'a')")
+    with as_role(world.engine, "SELECT ON files") as reader:
+        monkeypatch.setattr(database, "engine", lambda: reader)
+        with pytest.raises(Permanent, match=r'files\.key cannot be read in full: .* for table "files"'):
+            world.clean(references=[{"table": "files", "column": "key"}])
+        monkeypatch.undo()
+    assert world.keys() == sorted(keys)
+
+
+def test_a_bucket_that_may_not_be_listed_is_one_final_sentence(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.put("a.jpg")
+    world.refer("a.jpg")
+
+    class Denied:
+        def list_objects_v2(self, **_: Any) -> Any:
+            facts = {"Error": {"Code": "AccessDenied", "Message": "no"}, "ResponseMetadata": {"HTTPStatusCode": 403}}
+            raise ClientError(facts, "ListObjectsV2")  # type: ignore[arg-type]
+
+    fetch = listing._list
+    monkeypatch.setattr(listing, "_list", lambda _client, **request: fetch(Denied(), **request))
+    with pytest.raises(Permanent, match=f"bucket: {world.media} may not be listed"):
+        world.clean()
+
+
+def test_a_table_whose_name_holds_nul_is_one_final_sentence(world: World) -> None:
+    with pytest.raises(Permanent, match="references"):
+        world.clean(references=[{"table": "t\0", "column": "c"}])

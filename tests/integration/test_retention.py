@@ -261,15 +261,16 @@ def test_a_row_that_became_young_while_a_user_held_it_stays(engine: Engine, data
 
 
 def test_a_row_whose_child_a_user_holds_is_skipped(engine: Engine, database_url: str) -> None:
-    """The row itself is free, what its deletion cascades to is not."""
+    """The row itself is free, what its deletion cascades to is not: a due row, reached through the one before it."""
     fill(engine, *[40 * DAY] * 9)
     with engine.begin() as connection:
-        connection.execute(text("CREATE TABLE parts (thing bigint REFERENCES things ON DELETE CASCADE, n int)"))
-        connection.execute(text("INSERT INTO parts SELECT n, 0 FROM generate_series(1, 9) AS n"))
-    with held(database_url, "UPDATE parts SET n = 1 WHERE thing = 5"):
+        connection.execute(text("ALTER TABLE things ADD part_of bigint REFERENCES things ON DELETE CASCADE"))
+        connection.execute(text("UPDATE things SET part_of = 5 WHERE id = 6"))
+    with held(database_url, "UPDATE things SET note = 'mine' WHERE id = 6"):
         applied = go(engine)
-        assert (applied.rows, applied.skipped, applied.failed) == (8, 1, 0)
-    assert go(engine).rows == 1
+        assert (applied.rows, applied.skipped, applied.failed) == (7, 2, 0)
+        assert ids(engine) == [5, 6]
+    assert go(engine).rows == 2
 
 
 # -- refused by the database -----------------------------------------------------------------------------------------
@@ -340,7 +341,7 @@ def test_a_table_that_forbids_its_deletion_ends_the_run_soon(heap: Engine) -> No
     with timed(heap) as took:
         applied = go(heap)
 
-    assert len(took) < 200
+    assert len(took) < 700  # five for each batch, for a table with triggers is watched
     assert (applied.rows, applied.failed + applied.skipped) == (0, 1000)
     assert "append only" in applied.failures[0]
 

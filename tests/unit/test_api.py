@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError
 
 from lamplighter import catalogue
+from lamplighter.jobs import api
 from lamplighter.jobs.http import listing
 from lamplighter.kernel.errors import Permanent, Retryable
 from lamplighter.kernel.ledger.ledger import Ledger
 from lamplighter.kernel.ledger.row import Job, Policy, Trigger
-from tests.api_requests import NOBODY, USER, ask, get, post, problem
-from tests.unit.conftest import FakeClock
+from tests.api_requests import NOBODY, USER, ask, event_of, get, post, problem
+from tests.unit.conftest import FakeClock, FakeContext
 
 POLICY = Policy(timeout=timedelta(minutes=30), target="bus")
 
@@ -33,8 +36,9 @@ def turn(job: Job | dict[str, Any], **more: Any) -> dict[str, Any]:
 # -- run, preview, undo ------------------------------------------------------------------------------------------------
 
 
-def test_a_job_is_run_by_hand(ledger: Ledger) -> None:
+def test_a_job_is_run_by_hand(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     """REQUIREMENTS B7: the row is made, and the dispatcher starts it."""
+    monkeypatch.setenv("LAMPLIGHTER_ORPHAN_CLEANUP_DRY_RUN", "false")
     answer = post("/api/jobs/run", {"job_type": "orphan_cleanup", "params": {"dry_run": False, "base_path": "a"}})
     assert answer.status == 202
     assert answer.headers["location"] == f"/api/jobs/{answer.body['job_id']}"
@@ -82,6 +86,23 @@ def test_such_a_run_is_refused_in_one_sentence(path: str, body: Any, status: int
     answer = problem(post(f"/api/jobs/run/{path}", body))
     assert answer[0] == status
     assert answer[2].startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("params", "sentence"),
+    [
+        ({"dry_run": False}, "dry_run: false needs the setting media.apply to be true"),
+        (
+            {"min_age_hours": 1},
+            "min_age_hours: takes 24 or more (the setting media.min_age_hours), got 1",
+        ),
+    ],
+)
+def test_a_parameter_that_is_looser_than_its_setting_makes_no_row(params: dict[str, Any], sentence: str) -> None:
+    """REQUIREMENTS S2 (FAILURES 22): fuses only tighten."""
+    status, _, detail = problem(post("/api/jobs/run", {"job_type": "orphan_cleanup", "params": params}))
+    assert (status, sentence in detail) == (422, True), detail
+    assert post("/api/jobs/run", {"job_type": "orphan_cleanup"}).status == 202, "and nothing is held"
 
 
 def test_a_second_run_of_a_singleton_is_refused_with_the_first_ones_id() -> None:
@@ -139,6 +160,17 @@ def test_what_nothing_undoes_is_refused(ledger: Ledger) -> None:
             {"job_type": "orphan_cleanup", "params": {"dry-run": True}},
             "body.params.dry-run",
             "body.params.dry-run is not a parameter of orphan_cleanup (it takes ",
+        ),
+        (
+            {"job_type": "cleanup", "params": {"phases": ["stale_job"]}},
+            "body.params.phases",
+            "body.params.phases: stale_job is no phase of cleanup (it takes stale_jobs, ",
+        ),
+        ({"job_type": "undo"}, "body.params", "body.params: give either job_id, or manifest and sha256."),
+        (
+            {"job_type": "upload_processing", "params": {"key": "inputs/" + "x" * 150_000}},
+            "body.params",
+            "body.params: upload_processing takes 100000 characters of parameters at most.",
         ),
         (
             {"job_type": "orphan_cleanup", "params": {"min_age_hours": -1}},
@@ -239,6 +271,11 @@ def test_an_unknown_job_is_not_found() -> None:
     assert problem(get("/api/jobs/nonesuch"))[:2] == (422, "invalid-request")
 
 
+def cursor_of(text: str) -> str:
+    """A cursor that somebody forged."""
+    return base64.urlsafe_b64encode(text.encode()).decode()
+
+
 def all_pages(limit: int, **query: Any) -> list[str]:
     found: list[str] = []
     cursor = None
@@ -294,6 +331,21 @@ def test_pages_are_filtered(many: list[Job], query: dict[str, str], wanted: Any,
     assert sorted(all_pages(limit, **query)) == sorted(job.job_id for job in many if wanted(job))
 
 
+def test_a_cursor_given_with_other_filters_starts_within_them(many: list[Job]) -> None:
+    """DynamoDB refuses to start a query outside of its range."""
+    first = get("/api/jobs", limit=1, job_type="sync").body
+    asked: list[Any] = []
+    store = Ledger.from_environment().store
+    of_type = store.of_type
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, "of_type", lambda *args, **more: asked.append(more) or of_type(*args, **more))
+        answer = get(
+            "/api/jobs", limit=1, job_type="sync", cursor=first["next"], created_until="2026-01-31T03:00:00.000Z"
+        )
+    assert answer.status == 200
+    assert asked[0]["cursor"] is None
+
+
 def test_jobs_made_meanwhile_shift_no_page(ledger: Ledger, clock: FakeClock, many: list[Job]) -> None:
     first = get("/api/jobs", limit=5).body
     clock.tick(minutes=1)
@@ -324,6 +376,17 @@ def test_a_page_looks_at_so_many_jobs_and_no_more(many: list[Job], monkeypatch: 
         ({"cursor": "ä"}, "query.cursor"),
         ({"cursor": "WyIyMDI2LTAxLTMxVDAzOjAwOjAwIiwge31d"}, "query.cursor"),
         ({"jobtype": "sync"}, "query.jobtype"),
+        ({"created_since": "0001-01-01T00:00:00Z"}, "query.created_since"),
+        ({"created_since": "0001-01-01T00:00:00+14:00"}, "query.created_since"),
+        ({"created_since": "1969-12-31T23:59:59Z"}, "query.created_since"),
+        ({"created_until": "9999-12-31T23:59:59-14:00"}, "query.created_until"),
+        ({"cursor": cursor_of('["0001-01-01T00:00:00.000+14:00", {}]')}, "query.cursor"),
+        ({"cursor": cursor_of('["2026-01-31T03:00:00.000Z", {"sync": "\\ud800"}]')}, "query.cursor"),
+        ({"cursor": cursor_of('["2026-01-31T03:00:00.000Z", {"sync": 5}]')}, "query.cursor"),
+        ({"cursor": cursor_of('["2026-01-31T03:00:00.000Z", {"sync": ""}]')}, "query.cursor"),
+        ({"cursor": cursor_of('["2026-01-31T03:00:00.000Z", 5]')}, "query.cursor"),
+        ({"cursor": cursor_of("[" * 3000)}, "query.cursor"),
+        ({"cursor": cursor_of("[5, {}]")}, "query.cursor"),
     ],
 )
 def test_a_bad_filter_is_named(query: dict[str, Any], field: str) -> None:
@@ -468,6 +531,29 @@ def test_a_bad_report_is_named(call: str, body: dict[str, Any], field: str) -> N
     assert answer.body["errors"][0]["field"] == field
 
 
+@pytest.mark.parametrize(("body", "status"), [("A", 400), ("/w==", 400), ("{}", 422), ("é", 422), ("====", 422)])
+def test_a_body_said_to_be_base64_that_is_none_is_refused(body: str, status: int) -> None:
+    event = event_of("POST", "/api/jobs/run", body) | {"isBase64Encoded": True}
+    assert api.handler(event, FakeContext())["statusCode"] == status
+
+
+def test_a_run_without_a_body_needs_no_content_type() -> None:
+    for headers, status in (({}, 202), ({"content-type": "text/plain"}, 415)):
+        event = event_of("POST", "/api/jobs/run/token_cleanup") | {"headers": headers}
+        assert api.handler(event, FakeContext())["statusCode"] == status
+
+
+@pytest.mark.parametrize("path", ["/api/jobs/\ud800", "/api/\0"])
+def test_a_path_that_no_message_can_hold_is_refused(path: str) -> None:
+    assert problem(ask("GET", path))[:2] == (422, "invalid-request")
+    assert problem(ask("GET", "/api/jobs/" + "x" * 9000))[2][-4:] != "x" * 4
+
+
+def test_many_wrong_fields_are_not_all_listed() -> None:
+    answer = post("/api/jobs/run/cleanup", {f"nonesuch{n}": n for n in range(500)})
+    assert (len(answer.body["errors"]), answer.body["detail"][-26:]) == (10, "490 more fields are wrong.")
+
+
 # -- the rest ----------------------------------------------------------------------------------------------------------
 
 
@@ -488,6 +574,17 @@ def test_what_cannot_be_reached_now_is_told_with_when_to_ask_again(
     answer = get(f"/api/jobs/{NOBODY}")
     assert problem(answer)[:2] == (503, "unavailable")
     assert answer.headers["retry-after"] == "10"
+
+
+def test_what_the_api_may_not_read_is_told(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """REQUIREMENTS K14."""
+
+    def denied(_: str) -> Job:
+        raise ClientError({"Error": {"Code": "AccessDeniedException", "Message": "no"}}, "GetItem")
+
+    monkeypatch.setattr(ledger, "get", denied)
+    told = problem(get(f"/api/jobs/{NOBODY}"))
+    assert told == (409, "unreadable", "AWS refuses GetItem (AccessDeniedException): no.")
 
 
 def test_an_unexpected_error_tells_nothing_but_where_it_is_logged(

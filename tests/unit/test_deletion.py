@@ -3,36 +3,91 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lamplighter.kernel.deletion import NAMED_FAILURES, Entry, Limits, Measure, Tally, refusals
+from lamplighter.kernel.deletion import (
+    NAMED_FAILURES,
+    Entry,
+    GovernorLimits,
+    Group,
+    Manifest,
+    Measure,
+    Plan,
+    SourceCount,
+    Tally,
+    refusals,
+    warnings,
+)
 
-LIMITS = Limits(max_share=0.5, max_reference_shrink=0.2, max_unmapped=0)
-FINE = Measure(scanned=100, planned=50, references={"t.c": 80}, unmapped={"t.c": 0}, baseline={"t.c": 100})
+LIMITS = GovernorLimits(max_share=0.2, max_reference_shrink=0.2)
+
+
+def count(matched: int, unmatched: int = 0, column: str = "t.c", **more: Any) -> SourceCount:
+    values = matched + unmatched + more.get("outside", 0)
+    return SourceCount(column=column, values=values, matched=matched, unmatched=unmatched, **more)
+
+
+FINE = Measure(scanned=100, planned=20, sources=(count(80),), baseline={"t.c": 100})
 
 
 def test_a_plan_at_every_limit_passes() -> None:
+    limit = count(75, 5, max_unmatched=5, unreadable=2, max_unreadable=2)
+
     assert refusals(FINE, LIMITS) == []
+    assert refusals(replace(FINE, sources=(limit,)), LIMITS) == []
 
 
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"planned": 51}, "51 of 100 files (51%) are orphans; 50% may be."),
-        ({"references": {"t.c": 79}}, "t.c holds 79 references, 100 at the last accepted run: more than 20% fewer."),
-        ({"references": {"u.d": 500}}, "t.c holds 0 references, 100 at the last accepted run: more than 20% fewer."),
-        ({"references": {"t.c": 0}, "baseline": None}, "There are no references at all in t.c"),
-        ({"unmapped": {"t.c": 1}}, "1 references in t.c cannot be mapped to keys; 0 may be."),
+        ({"planned": 21}, "21 of 100 files (21%) are orphans; 20% may be."),
+        ({"sources": (count(79),)}, "t.c holds 79 references, 100 at the last accepted run: more than 20% fewer."),
+        (
+            {"sources": (count(500, column="u.d"),)},
+            "t.c holds 0 references, 100 at the last accepted run: more than 20% fewer.",
+        ),
+        ({"sources": (count(0),), "baseline": None}, "There are no references at all in t.c"),
+        ({"sources": (count(0, outside=90),)}, "No reference in t.c names a file that exists"),
+        ({"sources": (count(80, 1),)}, "1 of 81 references in t.c name no file that exists; 0 may (max_unmatched)"),
+        (
+            {"sources": (count(80, 6, max_unmatched=5),)},
+            "6 of 86 references in t.c name no file that exists; 5 may (max_unmatched)",
+        ),
+        (
+            {"sources": (count(80, 2, max_unmatched=5, unreadable=1),)},
+            "2 of 82 references in t.c have 1 without the extension of a media file; 0 may (max_unreadable)",
+        ),
     ],
 )
-def test_each_limit_is_guarded_by_a_sentence_of_its_own(change: dict[str, object], sentence: str) -> None:
-    found = refusals(replace(FINE, **change), LIMITS)  # type: ignore[arg-type]
+def test_each_limit_is_guarded_by_a_sentence_of_its_own(change: dict[str, Any], sentence: str) -> None:
+    found = refusals(replace(FINE, **change), LIMITS)
 
     assert len(found) == 1
     assert sentence in found[0]
+
+
+def test_a_refusal_groups_what_it_cannot_match_and_says_what_to_declare() -> None:
+    groups = [
+        Group(start="gravatar.com/avatar", count=30, examples=["https://gravatar.com/avatar/1", "x", "y"]),
+        Group(start="static/", count=10, examples=["static/a.jpg"]),
+    ]
+
+    (sentence,) = refusals(replace(FINE, sources=(count(80, 40, groups=groups),)), LIMITS)
+
+    assert "gravatar.com/avatar (30): https://gravatar.com/avatar/1, x, y; static/ (10): static/a.jpg." in sentence
+    assert all(word in sentence for word in ("strip", "elsewhere", "folder", "max_unmatched"))
+
+
+def test_unmatched_references_above_one_percent_are_accepted_with_a_warning() -> None:
+    accepted = [replace(FINE, sources=(count(990 - n, n, max_unmatched=99),)) for n in (9, 10)]
+
+    assert [refusals(one, LIMITS) for one in accepted] == [[], []]
+    assert [len(warnings(one)) for one in accepted] == [0, 1]
+    assert "10 of 990 references in t.c (1.0%) name no file; max_unmatched accepts them." in warnings(accepted[1])[0]
 
 
 def test_the_first_run_has_no_baseline_to_shrink_from() -> None:
@@ -43,27 +98,60 @@ def test_an_empty_bucket_is_no_reason_to_refuse() -> None:
     assert refusals(replace(FINE, scanned=0, planned=0), LIMITS) == []
 
 
+def test_a_count_that_does_not_add_up_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"t\.c: 9 values are not 5 matched"):
+        SourceCount(column="t.c", values=9, matched=5, outside=1, unmatched=2)
+
+
+OLD_COUNT = {"column": "t.c", "values": 9, "mapped": 7, "unmapped": 2, "unmapped_examples": ["/ (2, 0 of 2)"]}
+OLD_PLAN = {
+    "job_id": "j",
+    "scope": "s",
+    "planned_at": "2026-01-01T00:00:00Z",
+    "started_at": "2026-01-01T00:00:00Z",
+    "parts": 1,
+    "references": {"t.c": 9},
+    "refusals": [],
+    "accepted": True,
+    "facts": {},
+}
+OLD_MANIFEST = {name: OLD_PLAN[name] for name in ("job_id", "scope", "planned_at", "refusals", "accepted")} | {
+    "finished_at": "2026-01-01T00:00:00Z",
+    "dry_run": False,
+    "complete": True,
+    "references": {"t.c": 9},
+    "parts": [{"key": "k", "sha256": "0", "entries": 3}],
+}
+
+
+def test_what_was_written_down_before_is_still_read() -> None:
+    old = SourceCount.model_validate(OLD_COUNT)
+
+    assert (old.matched, old.unmatched, old.unmatched_examples) == (7, 2, ["/ (2, 0 of 2)"])
+    assert Plan.model_validate(OLD_PLAN).sources == []
+    assert Manifest.model_validate(OLD_MANIFEST).missing_files == 0
+
+
 @given(
     scanned=st.integers(0, 10**6),
     planned=st.integers(0, 10**6),
-    now=st.integers(0, 10**6),
+    matched=st.integers(0, 10**6),
     before=st.none() | st.integers(0, 10**6),
-    unmapped=st.integers(0, 10),
+    unmatched=st.integers(0, 10),
 )
 def test_more_orphans_or_fewer_references_never_turn_a_refusal_into_consent(
-    scanned: int, planned: int, now: int, before: int | None, unmapped: int
+    scanned: int, planned: int, matched: int, before: int | None, unmatched: int
 ) -> None:
     planned = min(planned, scanned)
     measure = Measure(
         scanned=scanned,
         planned=planned,
-        references={"t.c": now},
-        unmapped={"t.c": unmapped},
+        sources=(count(matched, unmatched, max_unmatched=5),),
         baseline=None if before is None else {"t.c": before},
     )
     if refusals(measure, LIMITS):
-        worse = replace(measure, planned=min(planned + 1, scanned), references={"t.c": max(now - 1, 0)})
-        assert refusals(worse, LIMITS)
+        worse = (count(max(matched - 1, 0), unmatched + 1, max_unmatched=5),)
+        assert refusals(replace(measure, planned=min(planned + 1, scanned), sources=worse), LIMITS)
 
 
 def test_a_tally_names_the_first_failures_and_counts_all() -> None:

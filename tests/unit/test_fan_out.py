@@ -400,3 +400,31 @@ def test_items_that_cannot_be_told_are_the_phases_failure(world: World, monkeypa
         ["rooms: Permanent: The house has no rooms."],
     )
     assert output["phases"]["roof"]["rows"] == 100
+
+
+def test_when_every_item_fails_permanently_the_run_is_final(world: World) -> None:
+    """REQUIREMENTS K14."""
+
+    def body(run: Run, item: dict[str, Any]) -> Report:
+        raise Permanent("The role may not be assumed.")
+
+    world.body = body
+    with pytest.raises(ExecutionFailed, match="AllItemsFailed"):
+        world.run()
+    row = world.row()
+    assert (row.status, row.attempt, row.dead_letter) == (Status.FAILED, 1, "permanent")
+    assert sorted(world.begun) == sorted({*world.begun}), "no item is begun twice"
+
+
+def test_when_the_items_cannot_be_told_permanently_no_attempt_tells_them(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LAMPLIGHTER_CLOUD_CONCURRENCY", "9")
+    with pytest.raises(ExecutionFailed, match="AllPhasesFailed"):
+        world.run(phases=["rooms"])
+    row = world.row()
+    assert (row.status, row.attempt, row.errors[0].message) == (
+        Status.FAILED,
+        1,
+        "rooms: Permanent: The house has no rooms.",
+    )

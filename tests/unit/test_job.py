@@ -8,9 +8,11 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError
+from sqlalchemy.exc import ProgrammingError
 
 from lamplighter.kernel.deletion import Refused
-from lamplighter.kernel.errors import AlreadyRunning, LostLease, Permanent, Retryable
+from lamplighter.kernel.errors import AlreadyRunning, LostLease, Permanent, Retryable, Unreadable
 from lamplighter.kernel.job import GRACE, RESULT_LIMIT, JobHandler, Params, Report, Run, Unfinished, job
 from lamplighter.kernel.ledger.ledger import Ledger
 from lamplighter.kernel.ledger.row import Job, Status, Trigger
@@ -339,3 +341,63 @@ def test_what_is_not_given_comes_from_the_settings_in_force_when_it_runs(
 def test_the_ledger_never_calls_an_attempt_dead_before_lambda_killed_it(make: Any) -> None:
     """FAILURES 1: a deadline shorter than the job's own timeout."""
     assert make(lambda run, params: SweepReport()).policy.timeout > timedelta(minutes=15)
+
+
+def test_a_permanent_error_is_final_at_once_and_frees_the_lock(make: Any, store: MemoryStore, ledger: Ledger) -> None:
+    """REQUIREMENTS K14, K3: in a tick and after the dispatcher's start, too."""
+
+    def body(run: Run, params: SweepParams) -> SweepReport:
+        raise Permanent("bucket: there is no bucket 'x'.")
+
+    handler = make(body, singleton=True)
+    answer = handler(TICK, FakeContext())
+    assert (answer["retried"], answer["error"]) == (False, "Permanent: bucket: there is no bucket 'x'.")
+    waiting = ledger.submit(handler.new_job(ledger, Settings(), {}))
+    turn = {"job_id": waiting.job_id, "attempt": 1, "continuation": 0}
+    assert handler(turn, FakeContext())["retried"] is False
+    rows = [ledger.get(key.removeprefix("JOB#")) for key in store.items]
+    assert [(row.status, row.attempt, row.dead_letter) for row in rows] == [(Status.FAILED, 1, "permanent")] * 2
+    assert store.locks == {}
+
+
+def denied(code: str = "AccessDenied", message: str = "User: arn:aws:iam::1:role/x is not authorized.") -> ClientError:
+    return ClientError({"Error": {"Code": code, "Message": message}}, "ListObjectsV2")
+
+
+def undefined() -> ProgrammingError:
+    facts = {"C": "42P01", "M": 'relation "media" does not exist', "D": "secret"}
+    return ProgrammingError("SELECT 1", {}, Exception(facts))
+
+
+@pytest.mark.parametrize(
+    ("raised", "sentence"),
+    [
+        (denied(), "AWS refuses ListObjectsV2 (AccessDenied): User: arn:aws:iam::1:role/x is not authorized."),
+        (denied("NoSuchBucket", "no\nbucket"), "AWS refuses ListObjectsV2 (NoSuchBucket): no bucket."),
+        (denied("403", ""), "AWS refuses ListObjectsV2 (403): no reason given."),
+        (undefined(), 'The database refuses a statement (42P01): relation "media" does not exist.'),
+    ],
+)
+def test_what_may_not_be_read_is_one_sentence_and_final(
+    make: Any, store: MemoryStore, ledger: Ledger, raised: Exception, sentence: str
+) -> None:
+    """REQUIREMENTS K14."""
+
+    def body(run: Run, params: SweepParams) -> SweepReport:
+        raise raised
+
+    with pytest.raises(Unreadable):
+        make(body, singleton=True)({}, FakeContext())
+    row = only_row(store, ledger)
+    (error,) = row.errors
+    assert (row.status, error.type, error.message, error.stack_trace) == (Status.FAILED, "Unreadable", sentence, "")
+    assert store.locks == {}
+
+
+@pytest.mark.parametrize("raised", [denied("SlowDown"), denied("RequestTimeout"), denied("ExpiredToken")])
+def test_what_passes_is_retried(make: Any, store: MemoryStore, ledger: Ledger, raised: Exception) -> None:
+    def body(run: Run, params: SweepParams) -> SweepReport:
+        raise raised
+
+    assert make(body)(TICK, FakeContext())["retried"] is True
+    assert only_row(store, ledger).status is Status.PENDING

@@ -80,7 +80,7 @@ def test_a_submitted_job_is_timed_by_its_type(ledger: Ledger, clock: FakeClock, 
         ({"action": "submit", "job_type": "sync", "payload": {"x": "x" * 100_000}}, "payload takes 100000 characters"),
         ({"action": "submit", "job_type": "orphan_cleanup"}, "job_type: orphan_cleanup is run by Lamplighter itself"),
         ({"action": "dead_letters", "limit": 0}, "limit: .*greater than or equal to 1"),
-        ({"action": "show", "job_id": "x", "jobid": "y"}, "jobid: extra inputs"),
+        ({"action": "show", "job_id": "x", "jobid": "y"}, "jobid: is not known here"),
         ({"action": "show", "job_id": "nonesuch"}, "there is no job 'nonesuch'"),
     ],
 )

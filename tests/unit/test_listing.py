@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from lamplighter.kernel.errors import Permanent
 from lamplighter.media import listing
+from lamplighter.media.extensions import is_media
 from lamplighter.media.listing import Listed, batches
-from lamplighter.media.orphan_cleanup import is_media
 
 HEAD = '<?xml version="1.0" encoding="UTF-8"?>\n<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
 
@@ -156,6 +156,23 @@ def test_a_bucket_that_does_not_exist_is_named(listed: Any) -> None:
         listed(Server(error, status=404))
 
 
+@pytest.mark.parametrize(
+    ("code", "status", "sentence"),
+    [
+        ("AccessDenied", 403, r"bucket: bucket may not be listed \(AccessDenied\); .* needs s3:ListBucket on it\."),
+        ("AllAccessDisabled", 403, r"bucket: bucket may not be listed \(AllAccessDisabled\)"),
+        ("InvalidBucketName", 400, r"bucket: bucket cannot be listed from here \(InvalidBucketName\)\."),
+    ],
+)
+def test_a_bucket_that_may_not_be_listed_is_one_final_sentence(
+    listed: Any, code: str, status: int, sentence: str
+) -> None:
+    error = f"<Error><Code>{code}</Code><Message>no</Message></Error>"
+
+    with pytest.raises(Permanent, match=sentence):
+        listed(Server(*[error] * 10, status=status))
+
+
 def test_botocore_does_not_parse_the_objects_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
     """What made listing twice as fast; an event's name decides it."""
     seen: list[bytes] = []
@@ -171,8 +188,8 @@ def test_botocore_does_not_parse_the_objects_as_well(monkeypatch: pytest.MonkeyP
 
 
 def test_a_key_too_long_for_s3_is_not_asked_for() -> None:
-    assert listing.exists(None, "bucket", "ä" * 513) is False
-    assert listing.exists(None, "bucket", "") is False
+    assert listing.look(None, "bucket", "ä" * 513) is None
+    assert listing.look(None, "bucket", "") is None
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,12 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError
 
 from lamplighter.kernel import phases
 from lamplighter.kernel.errors import AlreadyRunning, DatabaseUnavailable, LostLease, Permanent
 from lamplighter.kernel.job import Report, Run, Unfinished
-from lamplighter.kernel.ledger.ledger import Ledger
+from lamplighter.kernel.ledger.ledger import Ledger, UnknownJob
 from lamplighter.kernel.ledger.row import Job, Status, Trigger
 from lamplighter.kernel.phased_job import Body, Phase, PhasedJob
 from lamplighter.kernel.settings import Settings
@@ -428,7 +429,7 @@ def test_a_phase_can_be_previewed_straight_and_leaves_no_row(machine: Machine, s
     answer = phases.take({"phase": "cellar", "dry_run": True}, machine.context, {"cellar": body})
     assert (answer["phase"], answer["dry_run"], answer["rows"]) == ("cellar", True, 9)
     for bad in ({"phase": "cellar", "dry_run": False}, {"phase": "cellar"}, {}):
-        with pytest.raises(Permanent, match="Takes the state of a run"):
+        with pytest.raises(Permanent, match="takes the state of a run"):
             phases.take(bad, machine.context, {"cellar": body})
     with pytest.raises(Permanent, match=r"phase: attic is not served here \(here are cellar\)"):
         phases.take({"phase": "attic", "dry_run": True}, machine.context, {"cellar": body})
@@ -441,3 +442,85 @@ def test_a_long_report_travels_shortened(machine: Machine) -> None:
     machine.context = FakeContext()
     result = machine.finish(machine.take(state, kitchen=sweeps(1)))["result"]
     assert result["errors"] == ["cellar: 5000 failures, which the log has"]
+
+
+# -- what another attempt would fail, too ------------------------------------------------------------------------------
+
+
+DENIED = ClientError({"Error": {"Code": "AccessDenied", "Message": "no"}}, "ListBuckets")
+
+
+def test_a_phase_that_may_not_read_fails_permanently(machine: Machine, row: Callable[[], Job]) -> None:
+    state = machine.take(machine.begin(phases=["cellar"]), cellar=raises(DENIED))
+    with pytest.raises(phases.AllPhasesFailed):
+        machine.finish(state)
+    (error,) = row().errors
+    assert (row().status, error.message) == (
+        Status.FAILED,
+        "cellar: Unreadable: AWS refuses ListBuckets (AccessDenied): no.",
+    )
+
+
+@pytest.mark.parametrize("failing", [["cellar"], ["cellar", "kitchen"]])
+def test_a_run_whose_phases_fail_permanently_is_final_and_frees_its_lock(
+    machine: Machine, row: Callable[[], Job], store: MemoryStore, failing: list[str]
+) -> None:
+    """REQUIREMENTS K14: one sentence and no retry."""
+    state = machine.begin(phases=failing)
+    for phase in failing:
+        state = machine.take(state, **{phase: raises(UnknownJob("job_id: there is none."))})
+    assert (names(state), state["next"]) == ([], "finish")
+    with pytest.raises(phases.AllPhasesFailed):
+        machine.finish(state)
+    (error,) = row().errors
+    assert (row().status, row().attempt, row().dead_letter, store.locks) == (Status.FAILED, 1, "permanent", {})
+    assert error.message == "; ".join(f"{phase}: UnknownJob: job_id: there is none." for phase in failing)
+
+
+def test_a_run_of_which_one_phase_might_do_better_is_retried(machine: Machine, row: Callable[[], Job]) -> None:
+    state = machine.take(machine.begin(), cellar=raises(Permanent("no")))
+    with pytest.raises(ValueError, match="later"):
+        machine.take(state, kitchen=raises(ValueError("later")))
+    state = phases.pass_over({"state": state | {"error": {"Error": "ValueError", "Cause": "later"}}})
+    with pytest.raises(phases.AllPhasesFailed):
+        machine.finish(state)
+    assert (row().status, row().attempt) == (Status.PENDING, 2)
+    state = machine.begin("arn:2nd", job_id=row().job_id, attempt=2, continuation=0)
+    assert (names(state), state["errors"], state["final"]) == (["cellar", "kitchen"], {}, [])
+
+
+def test_a_permanent_failure_of_one_phase_leaves_the_others_to_run(machine: Machine, row: Callable[[], Job]) -> None:
+    state = machine.take(machine.begin(), cellar=raises(Permanent("no")))
+    assert (names(state), state["next"], row().progress) == (["kitchen"], "phase", 90)
+    result = machine.finish(machine.take(state, kitchen=sweeps(2)))["result"]
+    assert (result["status"], result["errors"]) == ("completed_with_errors", ["cellar: Permanent: no"])
+
+
+def test_a_permanent_failure_survives_a_continuation(
+    machine: Machine, row: Callable[[], Job], clock: FakeClock
+) -> None:
+    state = machine.take(machine.begin(), cellar=raises(Permanent("no")))
+    clock.tick(minutes=4, seconds=31)
+    machine.finish(state)
+    again = machine.begin("arn:2nd", job_id=row().job_id, attempt=1, continuation=1)
+    assert (names(again), again["final"]) == (["kitchen"], ["cellar"])
+
+
+def test_a_zombies_permanent_failure_changes_nothing(
+    machine: Machine, row: Callable[[], Job], ledger: Ledger, clock: FakeClock
+) -> None:
+    """REQUIREMENTS K2: a second attempt runs meanwhile."""
+
+    def body(run: Run) -> Report:
+        clock.tick(minutes=5)
+        expired = ledger.expire(row())
+        ledger.store.apply_many(ledger.releases([expired]))
+        ledger.claim(expired.job_id, attempt=2, continuation=0)
+        before.append(row())
+        raise Permanent("no")
+
+    before: list[Job] = []
+    with pytest.raises(LostLease):
+        machine.take(machine.begin(), cellar=body)
+    assert [row()] == before
+    assert row().attempt == 2

@@ -270,7 +270,7 @@ def test_many_are_counted_by_what_became_of_them(ledger: Ledger, clock: FakeCloc
 
 
 def test_an_event_it_does_not_take_is_an_error() -> None:
-    with pytest.raises(Permanent, match="cursor: not known here"):
+    with pytest.raises(Permanent, match="cursor: is not known here"):
         timeout_checker.handler({"cursor": {}}, FakeContext())
 
 
@@ -278,6 +278,7 @@ def test_only_the_heartbeat_is_measured_while_there_is_nothing_to_do(
     ledger: Ledger, clock: FakeClock, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(Ledger, "from_environment", lambda: ledger)
+    monkeypatch.setattr(timeout_checker, "apply_settings", lambda: None)
 
     def measured() -> set[str]:
         timeout_checker.handler({}, FakeContext())

@@ -52,7 +52,7 @@ from lamplighter.kernel.deletion import (
 )
 from lamplighter.kernel.errors import DatabaseUnavailable, Permanent, Retryable
 from lamplighter.kernel.job import Context, Run, Unfinished
-from lamplighter.kernel.notify import alert
+from lamplighter.kernel.notify import alert, flat
 
 logger = Logger(child=True)
 
@@ -382,16 +382,14 @@ class Actions:
         alert(
             f"cloud_actions#{self._run.job_id}",
             subject=f"{len(marked)} cloud resources are marked",
-            message="\n".join(
-                [
-                    "Each of these offends a check. What its mark says is done unless that changes:",
-                    "",
-                    *lines,
-                    "",
-                    f"To keep a resource, tag it {KEEP} (any value). To gain time, write a later moment into its mark.",
-                    f"The job {self._run.job_id} names the manifest that has all of it, once it has ended.",
-                ]
-            ),
+            message=[
+                "Each of these offends a check. What its mark says is done unless that changes:",
+                "",
+                *lines,
+                "",
+                f"To keep a resource, tag it {KEEP} (any value). To gain time, write a later moment into its mark.",
+                f"The job {self._run.job_id} names the manifest that has all of it, once it has ended.",
+            ],
         )
 
     def _report(self, plan: Plan, done: CarriedOut, address: ManifestAddress | None = None) -> Report:
@@ -416,5 +414,6 @@ def refusal(check: str, remedy: Remedy, offending: int, looked_at: int) -> str |
 def _sentence(entry: Entry) -> str:
     """What the notice says of a resource."""
     said = item(entry)
-    owner = f", owner {said.owner}" if said.owner else ""
-    return f"{said.resource_id} ({said.account} {said.region}{owner}): {BY_ID[said.check].title}. Mark: {said.detail}"
+    owner = f", owner {flat(said.owner)}" if said.owner else ""
+    place = f"{flat(said.account)} {flat(said.region)}{owner}"
+    return f"{flat(said.resource_id)} ({place}): {BY_ID[said.check].title}. Mark: {flat(said.detail)}"

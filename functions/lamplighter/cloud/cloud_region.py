@@ -27,6 +27,7 @@ from lamplighter.kernel import fan_out
 from lamplighter.kernel import settings as settings_module
 from lamplighter.kernel.deletion import archive_bucket
 from lamplighter.kernel.errors import Permanent
+from lamplighter.kernel.events import json_object, parsed
 from lamplighter.kernel.job import Context, Report, Run
 from lamplighter.kernel.ledger.ledger import utc_now
 from lamplighter.kernel.settings import Settings
@@ -81,7 +82,8 @@ def handler(event: Mapping[str, Any], context: Context) -> dict[str, Any]:
     Raises:
         as `fan_out.work`; Permanent: the event is neither, or names no target.
     """
-    return fan_out.work(event, context, body) if "job_id" in event else previewed(Event.model_validate(event))
+    given = json_object(event, "an item of a run, or job_type and dry_run for a preview")
+    return fan_out.work(given, context, body) if "job_id" in given else previewed(parsed(Event, given))
 
 
 def body(run: Run, item: dict[str, Any]) -> Report:

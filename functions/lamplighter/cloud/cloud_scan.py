@@ -168,5 +168,5 @@ def handler(event: Mapping[str, Any], context: Context) -> dict[str, Any]:
     Raises:
         as `phases.begin`, `phases.take`, `phases.pass_over`, `phases.finish`, `fan_out.divide` and `fan_out.gather`.
     """
-    step = STEPS.get(event.get("step", ""))
+    step = STEPS.get(phases.step_of(event) or "")
     return step(event) if step else phases.take(event, context, {"report": report})

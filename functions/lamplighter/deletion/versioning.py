@@ -13,17 +13,10 @@ from lamplighter.kernel.errors import Permanent
 
 def problem(s3: Any, bucket: str) -> str | None:
     """Why undo could not restore what is deleted from the bucket now, as a sentence, or None. Previews report it."""
-    from botocore.exceptions import ClientError
-
     try:
-        answer = s3.get_bucket_versioning(Bucket=bucket)
-    except ClientError as error:
-        code = error.response["Error"]["Code"]
-        if code in {"AccessDenied", "403"}:
-            return f"Whether {bucket} is versioned cannot be read: allow s3:GetBucketVersioning on it."
-        if code == "NoSuchBucket":
-            return f"There is no bucket {bucket}."
-        raise
+        answer = _versioning(s3, bucket)
+    except Permanent as error:
+        return str(error)
     status = answer.get("Status")
     if status != "Enabled":
         state = "suspended" if status == "Suspended" else "off"
@@ -31,6 +24,31 @@ def problem(s3: Any, bucket: str) -> str | None:
     if answer.get("MFADelete") == "Enabled":
         return f"{bucket} has MFA delete, so undo could not remove its delete markers: switch MFA delete off."
     return None
+
+
+def has_mfa_delete(s3: Any, bucket: str) -> bool:
+    """Whether only a person with a device may remove a delete marker.
+
+    Raises:
+        Permanent: there is no such bucket, or it may not be asked.
+    """
+    return bool(_versioning(s3, bucket).get("MFADelete") == "Enabled")
+
+
+def _versioning(s3: Any, bucket: str) -> Any:
+    from botocore.exceptions import ClientError
+
+    try:
+        return s3.get_bucket_versioning(Bucket=bucket)
+    except ClientError as error:
+        code = error.response["Error"]["Code"]
+        if code in {"AccessDenied", "403"}:
+            sentence = f"Whether {bucket} is versioned cannot be read: allow s3:GetBucketVersioning on it."
+        elif code == "NoSuchBucket":
+            sentence = f"There is no bucket {bucket}."
+        else:
+            raise
+    raise Permanent(sentence)
 
 
 def demand_versioned(s3: Any, bucket: str, *, allow_unversioned: bool = False) -> None:

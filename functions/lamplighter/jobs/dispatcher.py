@@ -19,8 +19,8 @@ from aws_lambda_powertools import Logger
 
 from lamplighter.kernel.aws import client
 from lamplighter.kernel.ledger.row import Job, Status, to_text
-from lamplighter.kernel.ledger.stream import change_of
-from lamplighter.kernel.notify import alert
+from lamplighter.kernel.ledger.stream import change_of, records_of
+from lamplighter.kernel.notify import alert, flat
 
 logger = Logger()
 
@@ -117,15 +117,17 @@ def note(schedule: str, at: str) -> None:
 
 
 def announce(job: Job) -> None:
-    """Raise the alert of a critical job's final failure (REQUIREMENTS K9)."""
+    """Raise the alert of a critical job's final failure (REQUIREMENTS K9); a permanent error's sentence says enough."""
     error = job.errors[-1]
+    trace = [] if job.dead_letter == "permanent" else ["", *(f"  {line}" for line in error.stack_trace.splitlines())]
     alert(
         f"job#{job.job_id}",
         subject=f"{job.job_type} failed",
-        message=(
-            f"Job {job.job_id} ({job.job_type}) failed for good after attempt {job.attempt} of {job.max_attempts} "
-            f"({job.dead_letter}): {error.type}: {error.message}\n\n{error.stack_trace}"
-        ),
+        message=[
+            f"Job {job.job_id} ({flat(job.job_type)}) failed permanently after attempt {job.attempt} of "
+            f"{job.max_attempts} ({job.dead_letter}): {flat(error.type)}: {error.message}",
+            *trace,
+        ],
     )
 
 
@@ -142,13 +144,16 @@ def handle(record: Mapping[str, Any]) -> None:
 
 
 @logger.inject_lambda_context
-def handler(event: Mapping[str, Any], context: Any) -> dict[str, Any]:  # noqa: ARG001 - Lambda's signature
+def handler(event: object, context: Any) -> dict[str, Any]:  # noqa: ARG001 - Lambda's signature
     """The Lambda behind the stream: reports the records that failed, so that only they come again.
 
     Without Powertools' batch processor, which would double the time of a cold start.
+
+    Raises:
+        Permanent: the event is no batch of the stream.
     """
     failures = []
-    for record in event["Records"]:
+    for record in records_of(event):
         try:
             handle(record)
         except Exception:

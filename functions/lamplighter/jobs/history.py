@@ -7,7 +7,6 @@ from what happened, so a record that comes again is written once (REQUIREMENTS K
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any, Final
@@ -16,7 +15,7 @@ from aws_lambda_powertools import Logger
 
 from lamplighter.kernel.history import without_nul
 from lamplighter.kernel.ledger.row import Job, Status, to_text
-from lamplighter.kernel.ledger.stream import change_of
+from lamplighter.kernel.ledger.stream import change_of, records_of
 
 logger = Logger()
 _NAMESPACE: Final = uuid.UUID("6f1d0b4e-5d0a-4c39-9a0c-2f6f3c7f7a51")
@@ -75,9 +74,15 @@ def _details(job: Job) -> dict[str, Any]:
 
 
 @logger.inject_lambda_context
-def handler(event: Mapping[str, Any], context: Any) -> dict[str, Any]:  # noqa: ARG001 - Lambda's signature
-    """Write a batch in one transaction; if the database is down the whole batch comes again."""
-    rows = [row for record in event["Records"] if (row := entry(*change_of(record)))]
+def handler(event: object, context: Any) -> dict[str, Any]:  # noqa: ARG001 - Lambda's signature
+    """Write a batch in one transaction; if the database is down the whole batch comes again.
+
+    Raises:
+        Permanent: the event is no batch of the stream.
+        DatabaseUnavailable: nothing was written.
+    """
+    records = records_of(event)
+    rows = [row for record in records if (row := entry(*change_of(record)))]
     if rows:
         from sqlalchemy.dialects.postgresql import insert
 
@@ -85,5 +90,5 @@ def handler(event: Mapping[str, Any], context: Any) -> dict[str, Any]:  # noqa: 
 
         with engine().begin() as connection:
             connection.execute(insert(system_logs).on_conflict_do_nothing(index_elements=["id"]), rows)
-    logger.info("history written", extra={"records": len(event["Records"]), "rows": len(rows)})
+    logger.info("history written", extra={"records": len(records), "rows": len(rows)})
     return {"batchItemFailures": []}

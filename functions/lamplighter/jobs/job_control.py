@@ -9,12 +9,13 @@ import json
 from typing import Any, Final, Literal
 
 from aws_lambda_powertools import Logger
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from lamplighter.catalogue import NAMES
 from lamplighter.jobs.shown import Brief, Whole
 from lamplighter.kernel import settings
 from lamplighter.kernel.errors import Permanent
+from lamplighter.kernel.events import demand_storable, json_object, parsed
 from lamplighter.kernel.ledger.ledger import Ledger
 from lamplighter.kernel.ledger.row import PAYLOAD_LIMIT, Job
 from lamplighter.kernel.policies import outside
@@ -53,7 +54,7 @@ class Event(BaseModel):
 
 
 @logger.inject_lambda_context
-def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:  # noqa: ARG001 - Lambda's signature
+def handler(event: object, context: Any) -> dict[str, Any]:  # noqa: ARG001 - Lambda's signature
     """Do what the event says; answers the job, or jobs in brief.
 
     Raises:
@@ -61,12 +62,8 @@ def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:  # noqa: ARG
         LostLease: the job to cancel has ended.
         AlreadyRunning: the job to redrive is of a singleton type that runs.
     """
-    try:
-        told = Event.model_validate(event)
-    except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        where = f"{problem['loc'][0]}: " if problem["loc"] else ""
-        raise Permanent(f"{where}{problem['msg'].removeprefix('Value error, ')}.") from None
+    demand_storable(json_object(event, "an action, and what it needs"))
+    told = parsed(Event, event)
     ledger = Ledger.from_environment()
     job_id = told.job_id or ""
     match told.action:

@@ -5,13 +5,14 @@ Not a ledger job: it is what has to work before jobs can be recorded in Postgres
 
 from __future__ import annotations
 
-import json
-import urllib.request
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from aws_lambda_powertools import Logger
+
+from lamplighter.jobs import custom_resource
+from lamplighter.kernel.events import json_object
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -24,7 +25,7 @@ _LOCK: Final = 7_263_001
 """Advisory lock that migrations of this schema take; any number, but always the same."""
 
 
-def handler(event: dict[str, Any], context: object) -> dict[str, Any]:  # noqa: ARG001 - Lambda's signature
+def handler(event: object, context: object) -> dict[str, Any]:  # noqa: ARG001 - Lambda's signature
     """Applies what is missing: `{"revision": "0001", "applied": ["0001"]}`.
 
     As the custom resource of the template it tells CloudFormation how it went: a migration that fails fails the deploy,
@@ -32,28 +33,22 @@ def handler(event: dict[str, Any], context: object) -> dict[str, Any]:  # noqa: 
 
     Raises:
         DatabaseUnavailable: by hand, the database cannot be reached.
-        Permanent: by hand, none is configured.
+        Permanent: by hand, none is configured; or the event has another shape.
     """
-    if "ResponseURL" not in event:
-        return _apply()
-    answer: dict[str, Any] = {name: event[name] for name in ("StackId", "RequestId", "LogicalResourceId")}
-    answer |= {"PhysicalResourceId": "schema", "Status": "SUCCESS"}
-    try:
-        if event["RequestType"] != "Delete":  # the tables outlive the stack
-            answer["Data"] = _apply()
-    except Exception as error:  # whatever it was, CloudFormation waits for an answer
-        logger.exception("the migration failed")
-        answer |= {"Status": "FAILED", "Reason": f"{type(error).__name__}: {error}"[:1000]}
-    request = urllib.request.Request(event["ResponseURL"], json.dumps(answer).encode(), method="PUT")  # noqa: S310
-    urllib.request.urlopen(request, timeout=30).close()  # noqa: S310 - CloudFormation's own address
-    return answer
+    event = json_object(event, "nothing, or a request of CloudFormation")
+    if custom_resource.is_request(event):
+        return custom_resource.serve(event, physical_id="schema", work=lambda _: _apply())  # tables outlive the stack
+    json_object(event, "nothing", ())
+    return _apply()
 
 
 def _apply() -> dict[str, Any]:
     from lamplighter.kernel.database import engine
 
     with engine().begin() as connection:
-        return migrate(connection)
+        done = migrate(connection)
+    logger.info("migrated", extra=done)
+    return done
 
 
 def migrate(connection: Connection) -> dict[str, Any]:

@@ -16,9 +16,10 @@ from aws_lambda_powertools.metrics import MetricUnit
 
 from lamplighter.kernel import settings
 from lamplighter.kernel.aws import client
+from lamplighter.kernel.events import json_object
 from lamplighter.kernel.ledger.ledger import utc_now
 from lamplighter.kernel.ledger.row import from_text
-from lamplighter.kernel.notify import alert, resolve
+from lamplighter.kernel.notify import alert, flat, resolve
 from lamplighter.kernel.schedules import Schedule, schedules
 
 logger = Logger()
@@ -33,7 +34,7 @@ def overdue(schedule: Schedule, last_completed: datetime | None, *, now: datetim
     if not schedule.enabled or due is None or now - due <= grace:
         return None
     ran = f"its last completed run was at {last_completed:%Y-%m-%d %H:%M} UTC" if last_completed else "it never ran"
-    return f"{schedule.name} is due at {schedule.expression}, but {ran}."
+    return f"{flat(schedule.name)} is due at {schedule.expression}, but {ran}."
 
 
 def last_completed_runs(names: list[str]) -> dict[str, datetime]:
@@ -50,8 +51,13 @@ def last_completed_runs(names: list[str]) -> dict[str, datetime]:
 
 
 @logger.inject_lambda_context
-def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:  # noqa: ARG001 - Lambda's signature
-    """Look at every schedule once; answers which are overdue, and which cannot be watched."""
+def handler(event: object, context: Any) -> dict[str, Any]:  # noqa: ARG001 - Lambda's signature
+    """Look at every schedule once; answers which are overdue, and which cannot be watched.
+
+    Raises:
+        Permanent: the event holds something else than a tick.
+    """
+    json_object(event, "nothing, or a tick", {"schedule", "scheduled_time"})
     now = utc_now()
     grace = timedelta(minutes=settings.load().jobs.schedule_grace_minutes)
     watched = [schedule for schedule in schedules() if schedule.name not in WATCHED_BY_ALARM]
@@ -62,7 +68,7 @@ def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:  # noqa: ARG
         key = f"schedule#{schedule.name}"
         if problem:
             late.append(schedule.name)
-            alert(key, subject=f"Schedule {schedule.name} does not run", message=problem)
+            alert(key, subject=f"Schedule {flat(schedule.name)} does not run", message=problem)
         elif resolve(key):
             logger.info("the schedule runs again", extra={"recovered": schedule.name})
     unwatched = [schedule.name for schedule in watched if schedule.due_after(now) is None]

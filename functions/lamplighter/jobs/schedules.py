@@ -7,10 +7,11 @@ from operator import attrgetter
 from typing import Any, Final, Literal
 
 from aws_lambda_powertools import Logger
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from lamplighter.kernel import settings
 from lamplighter.kernel.errors import Permanent
+from lamplighter.kernel.events import parsed
 from lamplighter.kernel.schedules import switch
 from lamplighter.kernel.settings import Settings
 
@@ -34,22 +35,18 @@ class Event(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    schedule: str
+    schedule: str = Field(pattern="^[a-z][a-z0-9-]{0,63}$")
     action: Literal["start", "stop"]
 
 
 @logger.inject_lambda_context
-def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:  # noqa: ARG001 - Lambda's signature
+def handler(event: object, context: Any) -> dict[str, Any]:  # noqa: ARG001 - Lambda's signature
     """Switch the schedule and say whether anything changed.
 
     Raises:
         Permanent: the event is not as `Event`, there is no such schedule, or its setting is off.
     """
-    try:
-        told = Event.model_validate(event)
-    except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        raise Permanent(f"{problem['loc'][0]}: {problem['msg'].lower()}; takes schedule and action.") from None
+    told = parsed(Event, event)
     changed = start(told.schedule) if told.action == "start" else stop(told.schedule)
     return {"schedule": told.schedule, "enabled": told.action == "start", "changed": changed}
 

@@ -5,11 +5,14 @@ It is then retried, failed or, where the execution in fact succeeded, completed;
 to the dispatcher. The sparse indexes hold only such jobs, so a pass costs in proportion to what it finds. It stops
 in time and says where (`cursors`), and the state machine around it goes on from there (REQUIREMENTS A13, B1, B2, K10).
 
+Once a minute, after its pass, it also has changed settings take effect (`settings_document`).
+
 It is the ledger's machinery and no ledger job itself: watched from outside by an alarm on `CheckerHeartbeat`.
 """
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +23,9 @@ from typing import Any, Final, Literal
 from aws_lambda_powertools import Logger, Metrics
 from aws_lambda_powertools.metrics import MetricUnit
 
+from lamplighter.jobs.settings_document import apply_settings
 from lamplighter.kernel.errors import LostLease, Permanent
+from lamplighter.kernel.events import json_object, shown
 from lamplighter.kernel.ledger import transitions
 from lamplighter.kernel.ledger.judgement import Execution, execute, execution_status, judge
 from lamplighter.kernel.ledger.ledger import Ledger
@@ -36,8 +41,15 @@ STOP_MARGIN: Final = timedelta(seconds=5)
 """How long before the function's timeout no new page is begun."""
 
 
-TAKES: Final = frozenset({"cursors", "schedule", "scheduled_time"})
-"""What a pass may be told: nothing by hand (`run_once`), the cursors of the pass before when it goes on."""
+SETTINGS_TIME: Final = timedelta(seconds=10)
+"""How long a pass waits for the settings at most; it is over by then."""
+
+KINDS: Final = ("due", "expired")
+"""What lanes look for: each of them in each shard."""
+
+TAKES: Final = frozenset({"half", "cursors", "schedule", "scheduled_time"})
+"""What a pass may be told: nothing by hand (`run_once`), which half of the minute it is, the cursors of the pass before
+when it goes on."""
 
 
 @dataclass(slots=True)
@@ -59,7 +71,7 @@ class Checker:
 
     def run(self, cursors: Mapping[str, Cursor | Literal["done"]]) -> dict[str, Any]:
         """The report of a pass that begins where `cursors` say. A lane that fails does not stop the others."""
-        lanes = {f"{kind}/{shard}": (kind, shard) for kind in ("due", "expired") for shard in shards()}
+        lanes = {f"{kind}/{shard}": (kind, shard) for kind in KINDS for shard in shards()}
         open_lanes = {name: lane for name, lane in lanes.items() if cursors.get(name) != "done"}
         passes = {name: Pass() for name in lanes}
         with ThreadPoolExecutor(max_workers=len(lanes)) as executor:
@@ -141,22 +153,62 @@ def _report(passes: Mapping[str, Pass], *, failed_lanes: int) -> dict[str, Any]:
     }
 
 
+def cursors_of(given: object) -> dict[str, Cursor | Literal["done"]]:
+    """Where the lanes of another pass ended.
+
+    Raises:
+        Permanent: it is not as a report has it.
+    """
+    lanes = {f"{kind}/{shard}" for kind in KINDS for shard in shards()}
+    cursors = json_object(given, "cursors as the report of another pass has them", lanes)
+    for lane, cursor in cursors.items():
+        if cursor != "done" and not _is_cursor(cursor):
+            raise Permanent(f"cursors.{lane}: takes done, or the cursor of another pass, got {shown(cursor)}.")
+    return cursors
+
+
+def _is_cursor(cursor: object) -> bool:
+    return isinstance(cursor, dict) and all(
+        isinstance(key, dict) and key.keys() == {"S"} and isinstance(key["S"], str) for key in cursor.values()
+    )
+
+
 @logger.inject_lambda_context
-def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
+def handler(event: object, context: Any) -> dict[str, Any]:
     """One pass; answers its report, with `finished` false and `cursors` when time ran out.
 
     Raises:
         Permanent: the event holds something else than `TAKES`; checked by hand, since pydantic costs half the start.
     """
-    if unknown := event.keys() - TAKES:
-        raise Permanent(f"{', '.join(sorted(unknown))}: not known here; takes nothing, or the cursors of another pass.")
+    given = json_object(event, "nothing, or the cursors of another pass", TAKES)
+    cursors = cursors_of(given.get("cursors", {}))
     ledger = Ledger.from_environment()
     left = timedelta(milliseconds=context.get_remaining_time_in_millis())
     checker = Checker(ledger, stop_at=ledger.clock() + left - STOP_MARGIN, execution=execution_status)
-    report = checker.run(event.get("cursors", {}))
+    report = checker.run(cursors)
     _measure(report)
     logger.info("pass done", extra=report)
+    if given.get("half", 1) == 1 and not cursors:
+        left = timedelta(milliseconds=context.get_remaining_time_in_millis())
+        apply_settings_within(min(SETTINGS_TIME, left - STOP_MARGIN / 2))
     return report
+
+
+def apply_settings_within(limit: timedelta) -> None:
+    """Have changed settings take effect, once a minute (P2). The pass is done: whatever fails here, or takes too long,
+    is logged, and the next minute tries again."""
+
+    def run() -> None:
+        try:
+            apply_settings()
+        except Exception:
+            logger.exception("the settings could not be applied")
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(max(limit, timedelta()).total_seconds())
+    if thread.is_alive():
+        logger.error("applying the settings takes too long; the pass does not wait for it")
 
 
 def _measure(report: Mapping[str, Any]) -> None:

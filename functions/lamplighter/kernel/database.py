@@ -219,7 +219,9 @@ def engine() -> Engine:
         max_overflow=3,
         pool_pre_ping=True,
         pool_recycle=RECYCLE.total_seconds(),
+        hide_parameters=True,  # what is in an owner's rows is nobody's who reads an error
     )
+    event.listen(made, "handle_error", _without_values)
     event.listen(made, "handle_error", _name_the_loss)
     return made
 
@@ -229,6 +231,36 @@ def bound_statements(connection: Connection, *, statement: timedelta, lock: time
     for name, limit in (("statement_timeout", statement), ("lock_timeout", lock)):
         connection.execute(
             text("SELECT set_config(:name, :limit, true)"), {"name": name, "limit": f"{_milliseconds(limit)}ms"}
+        )
+
+
+def whole_view(connection: Connection, *, max_lag: timedelta) -> None:
+    """Makes every statement of the current transaction see all rows, or fail (REQUIREMENTS S6).
+
+    A table whose row security would hide rows from us then fails with SQLSTATE 42501.
+
+    Args:
+        connection: in a transaction.
+        max_lag: how far behind its primary a standby may be.
+
+    Raises:
+        Permanent: the server is a standby that is further behind, or does not say how far.
+    """
+    connection.execute(text("SELECT set_config('row_security', 'off', true)"))
+    if not connection.execute(text("SELECT pg_is_in_recovery()")).scalar_one():
+        return
+    seconds = connection.execute(
+        text(
+            "SELECT CASE WHEN pg_last_wal_receive_lsn() = pg_last_wal_replay_lsn()"
+            " AND EXISTS (SELECT FROM pg_stat_wal_receiver) THEN 0"
+            " ELSE extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp()) END"
+        )
+    ).scalar_one()
+    if seconds is None or seconds > max_lag.total_seconds():
+        behind = "does not say how far it is behind" if seconds is None else f"is {float(seconds):.0f} s behind"
+        raise Permanent(
+            f"The database is a standby that {behind} its primary; {max_lag.total_seconds():.0f} s are accepted (the "
+            "age threshold). Connect to the primary, or wait until the standby has caught up."
         )
 
 
@@ -308,6 +340,31 @@ def reason(error: BaseException) -> str:
         cause = cause.__context__
     facts = error.args[0] if error.args else None
     return str(facts["M"] if isinstance(facts, dict) and "M" in facts else error)
+
+
+_SAID: Final = frozenset("SVCMHstcn")
+"""Fields of an error that hold no values of rows: not its detail, context and internal query (PostgreSQL, "Error and
+Notice Message Fields")."""
+
+
+def _without_values(context: Any) -> None:
+    """Takes out of an error what holds values of rows, before anything logs, stores or sends it."""
+    error, wrapped = context.original_exception, context.sqlalchemy_exception
+    facts = error.args[0] if error.args else None
+    if not isinstance(facts, dict):
+        return
+    error.args = ({name: fact for name, fact in facts.items() if name in _SAID},)
+    if wrapped is not None:
+        wrapped.args = (f"({type(error).__module__}.{type(error).__qualname__}) {reason(error)}",)
+    if facts.get("C") == _NOT_ALLOWED and "row-level security" in str(facts.get("M")):
+        raise Permanent(
+            f"The database hides rows from this user: {facts['M']}. Let the user bypass row security (ALTER ROLE ... "
+            "BYPASSRLS)."
+        ) from None
+
+
+_NOT_ALLOWED: Final = "42501"
+"""SQLSTATE insufficient_privilege."""
 
 
 def _name_the_loss(context: Any) -> None:

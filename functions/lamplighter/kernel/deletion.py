@@ -8,6 +8,8 @@ their SHA-256 and is never overwritten; undo reads it.
 All of it lies in the archive bucket, so that a run that is continued, or comes back after a crash, learns from there
 what has been done. Objects of a run:
 
+    runs/<job_type>/<job_id>/candidates-000000.jsonl.gz  what may come into the plan
+    runs/<job_type>/<job_id>/references-<n>.bin          what a scan of references has come to
     runs/<job_type>/<job_id>/plan-000000.jsonl.gz ...    what is to be destroyed
     runs/<job_type>/<job_id>/plan.json                   the plan is complete: `Plan`
     runs/<job_type>/<job_id>/outcome-000000.jsonl.gz ... what became of the plan's part of the same number
@@ -25,9 +27,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Self
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError, model_validator
 
 from lamplighter.kernel.errors import Permanent, Retryable
 from lamplighter.kernel.job import Report
@@ -76,16 +78,80 @@ class Entry:
 # -- governor --------------------------------------------------------------------------------------------------------
 
 
+WARNED_SHARE: Final = 0.01
+"""Above this share of a source's values, an accepted `max_unmatched` is accepted with a warning."""
+SHOWN_GROUPS: Final = 5
+"""Groups of unmatched references that a refusal spells out."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """What the governor lets pass."""
+class GovernorLimits:
+    """What the governor lets pass, whatever the sources are."""
 
     max_share: float
     """Of what was looked at, how much may be destroyed."""
     max_reference_shrink: float
     """By how much of its former size a set of references may have shrunk."""
-    max_unmapped: int
-    """How many references may be impossible to understand."""
+
+
+class Group(BaseModel):
+    """Unmatched references that begin alike."""
+
+    model_config = ConfigDict(frozen=True)
+
+    start: str
+    """Their host and first segment."""
+    count: int
+    examples: list[str]
+    declaration: str | None = None
+    """What to declare if they are no faults."""
+
+    def __str__(self) -> str:
+        declaration = f", declare {self.declaration}" if self.declaration else ""
+        return f"{self.start} ({self.count}{declaration}): {', '.join(self.examples)}"
+
+
+class SourceCount(BaseModel):
+    """What one source of references holds: `values` = `matched` + `outside` + `unmatched`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    column: str
+    """The source's name."""
+    values: int = 0
+    """References, empty ones left out."""
+    matched: int = 0
+    """Those that name something that exists."""
+    outside: int = 0
+    """Those that name something elsewhere, which is not looked at."""
+    unmatched: int = 0
+    """The rest."""
+    unreadable: int = 0
+    """Those of the unmatched that do not even look like a name."""
+    unmatched_examples: list[str] = []
+    groups: list[Group] = []
+    """The unmatched by what they begin with, the largest group first."""
+    max_unmatched: int = 0
+    """How many unmatched the owner accepts."""
+    max_unreadable: int = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_old(cls, fields: Any) -> Any:
+        """Reports before the exact account said `mapped` and `unmapped`."""
+        if not isinstance(fields, dict) or "mapped" not in fields:
+            return fields
+        new = {"mapped": "matched", "unmapped": "unmatched", "unmapped_examples": "unmatched_examples"}
+        return {new.get(name, name): value for name, value in fields.items()}
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> Self:
+        if self.values != self.matched + self.outside + self.unmatched:
+            raise ValueError(
+                f"{self.column}: {self.values} values are not {self.matched} matched + {self.outside} outside + "
+                f"{self.unmatched} unmatched"
+            )
+        return self
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,35 +160,70 @@ class Measure:
 
     scanned: int
     planned: int
-    references: Mapping[str, int]
-    """How many references each source holds."""
-    unmapped: Mapping[str, int]
-    """How many of them cannot be understood."""
+    sources: Sequence[SourceCount]
     baseline: Mapping[str, int] | None
-    """`references` as the last accepted run found them, or None when there was none."""
+    """How many references each source held at the last accepted run, or None when there was none."""
 
 
-def refusals(measure: Measure, limits: Limits) -> list[str]:
-    """Why the plan must not be carried out, a sentence each; empty when it may be (REQUIREMENTS A7)."""
+def refusals(measure: Measure, limits: GovernorLimits) -> list[str]:
+    """Why the plan must not be carried out, a sentence each; empty when it may be (REQUIREMENTS A7, S1)."""
     found = []
-    if not sum(measure.references.values()):
-        found.append(f"There are no references at all in {', '.join(measure.references)}: everything looks orphaned.")
-    for source, before in (measure.baseline or {}).items():
-        now = measure.references.get(source, 0)
+    names = ", ".join(source.column for source in measure.sources)
+    if not sum(source.values for source in measure.sources):
+        found.append(f"There are no references at all in {names}: everything looks orphaned.")
+    elif not sum(source.matched for source in measure.sources):
+        found.append(f"No reference in {names} names a file that exists: check the bucket, the folder and the columns.")
+    values = {source.column: source.values for source in measure.sources}
+    for column, before in (measure.baseline or {}).items():
+        now = values.get(column, 0)
         if now < before * (1 - limits.max_reference_shrink):
             found.append(
-                f"{source} holds {now} references, {before} at the last accepted run: more than "
+                f"{column} holds {now} references, {before} at the last accepted run: more than "
                 f"{limits.max_reference_shrink:.0%} fewer."
             )
-    for source, unmapped in measure.unmapped.items():
-        if unmapped > limits.max_unmapped:
-            found.append(f"{unmapped} references in {source} cannot be mapped to keys; {limits.max_unmapped} may be.")
+    for source in measure.sources:
+        found += _unmatched(source)
     if measure.planned > limits.max_share * measure.scanned:
         found.append(
             f"{measure.planned} of {measure.scanned} files ({measure.planned / measure.scanned:.0%}) are orphans; "
             f"{limits.max_share:.0%} may be."
         )
     return found
+
+
+def warnings(measure: Measure) -> list[str]:
+    """What the governor lets pass because the owner accepts it, and should look at, a sentence each."""
+    return [
+        f"{source.unmatched} of {source.values} references in {source.column} ({source.unmatched / source.values:.1%}) "
+        "name no file; max_unmatched accepts them. Look at the missing files in the manifest."
+        for source in measure.sources
+        if WARNED_SHARE * source.values < source.unmatched <= source.max_unmatched
+    ]
+
+
+def _unmatched(source: SourceCount) -> list[str]:
+    """A sentence for each limit that the unmatched references of a source break, and what to declare."""
+    over = []
+    if source.unmatched > source.max_unmatched:
+        over.append(f"name no file that exists; {source.max_unmatched} may (max_unmatched)")
+    if source.unreadable > source.max_unreadable:
+        count = source.unreadable
+        over.append(
+            f"{'of them' if over else 'have'} {count} without the extension of a media file; {source.max_unreadable} "
+            "may (max_unreadable)"
+        )
+    if not over:
+        return []
+    groups = source.groups[:SHOWN_GROUPS]
+    listed = "; ".join(map(str, groups))
+    rest = len(source.groups) - len(groups)
+    more = f"; and {rest} more groups" if rest > 0 else ""
+    return [
+        f"{source.unmatched} of {source.values} references in {source.column} {', '.join(over)}. {listed}{more}. "
+        f"Declare of {source.column} what they are: strip for a prefix that is no part of a key, elsewhere for a host "
+        "or prefix of other files, folder for a column of folders, or max_unmatched for files that are known to be "
+        "missing."
+    ]
 
 
 # -- what is written down --------------------------------------------------------------------------------------------
@@ -138,6 +239,24 @@ class Part(BaseModel):
     entries: int
 
 
+class State(BaseModel):
+    """An object in which a run keeps what it needs to go on."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    sha256: str
+
+
+class Missing(BaseModel):
+    """A reference to what is gone."""
+
+    model_config = ConfigDict(frozen=True)
+
+    column: str
+    value: str
+
+
 class Plan(BaseModel):
     """What a run decided before it touched anything."""
 
@@ -149,7 +268,12 @@ class Plan(BaseModel):
     started_at: datetime
     parts: int
     references: dict[str, int]
+    sources: list[SourceCount] = []
+    """The account of each source. Empty in plans of before."""
+    missing_files: int = 0
+    missing: list[Missing] = []
     refusals: list[str]
+    warnings: list[str] = []
     accepted: bool
     """Whether the governor let it pass, or was overridden."""
     facts: dict[str, Any]
@@ -171,6 +295,12 @@ class Manifest(BaseModel):
     accepted: bool
     refusals: list[str]
     references: dict[str, int]
+    sources: list[SourceCount] = []
+    """The account of each source. Empty in manifests of before."""
+    missing_files: int = 0
+    """References to what is gone."""
+    missing: list[Missing] = []
+    """The first of them."""
     parts: list[Part]
 
 
@@ -227,6 +357,27 @@ class Archive:
     def write_plan_part(self, number: int, entries: Sequence[Entry]) -> None:
         """Part `number` of the plan; a run that starts over writes it again."""
         self._s3.put_object(Bucket=self.bucket, Key=self._plan_key(number), Body=_pack(entries))
+
+    def write_candidates(self, number: int, entries: Sequence[Entry]) -> None:
+        """Part `number` of what may come into the plan; a run that starts over writes it again."""
+        self._s3.put_object(Bucket=self.bucket, Key=self._candidates_key(number), Body=_pack(entries))
+
+    def candidates(self, number: int) -> list[Entry]:
+        """Part `number` of what may come into the plan."""
+        body = self._read(self._candidates_key(number))
+        if body is None:
+            raise Permanent(f"Part {number} of the candidates is gone from {self.bucket}: nothing was touched.")
+        return _unpack(body)
+
+    def write_state(self, name: str, body: bytes) -> State:
+        """What a scan has come to, for its continuation."""
+        self._s3.put_object(Bucket=self.bucket, Key=f"{self._run}/{name}", Body=body)
+        return State(name=name, sha256=_sha256(body))
+
+    def state(self, state: State) -> bytes | None:
+        """What a scan had come to, unless another attempt has written over it."""
+        body = self._read(f"{self._run}/{state.name}")
+        return None if body is None or _sha256(body) != state.sha256 else body
 
     def write_plan(self, plan: Plan) -> ManifestAddress:
         """The plan is complete. Where it is, and its hash."""
@@ -360,6 +511,9 @@ class Archive:
 
     def _plan_key(self, number: int) -> str:
         return f"{self._run}/plan-{number:06}.jsonl.gz"
+
+    def _candidates_key(self, number: int) -> str:
+        return f"{self._run}/candidates-{number:06}.jsonl.gz"
 
     def _outcome_key(self, number: int) -> str:
         return f"{self._run}/outcome-{number:06}.jsonl.gz"

@@ -1,5 +1,9 @@
 """Errors by what the caller should do; their names are the `ErrorEquals` contract of the state machines."""
 
+from __future__ import annotations
+
+from typing import ClassVar, Final
+
 
 class Retryable(Exception):
     """The attempt failed for a passing reason: try again, with backoff, while attempts are left."""
@@ -10,7 +14,10 @@ class DatabaseUnavailable(Retryable):
 
 
 class Permanent(Exception):
-    """Trying again cannot help (bad input, a refused plan): fail for good, at once."""
+    """Trying again cannot help (bad input, a refused plan): fail permanently, at once."""
+
+    traced: ClassVar[bool] = True
+    """Whether the ledger keeps its stack trace; False where the sentence says all (K14)."""
 
 
 class AlreadyRunning(Exception):
@@ -23,3 +30,47 @@ class LostLease(Exception):
 
 class AllItemsFailed(Exception):
     """A phase that was divided into items came to nothing with each: the attempt failed, which the ledger has."""
+
+
+class Unreadable(Permanent):
+    """A bucket, table or service is not there or may not be used: until somebody changes that, every attempt fails."""
+
+    traced = False
+
+
+_AWS: Final = frozenset(
+    {
+        *("AccessDenied", "AccessDeniedException", "AllAccessDisabled", "AuthorizationError", "NotAuthorized"),
+        *("UnauthorizedOperation", "UnauthorizedAccess", "OptInRequired", "NoSuchBucket", "KMS.DisabledException"),
+        *("KMS.NotFoundException", "AWSOrganizationsNotInUseException", "InvalidClientTokenId", "403"),
+    }
+)
+"""Error codes of AWS that no retry mends."""
+_SQL: Final = ("42", "3D", "3F", "28")
+"""SQLSTATE classes that no retry mends: names and rights, databases, schemas, who asks."""
+
+
+def unreadable(error: BaseException) -> Unreadable | None:
+    """An error of botocore or SQLAlchemy in one sentence, if it says that a resource may not be used or is not there.
+
+    Neither library is imported for it.
+    """
+    match getattr(error, "response", None):
+        case {"Error": {"Code": str(code), **said}} if code in _AWS:
+            operation = getattr(error, "operation_name", "the request")
+            return Unreadable(
+                _sentence(f"AWS refuses {operation} ({code}): {said.get('Message') or 'no reason given'}")
+            )
+    match getattr(getattr(error, "orig", None), "args", None):
+        case ({"C": str(state), "M": str(message)}, *_) if state.startswith(_SQL):
+            return Unreadable(_sentence(f"The database refuses a statement ({state}): {message}"))
+    return None
+
+
+def _sentence(text: str) -> str:
+    line = " ".join(text.split()).rstrip(".")
+    return f"{line if len(line) <= _LIMIT else line[:_LIMIT] + ' ...'}."
+
+
+_LIMIT: Final = 500
+"""Characters of such a sentence: names of roles and resources are long."""

@@ -29,13 +29,14 @@ from aws_lambda_powertools import Logger
 from pydantic import BaseModel, ConfigDict
 
 from lamplighter.kernel import settings as settings_module
-from lamplighter.kernel.errors import AllItemsFailed, LostLease, Permanent, Retryable
+from lamplighter.kernel.errors import AllItemsFailed, LostLease, Permanent, Retryable, unreadable
+from lamplighter.kernel.events import json_object, parsed, shown
 from lamplighter.kernel.job import STOP_MARGIN, Context, Report, Run, Unfinished, logged_as
 from lamplighter.kernel.ledger.ledger import Ledger
 from lamplighter.kernel.ledger.row import Job
 from lamplighter.kernel.ledger.transitions import MESSAGE_LIMIT
 from lamplighter.kernel.phased_job import Caught, Division, Done, Item, Outcome, PhasedJob, State
-from lamplighter.kernel.phases import held, logged, measure, note, over_at, then
+from lamplighter.kernel.phases import first, give_up, held, kind_of, logged, measure, note, over_at, state_of, then
 
 logger = Logger()
 
@@ -98,10 +99,10 @@ def divide(event: Mapping[str, Any], types: Mapping[str, PhasedJob]) -> dict[str
 
     Raises:
         LostLease: the attempt was declared dead: the execution is to end.
-        Exception: the items cannot be told: the phase failed.
+        Exception: the items cannot be told, and the error is not Permanent: the phase failed.
     """
-    state, ledger, settings = State.model_validate(event["state"]), Ledger.from_environment(), settings_module.load()
-    turn, division = state.left[0], _division(state, types)
+    state, ledger, settings = state_of(event), Ledger.from_environment(), settings_module.load()
+    turn, division = first(state), _division(state, types)
     with logged(state, phase=turn.name):
         low, high = turn.span
         job = ledger.heartbeat(held(ledger, state), progress=low, message=turn.name.replace("_", " "))
@@ -109,7 +110,13 @@ def divide(event: Mapping[str, Any], types: Mapping[str, PhasedJob]) -> dict[str
         if answer["next"] == "finish":
             return answer
         done = len(state.checkpoint["done"]) if state.checkpoint else 0
-        left = state.checkpoint["left"] if state.checkpoint else division.items(settings)
+        try:
+            left = state.checkpoint["left"] if state.checkpoint else division.items(settings)
+        except Permanent as error:
+            logger.exception("a phase failed")
+            give_up(state, error)
+            job = ledger.heartbeat(job, progress=high, message=job.message, checkpoint=state.kept())
+            return then(state, job, ledger, over=job.cancel_requested)
         all_ = done + len(left)
         state.parts = [
             Item(value=item, progress=low + (high - low) * (done + n) // all_) for n, item in enumerate(left)
@@ -126,7 +133,7 @@ def work(event: Mapping[str, Any], context: Context, body: Body) -> dict[str, An
         Retryable: a passing failure: the state machine calls again, a few times.
         LostLease: the attempt was declared dead: nothing was begun, or nothing more will be.
     """
-    share, ledger, settings = Share.model_validate(event), Ledger.from_environment(), settings_module.load()
+    share, ledger, settings = parsed(Share, event), Ledger.from_environment(), settings_module.load()
     item, function_time = share.item.value, timedelta(milliseconds=context.get_remaining_time_in_millis())
     with logged(share.state, phase=share.phase), logged_as(logger, item=item):
         job = held(ledger, share.state)
@@ -147,9 +154,10 @@ def work(event: Mapping[str, Any], context: Context, body: Body) -> dict[str, An
             return _told(_failed(item, f"{within}; nothing of it is recorded."))
         except (Retryable, LostLease):
             raise
-        except Exception as error:
+        except Exception as raised:
             logger.exception("an item failed")
-            return _told(_failed(item, f"{type(error).__name__}: {error}"))
+            error = unreadable(raised) or raised
+            return _told(_failed(item, f"{type(error).__name__}: {error}", final=isinstance(error, Permanent)))
         items, size = report.counts()
         logger.info("worked", extra={"report": report.model_dump(mode="json")})
         outcome = Outcome(items=items, bytes=size, report=report.model_dump(mode="json", exclude_defaults=True))
@@ -158,7 +166,7 @@ def work(event: Mapping[str, Any], context: Context, body: Body) -> dict[str, An
 
 def lost(event: Mapping[str, Any]) -> dict[str, Any]:
     """An item whose function was killed, or could not be called: its error, in a sentence that is short enough."""
-    share = Share.model_validate(event["share"])
+    share = parsed(Share, json_object(event, "step and share").get("share"))
     with logged(share.state, phase=share.phase):
         told = (share.error or Caught(Error="Unknown")).sentence
         logger.error("an item is lost", extra={"item": share.item.value, "error": told})
@@ -172,8 +180,8 @@ def gather(event: Mapping[str, Any], types: Mapping[str, PhasedJob]) -> dict[str
         LostLease: the attempt was declared dead: the execution is to end.
         AllItemsFailed: not one item came to anything; the ledger has recorded that the attempt failed: likewise.
     """
-    state, ledger = State.model_validate(event["state"]), Ledger.from_environment()
-    turn, division = state.left[0], _division(state, types)
+    state, ledger = state_of(event), Ledger.from_environment()
+    turn, division = first(state), _division(state, types)
     with logged(state, phase=turn.name):
         job = held(ledger, state)
         before = [Done.model_validate(one) for one in (state.checkpoint or {}).get("done", ())]
@@ -189,7 +197,8 @@ def gather(event: Mapping[str, Any], types: Mapping[str, PhasedJob]) -> dict[str
         if done and not left and all(one.error for one in done):
             error = AllItemsFailed("; ".join(state.sentences)[:MESSAGE_LIMIT])
             anew = ledger.heartbeat(job, progress=job.progress, message=job.message, checkpoint={})
-            ended = ledger.fail(anew, error, result=types[state.job_type].result(state))
+            final = all(one.final for one in done)
+            ended = ledger.fail(anew, error, result=kind_of(state, types).result(state), final=final)
             logger.error("ended", extra={"status": ended.status, "next_attempt": ended.attempt})
             measure(job, ledger, failed=True)
             raise error
@@ -201,14 +210,14 @@ def gather(event: Mapping[str, Any], types: Mapping[str, PhasedJob]) -> dict[str
 
 
 def _division(state: State, types: Mapping[str, PhasedJob]) -> Division:
-    division = types[state.job_type].catalogue[state.left[0].name].division
-    if division is None:
-        raise Permanent(f"phase: {state.left[0].name} is not divided into items.")
-    return division
+    phase = kind_of(state, types).catalogue.get(first(state).name)
+    if phase is None or phase.division is None:
+        raise Permanent(f"phase: {shown(first(state).name)} is not divided into items.")
+    return phase.division
 
 
-def _failed(item: dict[str, Any], sentence: str) -> Done:
-    return Done(item=item, error=short(sentence.strip().partition("\n")[0]))
+def _failed(item: dict[str, Any], sentence: str, *, final: bool = False) -> Done:
+    return Done(item=item, error=short(sentence.strip().partition("\n")[0]), final=final)
 
 
 def short(sentence: str, limit: int = SENTENCE) -> str:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -28,9 +29,10 @@ from aws_lambda_powertools.metrics import MetricUnit
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lamplighter.kernel import settings as settings_module
-from lamplighter.kernel.errors import AlreadyRunning, LostLease, Permanent
+from lamplighter.kernel.errors import AlreadyRunning, LostLease, Permanent, unreadable
+from lamplighter.kernel.events import demand_storable, json_object, moment, problems, sentences, shown, turn
 from lamplighter.kernel.ledger.ledger import Clock, Ledger, utc_now
-from lamplighter.kernel.ledger.row import Job, Policy, Trigger, derived_job_id, from_text
+from lamplighter.kernel.ledger.row import PAYLOAD_LIMIT, Job, Policy, Trigger, derived_job_id
 from lamplighter.kernel.ledger.store import DuplicateJob
 from lamplighter.kernel.policies import under
 from lamplighter.kernel.settings import Settings
@@ -47,15 +49,20 @@ BEAT: Final = timedelta(seconds=10)
 RESULT_LIMIT: Final = 200_000
 """Characters of a report that the row keeps; a DynamoDB item holds 400 KB in all."""
 
+_SCHEDULE: Final = re.compile(r"[0-9A-Za-z_.-]{1,64}")
+"""Names of schedules (Amazon EventBridge Scheduler, "CreateSchedule")."""
+
 FRESH: Final = timedelta(seconds=2)
 """How old the last heartbeat may be when a batch asks whether to go on (cancellation within one batch, K7)."""
 
 
 class InvalidParams(Permanent):
-    """Parameters that a job does not take; `problems` has the name of each and a sentence about it."""
+    """Parameters that a job does not take; `problems` has the name of each, empty for all together, and a sentence."""
+
+    traced = False
 
     def __init__(self, problems: list[tuple[str, str]]) -> None:
-        super().__init__("; ".join(sentence for _, sentence in problems) + ".")
+        super().__init__(sentences(problems))
         self.problems = problems
 
 
@@ -218,10 +225,13 @@ class JobType[P: Params]:
             InvalidParams: as `validated`.
         """
         params = self.validated(payload)
+        kept = params.model_dump(mode="json", exclude_unset=True)
+        if len(json.dumps(kept)) > PAYLOAD_LIMIT:
+            raise InvalidParams([("", f"{self.job_type} takes {PAYLOAD_LIMIT} characters of parameters at most")])
         return ledger.new_job(
             self.job_type,
             under(settings, self.policy),
-            payload=params.model_dump(mode="json", exclude_unset=True),
+            payload=kept,
             dry_run=self.previews(params, settings),
             **values,
         )
@@ -235,15 +245,22 @@ class JobType[P: Params]:
         return bool(getattr(params.resolved(settings), "dry_run", False))
 
 
-def tick(schedule: str, scheduled_time: object) -> dict[str, Any]:
+def tick(schedule: object, scheduled_time: object, *, now: datetime) -> dict[str, Any]:
     """The fields that a schedule's tick gives its row: the same tick makes the same `job_id` (REQUIREMENTS K6).
 
     Raises:
-        Permanent: `scheduled_time` is no ISO-8601 time.
+        Permanent: `schedule` is no name, or `scheduled_time` is no ISO-8601 time or too far from now.
     """
-    at = scheduled_at(scheduled_time)
+    if not isinstance(schedule, str) or not _SCHEDULE.fullmatch(schedule):
+        raise Permanent(f"schedule: takes the short name of a schedule, such as orphan-cleanup, got {shown(schedule)}.")
+    at = moment("scheduled_time", scheduled_time, now=now)
     job_id = derived_job_id(at, "tick", schedule, at.isoformat())
     return {"job_id": job_id, "schedule": schedule, "trigger": Trigger.SCHEDULE}
+
+
+def is_tick(payload: Mapping[str, Any]) -> bool:
+    """Whether a schedule made the event."""
+    return "schedule" in payload or "scheduled_time" in payload
 
 
 class JobHandler[P: Params](JobType[P]):
@@ -262,7 +279,7 @@ class JobHandler[P: Params](JobType[P]):
         self.body = body
         self.__doc__ = body.__doc__
 
-    def __call__(self, event: Mapping[str, Any], context: Context) -> dict[str, Any]:
+    def __call__(self, event: object, context: Context) -> dict[str, Any]:
         """Run one attempt and return its report as JSON.
 
         A failure that the ledger has recorded is raised to a caller by hand only: a scheduled or dispatched run answers
@@ -274,13 +291,15 @@ class JobHandler[P: Params](JobType[P]):
             LostLease: the attempt was declared dead while it ran.
             Exception: by hand, what the body raised.
         """
+        given = json_object(event, f"the parameters of {self.job_type}")
         settings = settings_module.load()
         ledger = Ledger.from_environment()
         logger = Logger(service=os.environ.get("POWERTOOLS_SERVICE_NAME", "lamplighter"))
         with logged_as(logger, job=self.job_type):
-            dispatched = "attempt" in event  # a job_id alone may be a parameter: undo's is
+            dispatched = "attempt" in given  # a job_id alone may be a parameter: undo's is
+            demand_storable(given)
             begin = self._claim if dispatched else self._begin
-            job = begin(event, settings, ledger, logger)
+            job = begin(given, settings, ledger, logger)
             if not isinstance(job, Job):
                 return job
             with logged_as(logger, job_id=job.job_id, attempt=job.attempt, continuation=job.continuation):
@@ -293,20 +312,21 @@ class JobHandler[P: Params](JobType[P]):
         self, event: Mapping[str, Any], _settings: Settings, ledger: Ledger, logger: Logger
     ) -> Job | dict[str, Any]:
         """Claim the attempt that the dispatcher started; or the answer that says who was first."""
+        asked = turn(event)
         try:
-            return ledger.claim(event["job_id"], attempt=event["attempt"], continuation=event["continuation"])
+            return ledger.claim(asked.job_id, attempt=asked.attempt, continuation=asked.continuation)
         except LostLease as lost:
             logger.info("duplicate delivery of an attempt", extra={"reason": str(lost)})
-            return {"status": "duplicate", "job_id": event["job_id"], "reason": str(lost)}
+            return {"status": "duplicate", "job_id": asked.job_id, "reason": str(lost)}
 
     def _begin(
         self, event: Mapping[str, Any], settings: Settings, ledger: Ledger, logger: Logger
     ) -> Job | dict[str, Any]:
         """Make the row of a new job, already running; or the answer that says why there is none."""
-        payload = dict(event)
+        payload, ticked = dict(event), is_tick(event)
         schedule, scheduled_time = payload.pop("schedule", None), payload.pop("scheduled_time", None)
-        ticked = tick(schedule, scheduled_time) if schedule is not None else {}
-        new = self.new_job(ledger, settings, payload, **ticked)
+        fields = tick(schedule, scheduled_time, now=ledger.clock()) if ticked else {}
+        new = self.new_job(ledger, settings, payload, **fields)
         try:
             started = ledger.start(new)
         except DuplicateJob:
@@ -314,11 +334,11 @@ class JobHandler[P: Params](JobType[P]):
             logger.info("duplicate delivery of a tick", extra={"job_id": ran.job_id, "found": ran.status})
             return {"status": "duplicate", "job_id": ran.job_id, "reason": f"This tick is {ran.status} already."}
         except AlreadyRunning as refusal:
-            if schedule is None:
+            if not ticked:
                 raise
             logger.warning("tick refused", extra={"reason": str(refusal)})
             return {"status": "already_running", "reason": str(refusal)}
-        if schedule is not None and self.enabled_by and not attrgetter(self.enabled_by)(settings):
+        if ticked and self.enabled_by and not attrgetter(self.enabled_by)(settings):
             # A row all the same: the history shows the tick, and the dead-man watch sees that the schedule lives.
             answer = {"status": "skipped", "reason": f"The setting {self.enabled_by} is false."}
             ledger.complete(started, answer)
@@ -337,11 +357,14 @@ class JobHandler[P: Params](JobType[P]):
             except LostLease as lost:
                 run.logger.warning("the attempt was declared dead: it changes nothing more", extra={"lost": str(lost)})
                 raise
-            except Exception as error:
+            except Exception as raised:
+                error = unreadable(raised) or raised
                 recorded = _record_failure(run, ledger, error, metrics)
-                if by_hand or not recorded:
+                if recorded and not by_hand:
+                    return recorded
+                if error is raised:
                     raise
-                return recorded
+                raise error from raised
 
 
 def job[P: Params](
@@ -471,26 +494,10 @@ def _measured(run: Run, job_type: str) -> Iterator[Metrics]:
         metrics.flush_metrics()
 
 
-def scheduled_at(text: object) -> datetime:
-    """The planned moment of a schedule's tick.
-
-    Raises:
-        Permanent: it is no ISO-8601 time.
-    """
-    try:
-        return from_text(str(text))
-    except ValueError:
-        raise Permanent(f"scheduled_time: takes an ISO-8601 time such as 2026-01-31T03:00:00Z, got {text!r}.") from None
-
-
 def _explain(job_type: str, params: type[Params], error: ValidationError) -> list[tuple[str, str]]:
-    problems = []
-    for problem in error.errors(include_url=False):
-        name = ".".join(map(str, problem["loc"])) or "the parameters"
-        if problem["type"] == "extra_forbidden":
-            sentence = f"{name} is not a parameter of {job_type} (it takes {', '.join(params.model_fields)})"
-        else:
-            message = problem["msg"].removeprefix("Value error, ")
-            sentence = f"{name}: {message[0].lower()}{message[1:]}, got {problem['input']!r}"
-        problems.append((name, sentence))
-    return problems
+    known = tuple(params.model_fields)
+    explained = []
+    for problem, (name, sentence) in zip(error.errors(), problems(error, known), strict=True):
+        unknown = f"{name} is not a parameter of {job_type} (it takes {', '.join(known)})"
+        explained.append((name, unknown if problem["type"] == "extra_forbidden" else sentence))
+    return explained

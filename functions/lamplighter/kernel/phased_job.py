@@ -15,7 +15,7 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from lamplighter.kernel.errors import Permanent
+from lamplighter.kernel.events import short
 from lamplighter.kernel.job import InvalidParams, JobType, Params, Report, Run, Unfinished
 from lamplighter.kernel.ledger.row import Job, Policy
 from lamplighter.kernel.settings import Settings
@@ -23,6 +23,9 @@ from lamplighter.kernel.settings import Settings
 EXECUTION: Final = timedelta(minutes=5)
 """How long one execution may take, in the state machine and in the ledger, where its type does not say otherwise
 (REQUIREMENTS B1, B6)."""
+
+NAMED: Final = 3
+"""Unknown phases that a refusal names."""
 
 SENTENCE_LIMIT: Final = 500
 """Characters of an error in the result; its stack trace is in the log."""
@@ -94,6 +97,8 @@ class Done(BaseModel):
     item: dict[str, Any]
     outcome: Outcome | None = None
     error: str | None = None
+    final: bool = False
+    """Whether another attempt would fail, too: the error was Permanent (K14)."""
     left: bool = False
 
 
@@ -129,6 +134,8 @@ class State(BaseModel):
     outcomes: dict[str, Outcome] = {}
     errors: dict[str, str] = {}
     """Why a phase failed, by its name."""
+    final: list[str] = []
+    """Failed phases that another attempt would fail, too: their errors were Permanent (K14)."""
     parts: list[Item] = []
     """What the phase under way is divided into, `concurrency` of them at a time."""
     concurrency: int = 1
@@ -140,7 +147,7 @@ class State(BaseModel):
 
     def kept(self) -> dict[str, Any]:
         """What the row keeps, to go on from."""
-        return self.model_dump(mode="json", include={"left", "checkpoint", "outcomes", "errors"})
+        return self.model_dump(mode="json", include={"left", "checkpoint", "outcomes", "errors", "final"})
 
     @property
     def status(self) -> Literal["completed", "completed_with_errors", "failed"]:
@@ -215,10 +222,9 @@ class PhasedJob(JobType[PhaseParams]):
     def validated(self, payload: Mapping[str, Any]) -> PhaseParams:
         params = super().validated(payload)
         if unknown := set(params.phases or ()) - self.catalogue.keys():
-            raise Permanent(
-                f"phases: {', '.join(sorted(unknown))} is no phase of {self.job_type} (it takes "
-                f"{', '.join(self.catalogue)})."
-            )
+            named = ", ".join(map(short, sorted(unknown)[:NAMED]))
+            sentence = f"phases: {named} is no phase of {self.job_type} (it takes {', '.join(self.catalogue)})"
+            raise InvalidParams([("phases", sentence)])
         return params
 
     def previews(self, params: PhaseParams, settings: Settings) -> bool:

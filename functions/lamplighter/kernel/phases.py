@@ -25,19 +25,21 @@ from typing import Any, Final, Literal
 
 from aws_lambda_powertools import Logger, Metrics
 from aws_lambda_powertools.metrics import MetricUnit
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from lamplighter.kernel import settings as settings_module
-from lamplighter.kernel.errors import AlreadyRunning, DatabaseUnavailable, LostLease, Permanent
+from lamplighter.kernel.errors import AlreadyRunning, DatabaseUnavailable, LostLease, Permanent, unreadable
+from lamplighter.kernel.events import demand_storable, json_object, moment, parsed, short, shown
+from lamplighter.kernel.events import turn as turn_of
 from lamplighter.kernel.job import (
     STOP_MARGIN,
     Context,
     Report,
     Unfinished,
     heartbeats,
+    is_tick,
     logged_as,
     measure_work,
-    scheduled_at,
     storable,
     tick,
 )
@@ -68,8 +70,20 @@ class Begin(BaseModel):
 
     step: Literal["begin"]
     input: Any
-    execution: str
-    started: datetime
+    execution: str = Field(max_length=2048)
+    started: str
+
+
+def step_of(event: object) -> str | None:
+    """Which step of a state machine the event asks for; None for a phase.
+
+    Raises:
+        Permanent: it is no JSON object.
+    """
+    step = json_object(event, "a step or the state of a run, or a preview of one phase").get("step")
+    if step is not None and not isinstance(step, str):
+        raise Permanent(f"step: takes the name of a step, got {shown(step)}.")
+    return step
 
 
 def begin(event: Mapping[str, Any], types: Mapping[str, PhasedJob]) -> dict[str, Any]:
@@ -83,13 +97,14 @@ def begin(event: Mapping[str, Any], types: Mapping[str, PhasedJob]) -> dict[str,
         Permanent: the input is invalid, and there is no row; or the settings are, and the job has failed.
         AlreadyRunning: by hand, another run holds the lock.
     """
-    told = Begin.model_validate(event)
+    told = parsed(Begin, event)
     if not isinstance(told.input, dict):
-        raise Permanent("The input of an execution is a JSON object with a job_type.")
+        raise Permanent(f"input: takes a JSON object with a job_type, got {shown(told.input)}.")
+    demand_storable(told.input)
     given = dict(told.input)
     name = given.pop("job_type", None)
-    if name not in types:
-        raise Permanent(f"job_type: takes one of {', '.join(types)}, got {name!r}.")
+    if not isinstance(name, str) or name not in types:
+        raise Permanent(f"job_type: takes one of {', '.join(types)}, got {shown(name)}.")
     kind, settings, ledger = types[name], settings_module.load(), Ledger.from_environment()
     with logged_as(logger, job=name, execution=told.execution):
         dispatched = given.keys() == {"job_id", "attempt", "continuation"}
@@ -117,28 +132,30 @@ def begin(event: Mapping[str, Any], types: Mapping[str, PhasedJob]) -> dict[str,
 
 def _claimed(given: Mapping[str, Any], told: Begin, ledger: Ledger) -> Job | dict[str, Any]:
     """Claim the attempt that the dispatcher started; or the answer that says who was first."""
-    job_id, attempt, continuation = given["job_id"], given["attempt"], given["continuation"]
+    asked = turn_of(given)
     try:
-        return ledger.claim(job_id, attempt=attempt, continuation=continuation, execution_arn=told.execution)
+        return ledger.claim(
+            asked.job_id, attempt=asked.attempt, continuation=asked.continuation, execution_arn=told.execution
+        )
     except LostLease as lost:
-        return _own(ledger.get(job_id), told, reason=str(lost))
+        return _own(ledger.get(asked.job_id), told, reason=str(lost))
 
 
 def _made(
     given: dict[str, Any], kind: PhasedJob, told: Begin, settings: Settings, ledger: Ledger
 ) -> Job | dict[str, Any]:
     """Make the row of a new run, already running; or the answer that says why there is none."""
+    ticked, now = is_tick(given), ledger.clock()
     schedule, scheduled_time = given.pop("schedule", None), given.pop("scheduled_time", None)
-    own_id = {"job_id": derived_job_id(told.started, "execution", told.execution)}
-    fields = own_id if schedule is None else tick(schedule, scheduled_time)
+    started = moment("started", told.started, now=now)
+    own_id = {"job_id": derived_job_id(started, "execution", told.execution)}
+    fields = tick(schedule, scheduled_time, now=now) if ticked else own_id
     new = kind.new_job(ledger, settings, given, execution_arn=told.execution, **fields)
     try:
-        if schedule is None:
+        if not ticked:
             return ledger.start(new)
-        late, grace = (
-            ledger.clock() - scheduled_at(scheduled_time),
-            timedelta(minutes=settings.jobs.misfire_grace_minutes),
-        )
+        planned = moment("scheduled_time", scheduled_time, now=now)
+        late, grace = now - planned, timedelta(minutes=settings.jobs.misfire_grace_minutes)
         if late <= grace:
             return ledger.start(new)
         reason = (
@@ -152,7 +169,7 @@ def _made(
         row = ledger.get(new.job_id)
         return _own(row, told, reason=f"This tick is {row.status} already.")
     except AlreadyRunning as refusal:
-        if schedule is None:
+        if not ticked:
             raise
         logger.warning("tick refused", extra={"reason": str(refusal)})
         return {"status": "already_running", "reason": str(refusal)}
@@ -183,16 +200,18 @@ def take(event: Mapping[str, Any], context: Context, bodies: Mapping[str, Body])
     Raises:
         LostLease: the attempt was declared dead: the execution is to end.
         DatabaseUnavailable: the ledger has recorded that the attempt failed (REQUIREMENTS B10): likewise.
-        Permanent: the event is neither, or the phase is not served here.
-        Exception: what the body raised: the phase failed, the others are to run.
+        Permanent: the event is neither.
+        Exception: what the body raised, unless that is permanent: the phase failed, the others are to run. After a
+            permanent error, which the state records, they run at once.
     """
+    given = json_object(event, "the state of a run, or a preview of one phase")
     settings, now = settings_module.load(), utc_now()
     left = timedelta(milliseconds=context.get_remaining_time_in_millis())
     stop_in = max(left - STOP_MARGIN, left / 2)
-    if "left" not in event:
-        return _previewed(event, bodies, now, settings=settings, stop_at=now + stop_in)
-    state, ledger = State.model_validate(event), Ledger.from_environment()
-    turn = state.left[0]
+    if "left" not in given:
+        return _previewed(given, bodies, now, settings=settings, stop_at=now + stop_in)
+    state, ledger = parsed(State, given), Ledger.from_environment()
+    turn = first(state)
     with logged(state, phase=turn.name):
         low, high = turn.span
         job = ledger.heartbeat(held(ledger, state), progress=low, message=turn.name.replace("_", " "))
@@ -210,9 +229,14 @@ def take(event: Mapping[str, Any], context: Context, bodies: Mapping[str, Body])
             logger.info("ended", extra={"status": ended.status, "next_attempt": ended.attempt})
             measure(job, ledger, failed=True)
             raise
-        except Exception:
+        except Exception as error:
             logger.exception("a phase failed")
-            raise
+            final = error if isinstance(error, Permanent) else unreadable(error)
+            if final is None:
+                raise
+            give_up(state, final)
+            job = ledger.heartbeat(run.job, progress=high, message=run.job.message, checkpoint=state.kept())
+            return then(state, job, ledger, over=job.cancel_requested)
         note(state, outcome, cancelled=run.cancelled)
         reached = run.job.progress if turn in state.left else high
         job = ledger.heartbeat(run.job, progress=reached, message=run.job.message, checkpoint=state.kept())
@@ -231,18 +255,31 @@ def note(state: State, outcome: Report | Unfinished, *, cancelled: bool, limit: 
         state.left = state.left[1:]
 
 
+def give_up(state: State, error: Permanent) -> None:
+    """Record that another attempt would fail in the phase under way, too, and go on with the next one.
+
+    This is done where the error is: only the name of its class travels.
+    """
+    failed = state.left[0].name
+    state.errors[failed] = Caught(Error=type(error).__name__, Cause=str(error)).sentence
+    state.final.append(failed)
+    state.left, state.checkpoint = state.left[1:], None
+
+
 def _body_of(phase: str, bodies: Mapping[str, Body]) -> Body:
     if phase not in bodies:
-        raise Permanent(f"phase: {phase} is not served here (here are {', '.join(bodies)}).")
+        raise Permanent(f"phase: {short(phase)} is not served here (here are {', '.join(bodies)}).")
     return bodies[phase]
 
 
 def _previewed(event: Mapping[str, Any], bodies: Mapping[str, Body], now: datetime, **options: Any) -> dict[str, Any]:
     """A phase of a job that is in no ledger."""
     try:
-        phase = Preview.model_validate(event).phase
-    except ValidationError:
-        raise Permanent('Takes the state of a run, or {"phase": "...", "dry_run": true} for a preview.') from None
+        phase = parsed(Preview, event).phase
+    except Permanent as error:
+        takes = 'takes the state of a run, or {"phase": "...", "dry_run": true} for a preview'
+        problem = str(error).removesuffix(".").partition("; ")[0]
+        raise Permanent(f"{problem}; {takes}.") from None
     job = Job(
         job_id=new_job_id(now, bytes(10)),
         job_type="preview",
@@ -265,8 +302,8 @@ def pass_over(event: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         LostLease: the attempt was declared dead: the execution is to end.
     """
-    state, ledger = State.model_validate(event["state"]), Ledger.from_environment()
-    failed, caught = state.left[0].name, state.error or Caught(Error="Unknown")
+    state, ledger = state_of(event), Ledger.from_environment()
+    failed, caught = first(state).name, state.error or Caught(Error="Unknown")
     with logged(state, phase=failed):
         job = held(ledger, state)
         state.errors[failed] = caught.sentence
@@ -281,19 +318,20 @@ def finish(event: Mapping[str, Any], types: Mapping[str, PhasedJob]) -> dict[str
 
     Raises:
         LostLease: the attempt was declared dead while it ran.
-        AllPhasesFailed: the ledger has recorded that the attempt failed.
+        AllPhasesFailed: the ledger has recorded that the attempt failed, and retries it unless all errors were final.
     """
-    state, ledger = State.model_validate(event["state"]), Ledger.from_environment()
+    state, ledger = state_of(event), Ledger.from_environment()
+    kind = kind_of(state, types)
     with logged(state):
         job = held(ledger, state)
-        result = types[state.job_type].result(state)
+        result = kind.result(state)
         failed = not state.left and state.status == "failed"
         error = AllPhasesFailed("; ".join(state.sentences))
         if state.left:
             ended = ledger.continue_later(job, checkpoint=state.kept(), result=result)
         elif failed:
             anew = ledger.heartbeat(job, progress=job.progress, message=job.message, checkpoint={})
-            ended = ledger.fail(anew, error, result=result)
+            ended = ledger.fail(anew, error, result=result, final=state.errors.keys() <= set(state.final))
         else:
             ended = ledger.complete(job, result)
         measure(job, ledger, failed=failed, outcomes=state.outcomes.values() if ended.status.terminal else ())
@@ -302,6 +340,37 @@ def finish(event: Mapping[str, Any], types: Mapping[str, PhasedJob]) -> dict[str
             raise error
         answer = {"job_id": job.job_id, "finished": ended.status.terminal} | result
         return {"next": "stop", "result": answer | ({"status": "cancelled"} if ended.cancel_requested else {})}
+
+
+def state_of(event: object) -> State:
+    """The state of a run that a step brings.
+
+    Raises:
+        Permanent: there is none.
+    """
+    return parsed(State, json_object(event, "step and state").get("state"))
+
+
+def first(state: State) -> Turn:
+    """The phase that is under way.
+
+    Raises:
+        Permanent: none is left.
+    """
+    if not state.left:
+        raise Permanent("left: takes at least one phase, got [].")
+    return state.left[0]
+
+
+def kind_of(state: State, types: Mapping[str, PhasedJob]) -> PhasedJob:
+    """The type of a run.
+
+    Raises:
+        Permanent: it is not of this state machine.
+    """
+    if state.job_type not in types:
+        raise Permanent(f"job_type: takes one of {', '.join(types)}, got {shown(state.job_type)}.")
+    return types[state.job_type]
 
 
 @contextmanager

@@ -89,8 +89,10 @@ def schedules() -> list[Schedule]:
     return [_schedule(raw) for raw in found if "schedule" in json.loads(raw["Target"].get("Input") or "{}")]
 
 
-def switch(name: str, *, on: bool, expression: str | None = None) -> bool:
+def switch(name: str, *, on: bool | None, expression: str | None = None) -> bool:
     """Enable or disable a schedule, and give it `expression` if one is given; whether anything had to change.
+
+    None leaves its state as it is.
 
     Doing it twice is the same as once (REQUIREMENTS A6).
 
@@ -102,7 +104,8 @@ def switch(name: str, *, on: bool, expression: str | None = None) -> bool:
         raw = scheduler.get_schedule(GroupName=group, Name=f"{os.environ['STACK_NAME']}-{name}")
     except scheduler.exceptions.ResourceNotFoundException:
         raise UnknownSchedule(f"schedule: there is no schedule {name!r} in this stack.") from None
-    wanted = {"State": "ENABLED" if on else "DISABLED", "ScheduleExpression": expression or raw["ScheduleExpression"]}
+    state = raw["State"] if on is None else "ENABLED" if on else "DISABLED"
+    wanted = {"State": state, "ScheduleExpression": expression or raw["ScheduleExpression"]}
     if all(raw[key] == value for key, value in wanted.items()):
         return False
     scheduler.update_schedule(**{key: raw[key] for key in _UPDATABLE if key in raw} | wanted)

@@ -98,7 +98,7 @@ def handler(event: Mapping[str, Any], context: Context) -> dict[str, Any]:
     Raises:
         as `phases.begin`, `phases.take`, `phases.pass_over` and `phases.finish`.
     """
-    match event.get("step"):
+    match phases.step_of(event):
         case "begin":
             return phases.begin(event, TYPES)
         case "pass_over":

@@ -64,12 +64,12 @@ class Fingerprints(ABC):
 
     def to_bytes(self) -> bytes:
         """The sorted fingerprints, 8 bytes each behind a header; without the marks."""
-        values = _little_endian(self._sorted())
+        values = _little_endian(self.values())
         return b"".join([_HEADER.pack(_FINGERPRINTS, PROBE, len(values), crc32(values)), memoryview(values)])
 
     def marks_to_bytes(self) -> bytes:
         """The marks as a bitmap in the order of `to_bytes`, behind a header."""
-        values = self._sorted()
+        values = self.values()
         digits = bytes(self._flags()).translate(_TO_DIGITS)
         bits = int(digits or b"0", 2).to_bytes((len(values) + 7) // 8)
         return _HEADER.pack(_MARKS, PROBE, len(values), crc32(_little_endian(values))) + bits
@@ -80,7 +80,7 @@ class Fingerprints(ABC):
         Raises:
             ValueError: the bitmap is of other fingerprints.
         """
-        values = self._sorted()
+        values = self.values()
         count, checksum, bits = _opened(data, _MARKS)
         if count != len(values) or checksum != crc32(_little_endian(values)) or len(bits) != (count + 7) // 8:
             raise ValueError("The marks belong to other fingerprints; read the values again.")
@@ -88,7 +88,8 @@ class Fingerprints(ABC):
         self._add_flags(values, digits.translate(_FROM_DIGITS))
 
     @abstractmethod
-    def _sorted(self) -> array[int]: ...
+    def values(self) -> array[int]:
+        """The fingerprints, sorted."""
 
     @abstractmethod
     def _flags(self) -> bytes | bytearray: ...
@@ -171,11 +172,11 @@ class _Few(Fingerprints):
     def count_marked(self) -> int:
         return len(self._marked)
 
-    def _sorted(self) -> array[int]:
+    def values(self) -> array[int]:
         return array("Q", sorted(self._members))
 
     def _flags(self) -> bytes:
-        return bytes(map(self._marked.__contains__, self._sorted()))
+        return bytes(map(self._marked.__contains__, self.values()))
 
     def _add_flags(self, values: array[int], flags: bytes) -> None:
         self._marked.update(value for value, flag in zip(values, flags, strict=True) if flag)
@@ -228,7 +229,7 @@ class _Many(Fingerprints):
             found.append(position if position < end and values[position] == one else -1)
         return found
 
-    def _sorted(self) -> array[int]:
+    def values(self) -> array[int]:
         return self._values
 
     def _flags(self) -> bytearray:
@@ -237,6 +238,27 @@ class _Many(Fingerprints):
     def _add_flags(self, values: array[int], flags: bytes) -> None:
         both = int.from_bytes(self._marks) | int.from_bytes(flags)
         self._marks = bytearray(both.to_bytes(len(values)))
+
+
+def frame(*parts: bytes) -> bytes:
+    """The parts as one text of bytes, each behind its length."""
+    return b"".join(piece for part in parts for piece in (struct.pack("<Q", len(part)), part))
+
+
+def unframe(data: bytes) -> list[bytes]:
+    """The parts of `frame`.
+
+    Raises:
+        ValueError: the data is cut off.
+    """
+    parts, at = [], 0
+    while at < len(data):
+        end = at + 8 + int.from_bytes(data[at : at + 8], "little")
+        if end > len(data):
+            raise ValueError("The stored data is cut off; read the values again.")
+        parts.append(data[at + 8 : end])
+        at = end
+    return parts
 
 
 def _sealed(values: array[int]) -> Fingerprints:

@@ -18,13 +18,14 @@ from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import repeat
-from typing import Final
+from typing import Final, NamedTuple
 from unicodedata import normalize
 
 ROUNDS: Final = 8
 """Escapes inside escapes are undone this often; deeper ones lose the characters that begin an escape."""
 
-_QUOTES: Final = "'\"`\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u201f\u00ab\u00bb\u2039\u203a"
+QUOTES: Final = "'\"`\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u201f\u00ab\u00bb\u2039\u203a"
+"""Quotes, which are trimmed from both ends of a segment as blanks are."""
 _INVISIBLE: Final = re.compile(
     "[\0\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0]+"
 )
@@ -39,7 +40,7 @@ _BLANKS: Final = re.compile(r"\s+")
 _LINE_BLANKS: Final = re.compile(r"[^\S\n]+")
 _ODD_BLANKS: Final = ("  ", *"\t\r\x0b\x0c\x1c\x1d\x1e\x1f\x85\u1680\u2028\u2029")
 """All white space that NFKC leaves, but a single blank."""
-_LINE_TRIM: Final = re.compile(rf"(?<![ {_QUOTES}])[ {_QUOTES}]++(?![^/\n])|(?<![^/\n])[ {_QUOTES}]+")
+_LINE_TRIM: Final = re.compile(rf"(?<![ {QUOTES}])[ {QUOTES}]++(?![^/\n])|(?<![^/\n])[ {QUOTES}]+")
 _LINE_DOTS: Final = re.compile(r"\.(?<![^/\n]\.)\.?(?![^/\n])")
 
 
@@ -98,7 +99,7 @@ def _fold_once(text: str) -> str:
     text = _undo_escapes(_without_surrogates(text))
     text = _INVISIBLE.sub("", text)
     text = _BLANKS.sub(" ", _normal(text).replace("\\", "/").replace("+", " "))
-    return _resolve([segment.strip(" " + _QUOTES) for segment in text.split("/")])
+    return _resolve([segment.strip(" " + QUOTES) for segment in text.split("/")])
 
 
 def _resolve(segments: list[str]) -> str:
@@ -128,7 +129,7 @@ def _fold_lines(texts: Sequence[str]) -> list[str]:
 def _trim_lines(joined: str) -> str:
     if any(blank in joined for blank in _ODD_BLANKS):
         joined = _LINE_BLANKS.sub(" ", joined)
-    if any(quote in joined for quote in _QUOTES):
+    if any(quote in joined for quote in QUOTES):
         return _LINE_TRIM.sub("", joined)
     if " " in joined:
         joined = joined.strip(" ").replace(" /", "/").replace("/ ", "/").replace(" \n", "\n").replace("\n ", "\n")
@@ -197,7 +198,7 @@ _ORIGIN: Final = re.compile(rf"[A-Za-z][A-Za-z0-9+.\-]*:[/\\]+{_HOST}(?=[/\\?#]|
 _ORIGIN_LINE: Final = re.compile(rf"^[A-Za-z][A-Za-z0-9+.\-]*+://{_HOST}/", re.M)
 _SCHEMELESS: Final = re.compile(rf"[/\\]{{2,}}(?!/){_HOST}(?=[/\\])")
 _ESCAPED_ORIGIN: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*(?:%|&|\\u)", re.I)
-_AROUND: Final = " \t\r\n\f\v\xa0\u200b\ufeff" + _QUOTES
+_AROUND: Final = " \t\r\n\f\v\xa0\u200b\ufeff" + QUOTES
 _DOTTED: Final = re.compile(r"\.\.|%2e|%25|&|\\u", re.I)
 """What may undo to `..`."""
 _SPECIAL: Final = re.compile(r"[?#:\\&]|\.\.|%2e|%25|%3a|//", re.I)
@@ -211,19 +212,28 @@ def readings(value: str, scope: Scope, strip: Sequence[str] = ()) -> tuple[str, 
         value: a key, a path relative to a leading part of the folder, a URL, an ARN, in any encoding.
         strip: declared prefixes of values that are no part of keys.
     """
-    absolute, relative = spread(bare_paths(value), scope, strip)
-    return absolute + relative
+    spread = spread_batch([value], scope, strip)[0]
+    return spread.absolute + spread.relative
 
 
 def readings_batch(values: Sequence[str], scope: Scope, strip: Sequence[str] = ()) -> list[tuple[str, ...]]:
     """`[readings(value, scope, strip) for value in values]`, fast for keys and for URLs without a query."""
-    return [absolute + relative for absolute, relative in spread_batch(values, scope, strip)]
+    return [absolute + relative for absolute, relative, _ in spread_batch(values, scope, strip)]
 
 
-def spread_batch(
-    values: Sequence[str], scope: Scope, strip: Sequence[str] = ()
-) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
-    """The readings of each value: those that take it as a whole key, and those relative to the scope's folder."""
+class Spread(NamedTuple):
+    """The folded paths that a value may mean."""
+
+    absolute: tuple[str, ...]
+    """At or below the scope's folder, when the value is a whole key."""
+    relative: tuple[str, ...]
+    """At or below it, when the value lacks the folder or leading parts of it."""
+    beyond: tuple[str, ...]
+    """Not below it: no key that is listed."""
+
+
+def spread_batch(values: Sequence[str], scope: Scope, strip: Sequence[str] = ()) -> list[Spread]:
+    """What each value may mean."""
     if not values:
         return []
     layout = _layout(scope, tuple(strip))
@@ -298,33 +308,34 @@ def _layout(scope: Scope, strip: tuple[str, ...]) -> _Layout:
     )
 
 
-def spread(paths: Sequence[str], scope: Scope, strip: Sequence[str] = ()) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The readings of paths without origin: as whole keys, and relative to leading parts of the scope's folder."""
-    return _spread(paths, fold_batch(paths), _layout(scope, tuple(strip)))
-
-
-def _spread(paths: Sequence[str], folded: Sequence[str], layout: _Layout) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _spread(paths: Sequence[str], folded: Sequence[str], layout: _Layout) -> Spread:
     bases = dict.fromkeys(base for path in folded for base in _dropped(path, layout) if base)
     if not layout.folder:
-        return tuple(bases), ()
+        return Spread(tuple(bases), (), ())
     absolute = dict.fromkeys(base for base in bases if (base + "/").startswith(layout.folder))
     relative = {lead + base: None for base in bases for lead, rest in layout.leads if (base + "/").startswith(rest)}
     for path in paths:
         if _DOTTED.search(path):
             moved = [fold(lead + path) for lead in layout.raw_leads]
             relative |= dict.fromkeys(path for path in moved if (path + "/").startswith(layout.folder))
-    return tuple(absolute), tuple(path for path in relative if path not in absolute)
+    return Spread(
+        tuple(absolute),
+        tuple(path for path in relative if path not in absolute),
+        tuple(base for base in bases if base not in absolute),
+    )
 
 
-def _spread_one(folded: str, layout: _Layout) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _spread_one(folded: str, layout: _Layout) -> Spread:
     """`_spread` of one plain path without declared prefixes."""
+    if not layout.folder and folded:
+        if folded.startswith(layout.bucket):
+            return Spread((folded, folded[len(layout.bucket) :]), (), ())
+        return Spread((folded,), (), ())
     if not folded or folded.startswith(layout.bucket):
         return _spread((folded,), (folded,), layout)
-    if not layout.folder:
-        return (folded,), ()
     ended = folded + "/"
-    absolute = (folded,) if ended.startswith(layout.folder) else ()
-    return absolute, tuple([lead + folded for lead, rest in layout.leads if ended.startswith(rest)])
+    relative = tuple([lead + folded for lead, rest in layout.leads if ended.startswith(rest)])
+    return Spread((folded,), relative, ()) if ended.startswith(layout.folder) else Spread((), relative, (folded,))
 
 
 def _dropped(folded: str, layout: _Layout) -> list[str]:

@@ -15,6 +15,8 @@ from urllib.parse import unquote_plus
 
 from lamplighter.kernel.errors import Permanent
 
+MAX_KEY_BYTES: Final = 1024
+"""Of UTF-8: the longest key that S3 takes."""
 PAGES_A_BATCH: Final = 4
 """Pages of up to 1000 keys that are handed on together, while the next ones are fetched."""
 
@@ -39,7 +41,7 @@ def batches(s3: Any, bucket: str, prefix: str, *, after: str = "") -> Iterator[l
         s3: a boto3 client; only its configuration is used.
 
     Raises:
-        Permanent: the bucket does not exist.
+        Permanent: the bucket does not exist, or may not be listed.
         botocore.exceptions.ClientError: any other refusal.
     """
     import boto3
@@ -59,15 +61,16 @@ def batches(s3: Any, bucket: str, prefix: str, *, after: str = "") -> Iterator[l
                 return
 
 
-def exists(s3: Any, bucket: str, key: str) -> bool:
-    """Whether the bucket holds the key now; asked by listing, which needs no right to read objects.
+def look(s3: Any, bucket: str, key: str) -> Listed | None:
+    """The object at `key` as it is now, if there is one; asked by listing, which needs no right to read objects.
 
     Raises:
-        Permanent: the bucket does not exist.
+        Permanent: the bucket cannot be listed.
     """
-    if not 0 < len(key.encode()) <= 1024:
-        return False
-    return any(entry["Key"] == key for entry in _list(s3, Bucket=bucket, Prefix=key, MaxKeys=1).get("Contents", ()))
+    if not 0 < len(key.encode()) <= MAX_KEY_BYTES:
+        return None
+    page = _list(s3, Bucket=bucket, Prefix=key, MaxKeys=1)  # a key comes before all that begin with it
+    return next((_from_boto(entry) for entry in page.get("Contents", ()) if entry["Key"] == key), None)
 
 
 def _fetch(client: Any, request: dict[str, str]) -> tuple[list[Listed], str | None]:
@@ -84,13 +87,23 @@ def _fetch(client: Any, request: dict[str, str]) -> tuple[list[Listed], str | No
 
 
 def _list(client: Any, **request: Any) -> Any:
-    from botocore.exceptions import ClientError
+    from botocore.exceptions import ClientError, ParamValidationError
 
+    bucket = request["Bucket"]
     try:
         return client.list_objects_v2(**request)
+    except ParamValidationError:
+        raise Permanent(f"bucket: {bucket!r} is not the name of a bucket.") from None
     except ClientError as error:
-        if error.response["Error"]["Code"] == "NoSuchBucket":
-            raise Permanent(f"bucket: there is no bucket named {request['Bucket']}.") from None
+        code, status = error.response["Error"]["Code"], error.response["ResponseMetadata"]["HTTPStatusCode"]
+        if code == "NoSuchBucket":
+            raise Permanent(f"bucket: there is no bucket named {bucket}.") from None
+        if status == 403:
+            raise Permanent(
+                f"bucket: {bucket} may not be listed ({code}); the function's role needs s3:ListBucket on it."
+            ) from None
+        if code in {"InvalidBucketName", "PermanentRedirect"}:
+            raise Permanent(f"bucket: {bucket} cannot be listed from here ({code}).") from None
         raise
 
 

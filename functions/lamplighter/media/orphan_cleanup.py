@@ -1,101 +1,56 @@
 """Removes the images and videos of a bucket that no row of the database refers to (REQUIREMENTS A1-A7).
 
-Runs every `media.scan_interval_hours`. Previews unless told otherwise. Deletes by the protocol of
+Runs every `media.scan_interval_hours`. Previews unless the settings apply it. Deletes by the protocol of
 `kernel.deletion`, and of a versioned bucket only so that `lamplighter.media.undo` can bring everything back.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from datetime import datetime, timedelta
-from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Self
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
-from pydantic import BaseModel, Field, field_validator
-
+from lamplighter.deletion import claims, ramp, versioning
+from lamplighter.deletion.ramp import Allowance
 from lamplighter.kernel.deletion import (
     PART,
     Archive,
     CarriedOut,
     Entry,
-    Limits,
+    GovernorLimits,
     Manifest,
     ManifestAddress,
     Measure,
     Plan,
     Refused,
+    SourceCount,
     Stop,
     Tally,
     archive_bucket,
     carry_out,
     entries,
     refusals,
+    warnings,
 )
 from lamplighter.kernel.errors import Permanent
-from lamplighter.kernel.job import Params as JobParams
 from lamplighter.kernel.job import Report as JobReport
 from lamplighter.kernel.job import Run, Unfinished, job
-from lamplighter.kernel.settings import Settings
-from lamplighter.media import listing
-from lamplighter.media.references import ColumnCount, Reference
+from lamplighter.kernel.media import folder_of
+from lamplighter.media.parameters import Params
+from lamplighter.media.recheck import Recheck
 from lamplighter.media.removal import Removal
+from lamplighter.media.scan import Patterns, Reading, Scan, Scanned, Stopped
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-    from lamplighter.media.listing import Listed
-    from lamplighter.media.references import References
-
-_IMAGES = "avif bmp gif heic heif jfif jpeg jpg png svg tif tiff webp"
-_VIDEOS = "3gp avi flv m2ts m4v mkv mov mp4 mpeg mpg ogv webm wmv"
-MEDIA: Final = frozenset(f"{_IMAGES} {_VIDEOS}".split())
-"""Extensions of the images and videos that are ever touched (A1); not those that mean other things too, as .ts does."""
-
 GB: Final = 10**9
-
-
-class Params(JobParams):
-    """What a run takes. What is None comes from the setting named beside it."""
-
-    bucket: str | None = Field(None, min_length=1)
-    """The bucket to clean; the stack's media bucket (`MEDIA_BUCKET`)."""
-    base_path: str | None = None
-    """The folder to clean, slashes around it or not; empty is the whole bucket (`media.base_path`)."""
-    references: tuple[Reference, ...] | None = Field(None, min_length=1)
-    """The columns whose values keep objects (`media.references`)."""
-    min_age_hours: float | None = Field(None, ge=0, le=1_000_000)
-    """Younger files are skipped (`media.min_age_hours`)."""
-    dry_run: bool | None = None
-    """Only say what would be done (not `media.apply`)."""
-    max_delete_gb: float | None = Field(None, ge=0)
-    """Stop before more than this is deleted, in GB of 10^9 bytes (`media.max_delete_gb`)."""
-    quarantine_hours: float | None = Field(None, ge=0, le=1_000_000)
-    """Delete only what a manifest at least this old lists already; 0 = at once. A scheduled run takes
-    `media.quarantine_hours`, one by hand 0."""
-    max_orphan_share: float | None = Field(None, gt=0, le=1)
-    """Refuse when more of the files are orphans (`media.max_orphan_share`)."""
-    override: bool = False
-    """The first of the two switches that let a run pass the governor; the other is the setting `allow_override`."""
-
-    @field_validator("base_path")
-    @classmethod
-    def _folder(cls, path: str | None) -> str | None:
-        return None if path is None else folder_of(path)
-
-    def resolved(self, settings: Settings) -> Self:
-        """With what was not given from the settings."""
-        values = {
-            "bucket": os.environ.get("MEDIA_BUCKET"),
-            "base_path": folder_of(settings.media.base_path),
-            "references": tuple(Reference.parse(str(one)) for one in settings.media.references),
-            "min_age_hours": settings.media.min_age_hours,
-            "dry_run": not settings.media.apply,
-            "max_delete_gb": settings.media.max_delete_gb,
-            "max_orphan_share": settings.media.max_orphan_share,
-        }
-        return self.model_copy(update={name: v for name, v in values.items() if getattr(self, name) is None})
+READING_IS_FRESH: Final = timedelta(minutes=15)
+"""How old the second reading may be when a part is deleted. A row written since is seen only by the re-check by index,
+in its usual forms; a function's whole time is as long, so a run seldom reads again."""
 
 
 class Report(JobReport):
@@ -104,7 +59,7 @@ class Report(JobReport):
     scanned_files: int = 0
     """Images and videos below `base_path`."""
     orphaned_files: int = 0
-    """Those of them, old enough, that no reference names."""
+    """Those of them, old enough, that no reference names and no rule keeps."""
     orphaned_bytes: int = 0
     deleted_files: int = 0
     deleted_bytes: int = 0
@@ -121,30 +76,38 @@ class Report(JobReport):
     skipped_not_media: int = 0
     """Objects that are not known as image or video, folders among them: never touched."""
     kept_referenced_again: int = 0
+    """A row came to name them during the run."""
     kept_changed: int = 0
+    kept_ambiguous: int = 0
+    """A reference that names no file could mean them."""
+    kept_derived: int = 0
+    """They derive from a file that is kept."""
+    excluded: int = 0
+    """A pattern of the settings keeps them."""
+    held_by_ramp: int = 0
+    """Left for later runs, until this scope has earned more."""
     already_gone: int = 0
     refusals: list[str] = []
     """Why the governor refused, or in a preview would refuse."""
-    references: list[ColumnCount] = []
+    warnings: list[str] = []
+    """What to look at, though it refuses nothing."""
+    references: list[SourceCount] = []
+    """The account of each column."""
+    matched: int = 0
+    """References that name an object, over all columns."""
+    outside: int = 0
+    """References that name something outside of the folder, or elsewhere."""
+    unmatched: int = 0
+    """References that name nothing that is listed."""
+    unmatched_examples: list[str] = []
+    missing_files: int = 0
+    """References to images and videos that are gone; the manifest names the first of them."""
     manifest: ManifestAddress | None = None
     """What `undo` takes. After a refusal, the plan."""
 
     def counts(self) -> tuple[int, int]:
         """Files and bytes deleted."""
         return self.deleted_files, self.deleted_bytes
-
-
-class _Scanned(BaseModel):
-    """How far a scan has come: the checkpoint of a run that was stopped in it."""
-
-    started_at: datetime
-    after: str = ""
-    files: int = 0
-    young: int = 0
-    not_media: int = 0
-    parts: int = 0
-    orphans: int = 0
-    orphan_bytes: int = 0
 
 
 @job(
@@ -159,7 +122,7 @@ def handler(run: Run, params: Params) -> Report | Unfinished:
     """Find the orphans of a bucket, and delete them unless it is a preview.
 
     Raises:
-        Permanent: a parameter names what does not exist.
+        Permanent: a parameter names what does not exist or cannot be read in full.
         Refused: the governor refused to delete; nothing was touched.
         DatabaseUnavailable: no database, no answer: nothing more was touched.
     """
@@ -180,8 +143,11 @@ class OrphanCleanup:
             raise Permanent("bucket: none is given, and the stack has no media bucket (MEDIA_BUCKET).")
         self._run = run
         self._params = params
+        self._rules = run.settings.media
         self._bucket = params.bucket
         self._folder = params.base_path or ""
+        self._references = params.references or ()
+        self._min_age = timedelta(hours=params.min_age_hours or 0)
         self._dry_run = params.dry_run is not False
         self._s3 = s3
         self._archive = Archive(
@@ -194,111 +160,82 @@ class OrphanCleanup:
 
     def run(self, connection: Connection) -> Report | Unfinished:
         """Goes on from wherever this run has come to."""
+        scan = Scan(
+            self._run,
+            connection,
+            self._s3,
+            self._archive,
+            bucket=self._bucket,
+            folder=self._folder,
+            references=self._references,
+            min_age=self._min_age,
+            patterns=Patterns(derived=self._rules.derived, exclude=self._rules.exclude),
+        )
         known = self._archive.plan()
-        resumed = known is not None
-        references = self._profile(connection)
+        resumed, reading = known is not None, None
         if known is None:
-            scanned = _Scanned.model_validate(self._run.checkpoint or {"started_at": self._run.now()})
-            stopped = self._scan(connection, references, scanned)
-            if stopped:
-                report = self._report(scanned, references)
+            scanned = Scanned.model_validate(self._run.checkpoint or {"started_at": self._run.now()})
+            try:
+                reading = scan.complete(scanned)
+            except Stopped as stopped:
+                report = self._report(scanned)
                 self._run.logger.info("stopped while scanning", extra={"after": scanned.after})
-                if stopped == "out_of_time":
+                if stopped.reason == "out_of_time":
                     return Unfinished(checkpoint=scanned.model_dump(mode="json"), report=report)
                 return report
-            known = self._plan(scanned, references)
+            known = self._plan(scanned, reading)
         plan, written = known
-        scanned = _Scanned.model_validate(plan.facts)
+        scanned = Scanned.model_validate(plan.facts)
+        if resumed:
+            scanned.restarts = (self._run.checkpoint or {}).get("restarts", 0)
         if not plan.accepted and not self._dry_run and plan.parts:
-            report = self._report(scanned, references, plan=plan, manifest=written).model_copy(
-                update={"status": "refused"}
-            )
+            report = self._report(scanned, plan=plan, manifest=written).model_copy(update={"status": "refused"})
             raise Refused([*plan.refusals, self._way_out()], report)
-        act = Removal(
-            connection,
-            references,
-            self._s3,
-            bucket=self._bucket,
-            planned_at=plan.planned_at,
-            max_bytes=int((self._params.max_delete_gb or 0) * GB),
-            quarantined=self._quarantined(plan),
-            dry_run=self._dry_run,
-        )
+        allowance, limit = self._before_acting(plan)
+        recheck = Recheck(connection, self._references, folder=self._folder, max_lag=self._min_age)
+        guard = _Guard(self._run, scan, scanned, recheck, reading)
         done = carry_out(
             self._archive,
             parts=plan.parts,
             resumed=resumed,
             read_part=self._archive.plan_part,
-            act=act,
-            stop=self._run.stop,
+            act=Removal(
+                guard.keep,
+                self._s3,
+                bucket=self._bucket,
+                planned_at=plan.planned_at,
+                max_bytes=int((self._params.max_delete_gb or 0) * GB),
+                limit=limit,
+                quarantined=self._quarantined(plan),
+                dry_run=self._dry_run,
+            ),
+            stop=guard.stop,
             progress=lambda part, parts: self._run.progress(
                 60 + 39 * part // parts, f"{part * PART} orphans dealt with"
             ),
         )
         if done.stopped == "out_of_time":
-            report = self._report(scanned, references, plan=plan, tally=done.tally)
+            report = self._report(scanned, plan=plan, tally=done.tally)
             return Unfinished(checkpoint=scanned.model_dump(mode="json"), report=report)
         manifest = self._archive.write_manifest(self._manifest(plan, done))
-        return self._report(scanned, references, plan=plan, tally=done.tally, manifest=manifest)
+        if done.stopped is None:
+            self._completed(plan, done, allowance)
+        return self._report(scanned, plan=plan, tally=done.tally, manifest=manifest)
 
-    def _profile(self, connection: Connection) -> References:
-        from lamplighter.media.references import profile
+    # -- the plan
 
-        exists = partial(listing.exists, self._s3, self._bucket)
-        with connection.begin():
-            columns = self._params.references or ()
-            return profile(connection, columns, bucket=self._bucket, folder=self._folder, exists=exists)
-
-    def _scan(self, connection: Connection, references: References, scanned: _Scanned) -> Stop:
-        """Writes the orphans down as the plan's parts, in S3's order; counts in `scanned`."""
-        cutoff = _to_seconds(scanned.started_at - timedelta(hours=self._params.min_age_hours or 0))
-        pending: list[Entry] = []
-        stopped: Stop = None
-        for objects in listing.batches(self._s3, self._bucket, self._folder, after=scanned.after):
-            media = [one for one in objects if is_media(one[0])]
-            old = [one for one in media if one[1][:19] <= cutoff]
-            pending += [_entry(old[n]) for n in self._missing(connection, references, old)]
-            scanned.files += len(media)
-            scanned.young += len(media) - len(old)
-            scanned.not_media += len(objects) - len(media)
-            scanned.after = objects[-1][0] if objects else scanned.after
-            while len(pending) >= PART:
-                self._write_part(pending[:PART], scanned)
-                del pending[:PART]
-            self._run.progress(0, f"{scanned.files} files scanned, {scanned.orphans + len(pending)} orphans")
-            stopped = self._run.stop()
-            if stopped:
-                break
-        if pending:
-            self._write_part(pending, scanned)
-        return stopped
-
-    def _missing(self, connection: Connection, references: References, objects: list[Listed]) -> list[int]:
-        with connection.begin():
-            return references.missing(connection, [one[0] for one in objects])
-
-    def _write_part(self, orphans: list[Entry], scanned: _Scanned) -> None:
-        self._archive.write_plan_part(scanned.parts, orphans)
-        scanned.parts += 1
-        scanned.orphans += len(orphans)
-        scanned.orphan_bytes += sum(orphan.size for orphan in orphans)
-
-    def _plan(self, scanned: _Scanned, references: References) -> tuple[Plan, ManifestAddress]:
+    def _plan(self, scanned: Scanned, reading: Reading) -> tuple[Plan, ManifestAddress]:
         """Has the governor judge the scan, and writes the plan down."""
-        counts = [column.count for column in references.columns]
-        baseline = self._archive.earlier()
         settings = self._run.settings
         measure = Measure(
             scanned=scanned.files,
             planned=scanned.orphans,
-            references={count.column: count.values for count in counts},
-            unmapped={count.column: count.unmapped for count in counts},
-            baseline=baseline.references if baseline else None,
+            sources=reading.sources,
+            baseline=self._archive.baseline(),
         )
-        limits = Limits(
+        limits = GovernorLimits(
             max_share=self._params.max_orphan_share or settings.media.max_orphan_share,
             max_reference_shrink=settings.media.max_reference_shrink,
-            max_unmapped=max(one.max_unmatched for one in settings.media.references),
         )
         refused = refusals(measure, limits)
         plan = Plan(
@@ -306,9 +243,13 @@ class OrphanCleanup:
             scope=self._archive.scope,
             planned_at=self._run.now(),
             started_at=scanned.started_at,
-            parts=scanned.parts,
-            references=dict(measure.references),
+            parts=scanned.parts if scanned.orphans else 0,
+            references={source.column: source.values for source in reading.sources},
+            sources=list(reading.sources),
+            missing_files=reading.missing_files,
+            missing=list(reading.missing),
             refusals=refused,
+            warnings=warnings(measure),
             accepted=not refused or (self._params.override and settings.allow_override),
             facts=scanned.model_dump(mode="json"),
         )
@@ -325,16 +266,73 @@ class OrphanCleanup:
         ]
         return f"Nothing was deleted. If all is as it should be, set {' and '.join(missing)} to true."
 
+    # -- acting
+
+    def _before_acting(self, plan: Plan) -> tuple[Allowance | None, int | None]:
+        """What an earnest run has to establish before it deletes anything; a preview only looks.
+
+        Returns:
+            The ramp's allowance of an earnest run, and how many objects this run may act on.
+        """
+        trust: dict[str, Any] = {
+            "table": ramp.table(),
+            "scope": ramp.of_objects(self._archive.scope),
+            "definition": ramp.definition_of(
+                {
+                    "bucket": self._bucket,
+                    "folder": self._folder,
+                    "references": [asdict(reference) for reference in self._references],
+                    "derived": list(self._rules.derived),
+                    "exclude": list(self._rules.exclude),
+                }
+            ),
+            "now": ramp.began(self._run.job_id, self._run.now()),
+            "first": ramp.FIRST_OBJECTS,
+            "ceiling": self._rules.max_objects,
+            "applies": self._rules.ramp,
+        }
+        if self._dry_run or not plan.parts:
+            return None, ramp.look(**trust)
+        versioning.demand_versioned(self._s3, self._bucket, allow_unversioned=self._rules.allow_unversioned)
+        configured = folder_of(self._run.settings.media.base_path)
+        claims.claim(
+            self._s3,
+            self._bucket,
+            self._folder,
+            stack=claims.Stack.of_environment(),
+            now=self._run.now(),
+            also=[configured],
+        )
+        allowance = ramp.open(run=self._run.job_id, **trust)
+        return allowance, allowance.limit
+
+    def _obstacles(self) -> list[str]:
+        """In a preview, why a run in earnest would delete nothing."""
+        if not self._dry_run:
+            return []
+        taken = claims.look(
+            self._s3, self._bucket, self._folder, stack=claims.Stack.of_environment(), now=self._run.now()
+        )
+        unversioned = None if self._rules.allow_unversioned else versioning.problem(self._s3, self._bucket)
+        return [sentence for sentence in (unversioned, taken) if sentence]
+
     def _quarantined(self, plan: Plan) -> Iterator[Entry] | None:
         """What an earlier run listed long enough ago, in S3's order; None when no quarantine is asked for."""
         hours = self._params.quarantine_hours
-        if hours is None:
-            scheduled = self._run.job.schedule is not None  # a redriven tick, too, whatever triggered it
-            hours = self._run.settings.media.quarantine_hours if scheduled else 0
+        if hours is None:  # a tick that is redriven is scheduled, too
+            hours = self._run.settings.media.quarantine_hours if self._run.job.schedule else 0
         if not hours:
             return None
-        manifest = self._archive.earlier(planned_by=plan.started_at - timedelta(hours=hours))
+        planned_by = plan.started_at - timedelta(hours=hours)
+        manifest = self._archive.earlier(planned_by=planned_by)
         return entries(self._s3, self._archive.bucket, manifest) if manifest else iter(())
+
+    def _completed(self, plan: Plan, done: CarriedOut, allowance: Allowance | None) -> None:
+        """What later runs build on: the baseline, and the trust that this run earned."""
+        if plan.accepted and self._references == self._run.settings.media.references:
+            self._archive.write_baseline(plan.references, planned_at=plan.planned_at, dry_run=self._dry_run)
+        if allowance:
+            allowance.acted(done.tally.count["deleted"])
 
     def _manifest(self, plan: Plan, done: CarriedOut) -> Manifest:
         return Manifest(
@@ -347,13 +345,15 @@ class OrphanCleanup:
             accepted=plan.accepted,
             refusals=plan.refusals,
             references=plan.references,
+            sources=plan.sources,
+            missing_files=plan.missing_files,
+            missing=plan.missing,
             parts=done.parts,
         )
 
     def _report(
         self,
-        scanned: _Scanned,
-        references: References,
+        scanned: Scanned,
         *,
         plan: Plan | None = None,
         tally: Tally | None = None,
@@ -361,6 +361,8 @@ class OrphanCleanup:
     ) -> Report:
         tally = tally or Tally()
         count, size = tally.count, tally.size
+        kept = count + Counter(scanned.kept)
+        sources = plan.sources if plan else []
         return Report(
             status="completed_with_errors" if count["failed"] else "completed",
             scanned_files=scanned.files,
@@ -377,32 +379,51 @@ class OrphanCleanup:
             skipped_size_limit=count["skipped_size_limit"],
             skipped_quarantine=count["kept_quarantine"],
             skipped_not_media=scanned.not_media,
-            kept_referenced_again=count["kept_referenced_again"],
+            kept_referenced_again=kept["kept_referenced_again"],
             kept_changed=count["kept_changed"],
+            kept_ambiguous=kept["kept_ambiguous"],
+            kept_derived=kept["kept_derived"],
+            excluded=kept["excluded"],
+            held_by_ramp=count["held_by_ramp"],
             already_gone=count["already_gone"],
             refusals=plan.refusals if plan else [],
-            references=[column.count for column in references.columns],
+            warnings=[*plan.warnings, *self._obstacles()] if plan else [],
+            references=sources,
+            matched=sum(source.matched for source in sources),
+            outside=sum(source.outside for source in sources),
+            unmatched=sum(source.unmatched for source in sources),
+            unmatched_examples=[one for source in sources for one in source.unmatched_examples],
+            missing_files=plan.missing_files if plan else 0,
             manifest=manifest,
         )
 
 
-def folder_of(path: str) -> str:
-    """A path as keys have it: no slash before, one behind, nothing for the whole bucket."""
-    path = path.strip("/")
-    return f"{path}/" if path else ""
+class _Guard:
+    """Decides right before a deletion whether a file is an orphan still."""
 
+    def __init__(self, run: Run, scan: Scan, scanned: Scanned, recheck: Recheck, reading: Reading | None) -> None:
+        """`reading` is this invocation's own, None where it has read nothing yet."""
+        self._run = run
+        self._scan = scan
+        self._scanned = scanned
+        self._recheck = recheck
+        self._reading = reading
 
-def is_media(key: str) -> bool:
-    """Whether the key's extension is that of an image or video; a folder's never is."""
-    _, dot, extension = key.rpartition(".")
-    return bool(dot) and extension.lower() in MEDIA and "\0" not in key  # Postgres cannot be asked about a NUL
+    def stop(self) -> Stop:
+        """Asked before each part: whether to stop. Reads all values again where the reading is no longer fresh."""
+        if stopped := self._run.stop():
+            return stopped
+        if self._reading is None or self._run.now() - self._reading.read_at > READING_IS_FRESH:
+            try:
+                self._reading = self._scan.reopened(self._scanned)
+            except Stopped as told:
+                return told.reason
+        return None
 
-
-def _entry(one: Listed) -> Entry:
-    key, last_modified, etag, size = one
-    return Entry(key=key, size=int(size), etag=etag, last_modified=last_modified)
-
-
-def _to_seconds(moment: datetime) -> str:
-    """As a listing's times begin."""
-    return moment.strftime("%Y-%m-%dT%H:%M:%S")
+    def keep(self, orphans: Sequence[Entry]) -> list[str | None]:
+        """Why each is kept after all, None where it is not."""
+        assert self._reading is not None, "`stop` is asked before each part"
+        self._scanned.restarts = 0
+        verdicts = self._reading.verdicts(orphans)
+        named = self._recheck.named([orphan.key for orphan in orphans])
+        return ["kept_referenced_again" if n in named else verdict for n, verdict in enumerate(verdicts)]

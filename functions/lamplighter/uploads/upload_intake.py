@@ -6,19 +6,21 @@ that never comes is made up for by the hourly expiry (`upload_expiry`), which lo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from datetime import datetime
-from typing import Any
+from datetime import timedelta
+from typing import Any, Final
 
 from aws_lambda_powertools import Logger
 from pydantic import BaseModel, Field
 
 from lamplighter.kernel import settings
+from lamplighter.kernel.events import moment, parsed
 from lamplighter.kernel.ledger.ledger import Ledger
 from lamplighter.kernel.ledger.store import DuplicateJob
 from lamplighter.uploads.jobs import new_job
 
 logger = Logger()
+REPLAYED: Final = timedelta(days=3650)
+"""How old an event may be: an archive of EventBridge can replay one after years."""
 
 
 class Bucket(BaseModel):
@@ -30,9 +32,9 @@ class Bucket(BaseModel):
 class Made(BaseModel):
     """The object; its key is as it is, not encoded as in S3's own notifications."""
 
-    key: str
-    etag: str
-    sequencer: str
+    key: str = Field(max_length=1024)
+    etag: str = Field(max_length=256)
+    sequencer: str = Field(max_length=256)
     """Tells two puts under a key apart, even of the same content."""
 
 
@@ -46,19 +48,24 @@ class Detail(BaseModel):
 class Event(BaseModel):
     """What is used of an event `Object Created` (Amazon S3, "EventBridge event message structure")."""
 
-    time: datetime
+    time: str
     detail: Detail
 
 
 @logger.inject_lambda_context
-def handler(event: Mapping[str, Any], context: Any) -> dict[str, Any]:  # noqa: ARG001 - Lambda's signature
-    """Submit the job of one `Event`; the dispatcher starts it."""
-    told = Event.model_validate(event)
+def handler(event: object, context: Any) -> dict[str, Any]:  # noqa: ARG001 - Lambda's signature
+    """Submit the job of one `Event`; the dispatcher starts it.
+
+    Raises:
+        Permanent: the event is none, or the object is no input.
+    """
+    told = parsed(Event, event)
     bucket, made = told.detail.bucket.name, told.detail.made
     if made.key.endswith("/"):
         return {"status": "skipped", "reason": f"{made.key} is a folder."}
     ledger, seed = Ledger.from_environment(), (bucket, made.key, made.etag, made.sequencer)
-    job = new_job(ledger, settings.load(), key=made.key, etag=made.etag, at=told.time, seed=seed)
+    at = moment("time", told.time, now=ledger.clock(), oldest=REPLAYED)
+    job = new_job(ledger, settings.load(), key=made.key, etag=made.etag, at=at, seed=seed)
     try:
         ledger.submit(job)
     except DuplicateJob:

@@ -8,10 +8,10 @@ from http import HTTPStatus
 from typing import Any, Final, NoReturn
 
 from lamplighter.jobs.http.problems import Problem, invalid
+from lamplighter.kernel.events import shown, unstorable
 
 LIMIT: Final = 300_000
 """Characters of a body: the longest report (`kernel.job.RESULT_LIMIT`) fits, with what is around it."""
-DEPTH: Final = 32
 
 
 def demand_json(event: Mapping[str, Any]) -> None:
@@ -31,11 +31,14 @@ def demand_json(event: Mapping[str, Any]) -> None:
         )
     told = event["headers"].get("content-type", "")
     if told.partition(";")[0].strip().lower() != "application/json":
-        raise Problem(
-            HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
-            "not-json",
-            f"The body must be sent with `Content-Type: application/json`, not {told or 'without a content type'!r}.",
-        )
+        raise unsupported(told)
+
+
+def unsupported(content_type: str) -> Problem:
+    """415."""
+    sent = f"as {shown(content_type)}" if content_type else "without a content type"
+    detail = f"The body must be sent with `Content-Type: application/json`, not {sent}."
+    return Problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "not-json", detail)
 
 
 def parsed(text: str) -> dict[str, Any]:
@@ -51,7 +54,8 @@ def parsed(text: str) -> dict[str, Any]:
         raise Problem(HTTPStatus.BAD_REQUEST, "not-json", detail) from None
     if not isinstance(value, dict):
         raise invalid([("body", "body: takes a JSON object.")])
-    _demand_storable(value)
+    if why := unstorable(value):
+        raise invalid([("body", f"body: {why}.")])
     return value
 
 
@@ -64,19 +68,3 @@ def _finite(text: str) -> float:
     if number in (float("inf"), float("-inf")):
         raise ValueError(f"{text} is too large a number")
     return number
-
-
-def _demand_storable(value: Any) -> None:
-    """Postgres keeps no U+0000 in JSON, and nothing keeps half of a surrogate pair: a row that holds one would stop
-    the history, which has to follow."""
-    waiting = [(value, 1)]
-    while waiting:
-        value, depth = waiting.pop()
-        if depth > DEPTH:
-            raise invalid([("body", f"body: takes {DEPTH} levels of objects and lists at most.")])
-        if isinstance(value, str) and ("\0" in value or any("\ud800" <= each <= "\udfff" for each in value)):
-            raise invalid([("body", "body: takes no text with U+0000 or half of a surrogate pair.")])
-        if isinstance(value, dict):
-            waiting += [(each, depth + 1) for pair in value.items() for each in pair]
-        elif isinstance(value, list):
-            waiting += [(each, depth + 1) for each in value]

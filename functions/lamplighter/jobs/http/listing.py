@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import heapq
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -16,6 +17,8 @@ from typing import Final, Self
 
 from lamplighter.kernel.ledger.row import Job, Status, Trigger, from_text, to_text
 from lamplighter.kernel.ledger.store import Store, after
+
+_ID: Final = re.compile(r"[\w#-]{1,64}", re.ASCII)
 
 LOOKED_AT: Final = 1_000
 """Jobs that one page looks at, at most, while it searches for those that the filters let through."""
@@ -61,11 +64,10 @@ class Cursor:
         """
         try:
             at, passed = json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
-            moment = from_text(at)
-            if moment.tzinfo is None or not all(isinstance(job_id, str) for job_id in dict(passed).values()):
+            if to_text(from_text(at)) != at or not all(_ID.fullmatch(job_id) for job_id in dict(passed).values()):
                 raise ValueError
-            return cls(moment, dict(passed))
-        except (ValueError, TypeError):
+            return cls(from_text(at), dict(passed))
+        except (ValueError, TypeError, OverflowError, RecursionError):
             raise ValueError("takes the `next` of the page before, as it is") from None
 
 
@@ -93,7 +95,8 @@ def _lane(store: Store, job_type: str, filters: Filters, *, limit: int, cursor: 
     until, place = filters.until, None
     if cursor:
         until = min(filter(None, (until, cursor.at)))
-        if passed := cursor.passed.get(job_type):
+        # With other filters than those of the page before, DynamoDB would refuse to start outside of the range.
+        if (passed := cursor.passed.get(job_type)) and until == cursor.at:
             place = after(job_type, cursor.at, passed)
     if filters.since and until and filters.since > until:
         return

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from aws_lambda_powertools.event_handler import Response
 from aws_lambda_powertools.event_handler.openapi.params import Path, Query
 from aws_lambda_powertools.event_handler.router import APIGatewayHttpRouter
-from pydantic import AwareDatetime, BeforeValidator, Field
+from pydantic import AfterValidator, AwareDatetime, BeforeValidator, Field
 
 from lamplighter import catalogue, rules
 from lamplighter.jobs import schedules as switching
@@ -28,6 +28,7 @@ from lamplighter.jobs.http.requests import (
 from lamplighter.jobs.shown import Answer, Brief, JobId, Whole
 from lamplighter.kernel import settings
 from lamplighter.kernel.errors import LostLease, Permanent
+from lamplighter.kernel.events import shown
 from lamplighter.kernel.job import InvalidParams, JobType
 from lamplighter.kernel.ledger.ledger import Ledger, UnknownJob, utc_now
 from lamplighter.kernel.ledger.row import Job, Status, Trigger
@@ -52,7 +53,19 @@ def _rfc_3339(value: Any) -> Any:
     return value
 
 
-Time = Annotated[AwareDatetime, BeforeValidator(_rfc_3339)]
+def _in_utc(moment: datetime) -> datetime:
+    try:
+        moment = moment.astimezone(UTC)
+    except OverflowError:
+        raise ValueError(_YEARS) from None
+    if not 1970 <= moment.year <= 9998:
+        raise ValueError(_YEARS)
+    return moment
+
+
+_YEARS: Final = "takes a time from 1970 on and before 9999"
+Time = Annotated[AwareDatetime, BeforeValidator(_rfc_3339), AfterValidator(_in_utc)]
+"""In UTC, and far enough from the ends of the calendar to reckon with."""
 Limit = Annotated[int, Query(ge=1, le=100, description="Jobs on a page, at most.")]
 
 
@@ -347,7 +360,7 @@ def simulate(wish: Wish) -> Simulated:
     """REQUIREMENTS B11."""
     if wish.rule not in rules.RULES:
         known = ", ".join(rules.RULES)
-        raise invalid([("body.rule", f"body.rule: there is no {wish.rule!r} (known: {known}).")])
+        raise invalid([("body.rule", f"body.rule: there is no {shown(wish.rule)} (known: {known}).")])
     rule, proposed = rules.RULES[wish.rule], timedelta(days=wish.keep_days)
     if rule.clock is None:
         raise invalid([("body.rule", f"body.rule: the rows of {wish.rule} do not age.")])
@@ -451,8 +464,15 @@ def _ordered(name: str, params: dict[str, Any], key: str | None) -> Response[Who
         new = _job_type(name).new_job(ledger, settings.load(), params, trigger=Trigger.API)
     except InvalidParams as error:
         raise invalid(
-            (f"body.params.{field}", f"body.params.{sentence}.") for field, sentence in error.problems
+            (f"body.params.{field}", f"body.params.{sentence}.")
+            if field
+            else ("body.params", f"body.params: {sentence}.")
+            for field, sentence in error.problems
         ) from None
+    except settings.SettingsError:
+        raise
+    except Permanent as refusal:
+        raise invalid([("body.params", f"body.params: {refusal}")]) from None
     return submitted(ledger, new, key, router.current_event.raw_event)
 
 

@@ -14,6 +14,8 @@ from lamplighter.jobs.shown import Answer
 
 MEDIA_TYPE: Final = "application/problem+json"
 RETRY_AFTER_SECONDS: Final = 10
+LISTED: Final = 10
+"""Fields of which an answer says what is wrong."""
 
 
 class Field(Answer):
@@ -54,9 +56,11 @@ class Problem(Exception):
 
 def invalid(errors: Iterable[tuple[str, str]]) -> Problem:
     """422: fields of the request are not as they should be; each with its name and a sentence."""
-    errors = list(errors)
-    detail = " ".join(sentence for _, sentence in errors)
-    return Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid-request", detail, errors=errors)
+    found = list(errors)
+    listed = found[:LISTED]
+    more = [f"{len(found) - LISTED} more fields are wrong."] if len(found) > LISTED else []
+    detail = " ".join([*(sentence for _, sentence in listed), *more])
+    return Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid-request", detail, errors=listed)
 
 
 def not_found(detail: str) -> Problem:
@@ -89,7 +93,8 @@ _MEANINGS: Final[Mapping[int, str]] = {
     400: "The body is not JSON",
     404: "There is no such thing",
     405: "The path takes other methods",
-    409: "Not as things stand: a singleton runs, a lease is lost, or the job's status does not allow it",
+    409: "Not as things stand: a singleton runs, a lease is lost, the job's status does not allow it, or a table or "
+    "service that is needed may not be used",
     413: "The body is too large",
     415: "The body is not said to be application/json",
     422: "A field is not as it should be; `errors` names each",
@@ -118,7 +123,7 @@ def documented(
     success: Mapping[int, OpenAPIResponse], *problems: int, body: bool = False
 ) -> dict[int, OpenAPIResponse]:
     """What a route may answer: `success`, `problems`, and what every route may, with `body` one that takes a body."""
-    statuses = {*problems, 422, 500, 503, *(_BODY if body else ())}
+    statuses = {*problems, 409, 422, 500, 503, *(_BODY if body else ())}
     told: dict[int, OpenAPIResponse] = {
         status: {"description": _MEANINGS[status], "content": {MEDIA_TYPE: {"model": Details}}}
         for status in sorted(statuses)

@@ -17,6 +17,8 @@ from pydantic import BaseModel, ConfigDict
 
 from lamplighter.jobs.http.problems import Problem, invalid
 from lamplighter.jobs.shown import Whole
+from lamplighter.kernel.errors import Permanent
+from lamplighter.kernel.events import json_object, short, shown, unstorable
 from lamplighter.kernel.ledger.ledger import Ledger
 from lamplighter.kernel.ledger.row import Job, derived_job_id
 from lamplighter.kernel.ledger.store import DuplicateJob
@@ -41,6 +43,7 @@ MADE: Final[dict[int, OpenAPIResponse]] = RUNS | {
 }
 """What one that may carry an idempotency key is answered with."""
 
+_QUERY: Final = "queryStringParameters"
 _SESSION: Final = re.compile(r"^(arn:[^:]+:sts::\d+:assumed-role/.+)/[^/]+$")
 
 
@@ -48,6 +51,42 @@ class Body(BaseModel):
     """A request's body; a field that is not known is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, defer_build=True, use_attribute_docstrings=True)
+
+
+def request_of(event: object) -> dict[str, Any]:
+    """The event, if it is a request of an HTTP API (payload format 2.0) that IAM has let in.
+
+    Raises:
+        Permanent: it is none.
+    """
+    request = json_object(event, "a request of the HTTP API")
+    for name, texts in (("headers", request.get("headers")), ("queryStringParameters", request.get(_QUERY, {}))):
+        if not isinstance(texts, dict) or not all(isinstance(text, str) for pair in texts.items() for text in pair):
+            raise Permanent(f"{name}: takes an object of texts, got {shown(texts)}.")
+    match request:
+        case {
+            "rawPath": str(),
+            "requestContext": {
+                "stage": str(),
+                "http": {"method": str(), "path": str()},
+                "authorizer": {"iam": {"userArn": str()}},
+            },
+        } if isinstance(request.get("body") or "", str):
+            return request
+    raise Permanent("The event must be a request of the HTTP API in payload format 2.0, let in by IAM.")
+
+
+def demand_text(request: Mapping[str, Any]) -> None:
+    """Refuse a path, query or header that no row and no message can hold.
+
+    Raises:
+        Problem: 422.
+    """
+    texts = [("path", request["rawPath"])]
+    texts += [(f"query.{short(name)}", name + value) for name, value in request.get(_QUERY, {}).items()]
+    texts += [(f"header.{short(name)}", name + value) for name, value in request["headers"].items()]
+    if problems := [(place, f"{place}: {why}.") for place, text in texts if (why := unstorable(text))]:
+        raise invalid(problems)
 
 
 def demand_known_query(app: APIGatewayHttpResolver, next_middleware: NextMiddleware) -> Response[Any]:
@@ -61,7 +100,8 @@ def demand_known_query(app: APIGatewayHttpResolver, next_middleware: NextMiddlew
     if unknown:
         takes = ", ".join(sorted(known))
         raise invalid(
-            (f"query.{name}", f"query.{name}: there is no such parameter; it takes {takes}.") for name in unknown
+            (f"query.{name}", f"query.{name}: there is no such parameter; it takes {takes}.")
+            for name in map(short, unknown)
         )
     return next_middleware(app)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hmac
 import os
 import random
+import re
 import traceback
 from base64 import urlsafe_b64encode
 from collections.abc import Callable, Iterable
@@ -18,6 +19,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from lamplighter.kernel.errors import AlreadyRunning, LostLease, Permanent
+from lamplighter.kernel.events import shown
 from lamplighter.kernel.ledger import transitions
 from lamplighter.kernel.ledger.dynamo import DynamoStore
 from lamplighter.kernel.ledger.row import (
@@ -34,6 +36,8 @@ from lamplighter.kernel.ledger.store import Change, Cursor, DuplicateJob, LockHe
 
 Clock = Callable[[], datetime]
 _TRIES: Final = 5
+_ID: Final = re.compile(r"[\w#-]{1,64}", re.ASCII)
+"""What an id may be, so that none is asked for that a key of the table cannot hold; all ids made here are ULIDs."""
 
 
 def utc_now() -> datetime:
@@ -134,10 +138,10 @@ class Ledger:
         Raises:
             UnknownJob: there is none.
         """
-        job = self.store.get(job_id)
+        job = self.store.get(job_id) if _ID.fullmatch(job_id) else None
         if job is None:
             raise UnknownJob(
-                f"job_id: there is no job {job_id!r} in the ledger. A finished job moves to job_history when its "
+                f"job_id: there is no job {shown(job_id)} in the ledger. A finished job moves to job_history when its "
                 "retention is over, and can be redriven no more."
             )
         return job
@@ -193,14 +197,16 @@ class Ledger:
         """Hand over to the next continuation. Raises LostLease."""
         return self._write(job, transitions.continue_later(job, now=self.clock(), checkpoint=checkpoint, result=result))
 
-    def fail(self, job: Job, error: BaseException, *, result: dict[str, Any] | None = None) -> Job:
-        """Record a failed attempt with its stack trace; `Permanent` errors are not retried. Raises LostLease."""
+    def fail(self, job: Job, error: BaseException, *, result: dict[str, Any] | None = None, final: bool = False) -> Job:
+        """Record a failed attempt with its stack trace; a `Permanent` error, and one that is `final`, is not retried.
+        Raises LostLease."""
+        traced = getattr(error, "traced", True)
         return self.fail_as(
             job,
             type(error).__name__,
             str(error) or type(error).__name__,
-            stack_trace="".join(traceback.format_exception(error)),
-            retry=not isinstance(error, Permanent),
+            stack_trace="".join(traceback.format_exception(error)) if traced else "",
+            retry=not (final or isinstance(error, Permanent)),
             result=result,
         )
 

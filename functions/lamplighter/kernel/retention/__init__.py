@@ -28,10 +28,20 @@ from typing import TYPE_CHECKING, Final
 from lamplighter.kernel.errors import Permanent
 from lamplighter.kernel.retention.batches import TARGET, Work
 from lamplighter.kernel.retention.rule import Applied, Archive, Candidates, Delete, Rule, Set, Simulation, Stop
-from lamplighter.kernel.retention.table import alias, execute, look, named, parameters_of, quoted, spelled, trouble_with
+from lamplighter.kernel.retention.table import (
+    alias,
+    demand_no_dependants,
+    execute,
+    look,
+    named,
+    parameters_of,
+    quoted,
+    spelled,
+    trouble_with,
+)
 
 if TYPE_CHECKING:
-    from sqlalchemy import Engine
+    from sqlalchemy import Connection, Engine
 
 __all__ = [
     "Applied",
@@ -67,7 +77,7 @@ def preview(engine: Engine, rule: Rule, *, now: datetime, keep: timedelta) -> Ca
         Retryable: somebody has locked the whole table.
         DatabaseUnavailable: the database is down.
     """
-    [found] = _count(engine, rule, [_cutoff(rule, now, keep)])
+    [found] = _count(engine, rule, [_cutoff(rule, now, keep)], max_lag=keep)
     return found
 
 
@@ -84,8 +94,9 @@ def simulate(
 
     Both are counted in one snapshot, in at most `timeout` each; nothing is locked. Raises as `preview` does.
     """
-    cutoffs = [_cutoff(rule, now, rule.keep if current is None else current), _cutoff(rule, now, keep)]
-    before, after = _count(engine, rule, cutoffs, timeout)
+    current = rule.keep if current is None else current
+    cutoffs = [_cutoff(rule, now, current), _cutoff(rule, now, keep)]
+    before, after = _count(engine, rule, cutoffs, timeout, max_lag=min(current, keep))
     return Simulation(current=before, proposed=after)
 
 
@@ -99,16 +110,24 @@ def _cutoff(rule: Rule, now: datetime, keep: timedelta) -> datetime:
 
 
 def _count(
-    engine: Engine, rule: Rule, cutoffs: Sequence[datetime], timeout: timedelta = PREVIEW_TIMEOUT
+    engine: Engine,
+    rule: Rule,
+    cutoffs: Sequence[datetime],
+    timeout: timedelta = PREVIEW_TIMEOUT,
+    *,
+    max_lag: timedelta,
 ) -> list[Candidates]:
     from sqlalchemy.exc import DBAPIError
 
-    from lamplighter.kernel.database import bound_statements
+    from lamplighter.kernel.database import bound_statements, whole_view
 
     with engine.connect().execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True) as connection:
         bound_statements(connection, statement=timeout)
         try:
+            whole_view(connection, max_lag=max_lag)
             table = look(connection, rule)
+            for cutoff in cutoffs:
+                demand_no_dependants(connection, rule, table, cutoff)
             clock = quoted(rule.clock) if rule.clock else "NULL"
             sizes = " + ".join(f"coalesce(pg_column_size({quoted(name)}), 0)" for name in table.columns)
             query = (
@@ -135,6 +154,7 @@ def apply(
     stop: Callable[[], Stop],
     progress: Callable[[int, str], None],
     ceiling: int | None = None,
+    counted: Callable[[int], None] = lambda _: None,
     target: timedelta = TARGET,
 ) -> Applied:
     """Changes what is due, a batch at a time (REQUIREMENTS B4, C16, E1).
@@ -146,17 +166,23 @@ def apply(
         keep: the retention in force, at least the rule's floor.
         stop: asked before each batch why to stop now, or None.
         progress: told how many percent are done, and a sentence.
-        ceiling: how many rows may be changed at most; with one, every batch goes the slower way.
+        ceiling: how many rows may be changed at most; with one, each batch is a transaction of several statements.
+        counted: with a ceiling, told the rows of each batch right before they are committed.
         target: how long a batch may hold its locks; no statement takes more than twice as long.
 
     Raises:
-        Permanent: `keep` is below the floor, table and rule do not fit, or the clocks differ: nothing was touched.
+        Permanent: `keep` is below the floor, table and rule do not fit, or the clocks differ: nothing was touched. Or
+            the database does otherwise than the rule says, see `batches.Work`: that batch was rolled back.
         Retryable: somebody has locked the whole table.
         DatabaseUnavailable: the database is down, or went away; what was changed stays changed.
     """
+    from lamplighter.kernel.database import whole_view
+
     cutoff = _cutoff(rule, now, keep)
     with engine.connect() as connection, _named_errors(rule):
+        whole_view(connection, max_lag=keep)
         table = look(connection, rule)
+        demand_no_dependants(connection, rule, table, cutoff)
         if abs(table.now - now) > MAX_SKEW:
             raise Permanent(
                 f"{rule.name}: the database's clock says {table.now:%Y-%m-%d %H:%M:%S}, ours {now:%Y-%m-%d %H:%M:%S} "
@@ -172,9 +198,23 @@ def apply(
             stop=stop,
             progress=progress,
             ceiling=ceiling,
+            counted=counted,
             target=target,
         )
-        return work.run()
+        with _all_rows(connection):
+            return work.run()
+
+
+@contextmanager
+def _all_rows(connection: Connection) -> Iterator[None]:
+    """Statements see all rows or fail (REQUIREMENTS S6), as `whole_view` does within one transaction."""
+    execute(connection, "SET row_security = off", {})
+    try:
+        yield
+    except BaseException:
+        connection.invalidate()
+        raise
+    execute(connection, "RESET row_security", {})
 
 
 @contextmanager

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from random import randrange
@@ -177,6 +178,7 @@ class Work:
     stop: Callable[[], Stop]
     progress: Callable[[int, str], None]
     ceiling: int | None
+    counted: Callable[[int], None]
     target: timedelta
     rows: int = 0
     batches: int = 0
@@ -291,27 +293,61 @@ class Work:
 
         Raises:
             DBAPIError: nothing was changed.
+            Permanent: the rows did not change as they should; nothing of this batch was changed.
         """
         from sqlalchemy.exc import DBAPIError
 
-        if self.ceiling is None:
-            try:
-                self._do(leaf, place.sql, place.parameters())
+        try:
+            if self._do(leaf, place, None):
                 return
-            except DBAPIError as error:
-                if trouble_with(error) != "locked":
-                    raise
-        limit = None if self.ceiling is None else self.ceiling - self.rows
-        free = (
-            f"ctid = ANY (ARRAY(SELECT ctid FROM {self._from(leaf)} WHERE {place.sql} AND {self.table.predicate}"  # noqa: S608
-            " LIMIT CAST(:limit AS bigint) FOR UPDATE SKIP LOCKED))"
-        )
-        changed = self._do(leaf, free, place.parameters() | {"limit": limit})
-        if changed != limit:
+        except DBAPIError as error:
+            if trouble_with(error) != "locked":
+                raise
+        most = None if self.ceiling is None else self.ceiling - self.rows
+        before = self.rows
+        self._do(leaf, place, f"LIMIT {'ALL' if most is None else most} FOR UPDATE SKIP LOCKED")
+        if self.rows - before != most:
             self.skipped += self._left(leaf, place)
 
-    def _do(self, leaf: Leaf, place: str, parameters: dict[str, object]) -> int:
-        due = f"{place} AND {self.table.predicate}"
+    def _do(self, leaf: Leaf, place: Place, chosen: str | None) -> bool:
+        """One batch: of all rows of the place that are due, or of those that are `chosen`. False where that would have
+        been more than the ceiling leaves: nothing was changed.
+
+        Without a ceiling, and on a table where nothing else happens to rows, it is one statement.
+        """
+        if self.ceiling is None and not self.table.is_watched:
+            self.rows += self._change_rows(leaf, self._where(leaf, place, chosen), place)
+            self.batches += 1
+            return True
+        # In one snapshot, counts before and after can be compared.
+        level = "REPEATABLE READ" if self.table.is_watched else "READ COMMITTED"
+        execute(self.connection, f"BEGIN ISOLATION LEVEL {level}", {})
+        try:
+            if self.table.is_watched:
+                changed = self._change_watched(leaf, place, chosen)
+            else:
+                changed = self._change_rows(leaf, self._where(leaf, place, chosen), place)
+            kept = self.ceiling is None or self.rows + changed <= self.ceiling
+            if kept:
+                self.counted(changed)  # before the commit, whose answer may be lost
+            execute(self.connection, "COMMIT" if kept else "ROLLBACK", {})
+        except BaseException:
+            with suppress(Exception):
+                execute(self.connection, "ROLLBACK", {})
+            raise
+        if kept:
+            self.rows += changed
+            self.batches += 1
+        return kept
+
+    def _where(self, leaf: Leaf, place: Place, chosen: str | None) -> str:
+        if not chosen:
+            return place.sql
+        rows = f"SELECT ctid FROM {self._from(leaf)} WHERE {place.sql} AND {self.table.predicate} {chosen}"  # noqa: S608
+        return f"ctid = ANY (ARRAY({rows}))"
+
+    def _change_rows(self, leaf: Leaf, where: str, place: Place) -> int:
+        due = f"{where} AND {self.table.predicate}"
         delete = f"DELETE FROM {self._from(leaf)} WHERE {due}"  # noqa: S608
         match self.rule.action:
             case Delete():
@@ -327,11 +363,77 @@ class Work:
                     f"WITH moved AS ({delete} RETURNING {columns}), kept AS (INSERT INTO {spelled(into)} ({columns})"  # noqa: S608
                     f" OVERRIDING SYSTEM VALUE SELECT {columns} FROM moved) SELECT count(*) FROM moved"
                 )
-        result = execute(self.connection, statement, self._parameters() | parameters)
+        result = execute(self.connection, statement, self._parameters() | place.parameters())
         changed: int = result.scalar_one() if isinstance(self.rule.action, Archive) else result.rowcount
-        self.rows += changed
-        self.batches += 1
         return changed
+
+    # -- compare: what triggers and foreign keys made of it (REQUIREMENTS S8) -----------------------------------------
+
+    def _change_watched(self, leaf: Leaf, place: Place, chosen: str | None) -> int:
+        """Changes rows inside a transaction and compares what happened with what the rule says.
+
+        Returns:
+            How many rows changed, those included that a foreign key of the table to itself deleted with them: they are
+            due too, as `demand_no_dependants` has seen.
+
+        Raises:
+            Permanent: due rows stayed, or other rows were deleted or changed.
+        """
+        due, before = self._count(leaf, place), self._writes()
+        wanted, rows = due, place
+        if chosen:
+            query = f"SELECT CAST(ctid AS text) FROM {self._from(leaf)} WHERE {place.sql} AND {self.table.predicate}"  # noqa: S608
+            parameters = self._parameters() | place.parameters()
+            tids = execute(self.connection, f"{query} {chosen}", parameters).scalars().all()
+            if not tids:
+                return 0
+            wanted, rows = len(tids), Rows(tids)
+        changed = self._change_rows(leaf, rows.sql, rows)
+        gone, writes = due - self._count(leaf, place), self._writes() - before
+        own, depending = self.table.oids, {one.oid for one in self.table.dependants}
+        deleted, updated = (sum(writes[oid, kind] for oid in own) for kind in ("deleted", "updated"))
+        archived = sum(writes[oid, "inserted"] for oid in self.table.into)
+        to_itself = bool(own & depending)
+        match self.rule.action:
+            case Set():
+                agrees = gone == changed and not deleted
+            case Archive():
+                agrees = gone == changed == deleted == archived and not updated
+            case Delete():
+                agrees = gone >= changed and (to_itself or (deleted == changed and not updated))
+        if changed != wanted or not agrees:
+            raise self._disagreement(f"of {wanted} due rows, {changed} changed")
+        for (oid, kind), count in writes.items():
+            if count and oid not in own and (kind == "deleted" or (kind == "updated" and oid in depending)):
+                raise self._disagreement(f"{count} rows of {self._name(oid)} would be {kind}, which are not due")
+        return max(changed, deleted)
+
+    def _disagreement(self, what: str) -> Permanent:
+        causes = ", ".join([*self.table.triggers, *(one.name for one in self.table.dependants)])
+        return Permanent(
+            f"{self.rule.name}: what {self.rule.table} did is not what the rule says: {what} (look at {causes}). "
+            f"This batch was rolled back; {self.rows} rows were changed before."
+        )
+
+    def _count(self, leaf: Leaf, place: Place) -> int:
+        """How many rows of a place are due, inside the transaction."""
+        query = f"SELECT count(*) FROM {self._from(leaf)} WHERE {place.sql} AND {self.table.predicate}"  # noqa: S608
+        return int(execute(self.connection, query, self._parameters() | place.parameters()).scalar_one())
+
+    def _writes(self) -> Counter[tuple[int, str]]:
+        """Rows that were inserted, updated and deleted, by table, as the session has counted them up to now."""
+        query = (
+            "SELECT CAST(relid AS bigint) AS oid, n_tup_ins AS inserted, n_tup_upd AS updated, n_tup_del AS deleted"
+            " FROM pg_stat_xact_user_tables WHERE n_tup_ins + n_tup_upd + n_tup_del > 0"
+        )
+        rows = execute(self.connection, query, {}).all()
+        return Counter(
+            {(row.oid, kind): getattr(row, kind) for row in rows for kind in ("inserted", "updated", "deleted")}
+        )
+
+    def _name(self, oid: int) -> str:
+        query = "SELECT CAST(CAST(CAST(:oid AS bigint) AS regclass) AS text)"
+        return str(execute(self.connection, query, {"oid": oid}).scalar_one())
 
     def _parts(self, leaf: Leaf, place: Place, trouble: Trouble) -> Sequence[Place]:
         """What to try instead of a place; empty when it is a single row."""

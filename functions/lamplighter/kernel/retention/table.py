@@ -50,6 +50,25 @@ class Leaf:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Dependants:
+    """A foreign key by which the database changes other rows together with the rule's."""
+
+    name: str
+    table: str
+    """That refers to the rule's table, as it is shown."""
+    quoted_table: str
+    columns: Sequence[str]
+    keys: Sequence[str]
+    """The columns of the rule's table that they refer to."""
+    action: str
+    """`ON DELETE CASCADE`, say."""
+    own: bool
+    """Whether the table refers to itself."""
+    oid: int
+    """Of the table that refers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
     """What the database says about a rule's table."""
 
@@ -59,32 +78,78 @@ class Table:
     predicate: str
     now: datetime
     """By the database's clock."""
+    oids: frozenset[int]
+    """Of the table and its partitions."""
+    into: frozenset[int]
+    """Of the table that rows are archived into, and its partitions."""
+    triggers: Sequence[str]
+    """That fire when the rule acts, and may do otherwise than it says."""
+    dependants: Sequence[Dependants]
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether each batch has to be compared with what it should have done."""
+        return bool(self.triggers or self.dependants)
 
 
 _LOOK: Final = """
     WITH RECURSIVE tree AS (
         SELECT CAST(to_regclass(:table) AS oid) AS oid
         UNION ALL SELECT inhrelid FROM pg_inherits JOIN tree ON inhparent = tree.oid
+    ), into_tree AS (
+        SELECT CAST(to_regclass(:into) AS oid) AS oid
+        UNION ALL SELECT inhrelid FROM pg_inherits JOIN into_tree ON inhparent = into_tree.oid
     ), leaf AS (
         SELECT nspname, relname, relkind,
             CASE relkind WHEN 'r' THEN pg_relation_size(pg_class.oid) ELSE 0 END
                 / CAST(current_setting('block_size') AS int) AS blocks
         FROM tree JOIN pg_class USING (oid) JOIN pg_namespace ON pg_namespace.oid = relnamespace
         WHERE relkind <> 'p'
+    ), concerned AS (
+        SELECT oid, CAST(:event AS int) AS event FROM tree UNION ALL SELECT oid, 4 FROM into_tree
     )
     SELECT clock_timestamp() AS now, to_regclass(:table) IS NOT NULL AS found,
         (SELECT json_object_agg(attname, format_type(atttypid, atttypmod) ORDER BY attnum) FROM pg_attribute
             WHERE attrelid = to_regclass(:table) AND attnum > 0 AND NOT attisdropped) AS columns,
         (SELECT json_agg(attname) FROM pg_attribute
             WHERE attrelid = to_regclass(:into) AND attnum > 0 AND NOT attisdropped) AS into_columns,
-        (SELECT json_agg(json_build_array(nspname, relname, relkind, blocks) ORDER BY relname) FROM leaf) AS leaves
+        (SELECT json_agg(json_build_array(nspname, relname, relkind, blocks) ORDER BY relname) FROM leaf) AS leaves,
+        (SELECT json_agg(CAST(oid AS bigint)) FROM tree) AS oids,
+        (SELECT json_agg(CAST(oid AS bigint)) FROM into_tree WHERE oid IS NOT NULL) AS into_oids,
+        (SELECT json_agg(json_build_array(rulename, CAST(CAST(ev_class AS regclass) AS text)) ORDER BY rulename)
+            FROM pg_rewrite JOIN concerned ON ev_class = concerned.oid
+            WHERE ev_enabled IN ('O', 'A')
+                AND ev_type = CAST(CASE event WHEN 4 THEN '3' WHEN 8 THEN '4' ELSE '2' END AS "char")
+        ) AS rules,
+        (SELECT json_agg(DISTINCT CAST(tgname AS text)) FROM pg_trigger JOIN concerned ON tgrelid = concerned.oid
+            WHERE NOT tgisinternal AND tgenabled IN ('O', 'A') AND (tgtype & event) > 0) AS triggers,
+        (SELECT json_agg(json_build_object(
+                'name', conname, 'table', CAST(CAST(conrelid AS regclass) AS text),
+                'oid', CAST(conrelid AS bigint), 'schema', nspname, 'relation', relname,
+                'own', conrelid IN (SELECT oid FROM tree),
+                'how', CASE CAST(:event AS int) WHEN 8 THEN confdeltype ELSE confupdtype END,
+                'columns', (SELECT json_agg(attname ORDER BY n) FROM unnest(conkey) WITH ORDINALITY AS k(attnum, n)
+                    JOIN pg_attribute USING (attnum) WHERE attrelid = conrelid),
+                'keys', (SELECT json_agg(attname ORDER BY n) FROM unnest(confkey) WITH ORDINALITY AS k(attnum, n)
+                    JOIN pg_attribute USING (attnum) WHERE attrelid = confrelid)) ORDER BY conname)
+            FROM pg_constraint JOIN pg_class ON pg_class.oid = conrelid
+            JOIN pg_namespace ON pg_namespace.oid = relnamespace
+            WHERE contype = 'f' AND conparentid = 0 AND confrelid IN (SELECT oid FROM tree)
+                AND CASE CAST(:event AS int) WHEN 8 THEN confdeltype ELSE confupdtype END IN ('c', 'n', 'd')
+        ) AS dependants
 """
+
+_DELETES, _UPDATES = 8, 16
+"""Events as `pg_trigger.tgtype` has them."""
+_HOW: Final = {"c": "CASCADE", "n": "SET NULL", "d": "SET DEFAULT"}
 
 
 def look(connection: Connection, rule: Rule) -> Table:
     """The rule's table, once it is certain that the rule fits it."""
     into = rule.action.into if isinstance(rule.action, Archive) else ""
-    row = execute(connection, _LOOK, {"table": _plain(rule.table), "into": _plain(into) if into else ""}).one()
+    event = _UPDATES if isinstance(rule.action, Set) else _DELETES
+    asked = {"table": _plain(rule.table), "into": _plain(into) if into else "", "event": event}
+    row = execute(connection, _LOOK, asked).one()
     if not row.found:
         raise Permanent(f"{rule.name}: there is no table {rule.table} in the database.")
     if unfit := [name for _, name, kind, _ in row.leaves or () if kind != "r"]:
@@ -103,10 +168,61 @@ def look(connection: Connection, rule: Rule) -> Table:
         raise Permanent(f"{rule.name}: there is no table {into} to archive into.")
     if into and (missing := [column for column in columns if column not in row.into_columns]):
         raise Permanent(f"{rule.name}: the table {into} lacks {', '.join(missing)} of {rule.table}.")
+    for name, table in row.rules or ():
+        raise Permanent(
+            f"{rule.name}: the rewrite rule {name} of the table {table} does otherwise than the retention rule says; "
+            "nothing was touched."
+        )
     leaves = [
         Leaf(name=f"{quoted(schema)}.{quoted(name)}", blocks=blocks) for schema, name, _, blocks in row.leaves or ()
     ]
-    return Table(columns=columns, leaves=leaves, predicate=_predicate(rule, columns), now=row.now)
+    return Table(
+        columns=columns,
+        leaves=leaves,
+        predicate=_predicate(rule, columns),
+        now=row.now,
+        oids=frozenset(row.oids or ()),
+        into=frozenset(row.into_oids or ()),
+        triggers=row.triggers or (),
+        dependants=[
+            one for one in map(_dependants, row.dependants or ()) if event == _DELETES or {*values} & {*one.keys}
+        ],
+    )
+
+
+def _dependants(found: Mapping[str, Any]) -> Dependants:
+    return Dependants(
+        name=found["name"],
+        table=found["table"],
+        quoted_table=f"{quoted(found['schema'])}.{quoted(found['relation'])}",
+        columns=found["columns"],
+        keys=found["keys"],
+        action=_HOW[found["how"]],
+        own=found["own"],
+        oid=found["oid"],
+    )
+
+
+def demand_no_dependants(connection: Connection, rule: Rule, table: Table, cutoff: datetime) -> None:
+    """Nothing but what is due changes with what is due (REQUIREMENTS S8).
+
+    Raises:
+        Permanent: a foreign key would delete or change other rows too; names their table.
+    """
+    due = f"FROM {spelled(rule.table)} AS {quoted(alias(rule))} WHERE {table.predicate}"
+    verb = "update" if isinstance(rule.action, Set) else "delete"
+    for one in table.dependants:
+        columns, keys = (", ".join(map(quoted, names)) for names in (one.columns, one.keys))
+        other = f"AND ({table.predicate}) IS NOT TRUE" if one.own else ""  # what is due goes anyway
+        name = quoted(alias(rule) if one.own else one.table)
+        depending = f"FROM {one.quoted_table} AS {name} WHERE ({columns}) IN (SELECT {keys} {due}) {other}"
+        query = f"SELECT EXISTS (SELECT {depending})"  # identifiers are quoted
+        if execute(connection, query, parameters_of(rule, cutoff)).scalar_one():
+            raise Permanent(
+                f"{rule.name}: rows of {one.table} that are not due depend on due rows of {rule.table} (foreign key "
+                f"{one.name}, ON {verb.upper()} {one.action}); nothing was touched. Add a rule for {one.table} that "
+                "runs first, or change the foreign key."
+            )
 
 
 def _plain(table: str) -> str:
@@ -133,6 +249,7 @@ def execute(connection: Connection, sql: str, parameters: Mapping[str, object]) 
     return connection.execute(text(sql), parameters)
 
 
+_READ_ONLY: Final = "25006"
 _LATE: Final = "57014"
 _LOCKED: Final = ("55P03", "40P01", "40001")
 """A lock was not to be had, a deadlock, a serialization failure."""
@@ -155,6 +272,13 @@ def named(rule: Rule, error: DBAPIError) -> Exception:
     facts = facts_of(error)
     if str(facts.get("C", "")).startswith("42"):
         return Permanent(f"{rule.name}: {facts['M']}.")
+    if facts.get("C") == _READ_ONLY:
+        return Permanent(f"{rule.name}: the database is read-only, a standby for instance; connect to the primary.")
+    if trouble_with(error) == "late":
+        return Permanent(
+            f"{rule.name}: looking at {rule.table} takes too long. Do the clock, and the columns that refer to the "
+            "table, have indexes?"
+        )
     if trouble_with(error) == "locked":
         return Retryable(f"{rule.name}: somebody has locked {rule.table}; try again later.")
     return error

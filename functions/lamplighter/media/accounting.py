@@ -1,0 +1,455 @@
+"""Accounts for every value of the reference columns: two readings of the values around one listing of the bucket.
+
+1. `first` takes the values of all columns and keeps the fingerprints of what they may mean.
+2. `listed` takes the keys of the bucket and marks what the values name. What no value names is a candidate.
+3. `second` takes the values again, from a later snapshot, and counts each: matched, outside or unmatched.
+4. `verdict` says why a candidate is kept; None: no value names it or may mean it.
+
+All take batches of some thousand. The memory is that of `fingerprints` and `rescue`, and a bounded number of examples.
+A listing that goes on elsewhere takes `sealed_to_bytes` and `progress_to_bytes`; ranges of keys that were listed side
+by side are combined by `add_progress`.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import string
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+from lamplighter.kernel.media import DERIVED
+from lamplighter.media.extensions import is_media
+from lamplighter.media.fingerprints import Builder, Fingerprints, frame, from_bytes, unframe
+from lamplighter.media.folding import (
+    Scope,
+    Spread,
+    ancestors,
+    bare_paths,
+    fingerprint,
+    fingerprint_batch,
+    fold,
+    fold_batch,
+    readings_batch,
+    spread_batch,
+)
+from lamplighter.media.rescue import Exclusions, Kept, Names, Patterns, has_media_name, uncut, why_kept
+
+MAX_GROUPS: Final = 200
+"""Groups of unmatched values a column; values of others count as one more group."""
+MAX_SHOWN: Final = 5
+"""Groups that a refusal names."""
+EXAMPLES: Final = 3
+"""Values that are shown of each group."""
+MAX_MISSING: Final = 10_000
+"""Unmatched values a column that are kept as they are, for the list of missing files."""
+
+_BLANK: Final = "\0\xad\u200b\u200c\u200d\u2060\ufeff"
+_HOST: Final = re.compile(r"(?:[a-z][a-z0-9+.\-]*:)?[/\\]{2,}(?:[^/\\?#@]*@)?([^/\\?#:]+)", re.I)
+
+
+class Column(Protocol):
+    """A reference column, as the settings declare it. `str(column)` is its name."""
+
+    @property
+    def strip(self) -> Sequence[str]:
+        """Prefixes that are no part of keys."""
+
+    @property
+    def elsewhere(self) -> Sequence[str]:
+        """Hosts or prefixes of files that are not in this bucket."""
+
+    @property
+    def folder(self) -> bool:
+        """Whether its values name folders."""
+
+
+@dataclass(slots=True)
+class Group:
+    """Unmatched values of one host and first segment."""
+
+    host: str
+    segment: str
+    """The first folder with its slash; empty for names without a folder."""
+    far: bool = False
+    """Whether these are paths of another folder of the bucket."""
+    count: int = 0
+    examples: list[str] = field(default_factory=list)
+    fitting: Counter[str] = field(default_factory=Counter)
+    """Prefixes without which values would match, and how many."""
+
+    def __str__(self) -> str:
+        examples = ", ".join(self.examples)
+        named = f"//{self.host}/{self.segment}" if self.host else self.segment or "without a folder"
+        return f"{named}: {self.count} ({examples})"
+
+    @property
+    def declaration(self) -> str | None:
+        """What to declare if these values are no faults."""
+        if self.fitting:
+            return f"strip: [{self.fitting.most_common(1)[0][0]}]"
+        if self.host or (self.far and self.segment):
+            return f"elsewhere: [{self.host or self.segment}]"
+        return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ColumnAccount:
+    """What became of the values of one column. `values == matched + outside + unmatched`."""
+
+    column: str
+    values: int
+    """Not counting NULL and blank."""
+    matched: int
+    """Name a listed key."""
+    outside: int
+    """Name what is not below the listed folder, or declared elsewhere."""
+    unmatched: int
+    unreadable: int
+    """Unmatched values without the extension of a media file."""
+    groups: tuple[Group, ...]
+    """Unmatched values by host and first segment, the largest first."""
+    missing: tuple[str, ...]
+    """Unmatched values with the extension of a media file, at most `MAX_MISSING`."""
+
+    def __post_init__(self) -> None:
+        if self.values != self.matched + self.outside + self.unmatched:
+            raise AssertionError(f"{self.column}: {self.values} values are not accounted for: {self}")
+
+    def explained(self, *, max_unmatched: int, max_unreadable: int) -> str | None:
+        """Why the account is refused and what to declare, or None when it is within its limits."""
+        if self.values and not self.matched:
+            why = f"none of {self.values} values matches a file"
+        elif self.unmatched > max_unmatched:
+            why = f"{self.unmatched} of {self.values} values match no file; max_unmatched is {max_unmatched}"
+        elif self.unreadable > max_unreadable:
+            why = (
+                f"{self.unreadable} of {self.values} values match no file and have no extension of an image or a video;"
+                f" max_unreadable is {max_unreadable}"
+            )
+        else:
+            return None
+        shown = self.groups[:MAX_SHOWN]
+        lines = [f"{group}" + (f" -> {group.declaration}" if group.declaration else "") for group in shown]
+        if len(self.groups) > len(shown):
+            lines.append(f"{len(self.groups) - len(shown)} other groups")
+        found = f" By host and first folder: {'; '.join(lines)}." if lines else ""
+        return (
+            f"{self.column}: {why}.{found} Declare strip for a prefix that is no part of the keys and elsewhere for"
+            " files that are not in this bucket, or set max_unmatched to the number of missing files that you accept."
+        )
+
+
+class Account:
+    """One account of a bucket's folder. See the module's description for the order of calls.
+
+    Args:
+        scope: what is listed.
+        columns: the reference columns; batches of values give the position of theirs.
+        derived: patterns of derived files.
+        exclude: glob patterns of keys that are never removed.
+    """
+
+    def __init__(
+        self, scope: Scope, columns: Sequence[Column], *, derived: Iterable[str] = DERIVED, exclude: Iterable[str] = ()
+    ) -> None:
+        self._scope = scope
+        self._root = fold(scope.folder) + "/" if fold(scope.folder) else ""
+        self._columns = columns
+        self._patterns = Patterns(derived)
+        self._exclusions = Exclusions(exclude)
+        self._reading = Builder()
+        self._reading_folders = Builder()
+        self._sealed: tuple[Fingerprints, Fingerprints] | None = None
+        self._unnamed = Builder()
+        self._unnamed_folders = Builder()
+        self._candidates: tuple[Fingerprints, Fingerprints] | None = None
+        self._names = Names()
+        self.begin_second()
+
+    # -- the first reading -----------------------------------------------------------------------------------------
+
+    def first(self, column: int, values: Sequence[str], hints: Sequence[str] = ()) -> None:
+        """Take values, and hints: texts that keep what they name and are not counted."""
+        paths: list[str] = []
+        for spread in self._spread(column, [*values, *hints]):
+            paths += spread.absolute
+            paths += spread.relative
+            paths += spread.beyond
+        prints = fingerprint_batch(paths)
+        self._reading.add(prints)
+        if self._columns[column].folder:
+            self._reading_folders.add(prints)
+
+    def _spread(self, column: int, texts: Sequence[str]) -> list[Spread]:
+        return spread_batch(texts, self._scope, self._columns[column].strip)
+
+    # -- the listing -----------------------------------------------------------------------------------------------
+
+    def listed(self, keys: Sequence[str]) -> list[bool]:
+        """Take listed keys of all kinds, and say which of them values name. The others are candidates."""
+        paths, folders = self._seal()
+        folded = fold_batch(keys)
+        named = paths.mark(fingerprint_batch(folded))
+        if len(folders):
+            above = {key: ancestors(key) for key in {key.rpartition("/")[0] + "/" for key in folded}}
+            every = list({folder for some in above.values() for folder in some})
+            found = dict(zip(every, folders.mark(fingerprint_batch(every)), strict=True))
+            named = [
+                one or any(found[folder] for folder in above[key.rpartition("/")[0] + "/"])
+                for one, key in zip(named, folded, strict=True)
+            ]
+        unnamed = [key for key, is_named in zip(folded, named, strict=True) if not is_named]
+        self._unnamed.add(fingerprint_batch(unnamed))
+        if any(column.folder for column in self._columns):
+            self._unnamed_folders.add(fingerprint_batch(list({one for key in unnamed for one in ancestors(key)})))
+        media = [key for key in unnamed if is_media(key)]
+        self._names.add_candidates(media, root=self._root)
+        return named
+
+    def _seal(self) -> tuple[Fingerprints, Fingerprints]:
+        if self._sealed is None:
+            self._sealed = self._reading.seal(), self._reading_folders.seal()
+        return self._sealed
+
+    # -- the second reading ----------------------------------------------------------------------------------------
+
+    def begin_second(self) -> None:
+        """Forget what `second` took: the values are read from their beginning."""
+        self._tallies = [_Tally() for _ in self._columns]
+        self._names.forget_values()
+
+    def second(self, column: int, values: Sequence[str], hints: Sequence[str] = ()) -> None:
+        """Take and count values, read after the listing; and hints, which keep what they name."""
+        paths, folders = self._seal()
+        new, new_folders = self._list_ended()
+        tally = self._tallies[column]
+        is_folder = self._columns[column].folder
+        values = [value for value in values if value[:1].isalnum() or not is_blank(value)]
+        spreads = self._spread(column, [*values, *hints])
+        flat = [one for spread in spreads for one in (*spread.absolute, *spread.relative)]
+        prints = fingerprint_batch(flat)
+        hit = [a or b for a, b in zip(paths.marked(prints), new.mark(prints), strict=True)]
+        if is_folder:
+            found = zip(hit, folders.marked(prints), new_folders.mark(prints), strict=True)
+            hit = [a or b or c for a, b, c in found]
+        tally.values += len(values)
+        matched: list[str] = []
+        left: list[tuple[str, Spread]] = []
+        end = 0
+        for value, spread in zip(values, spreads, strict=False):
+            start, middle = end, end + len(spread.absolute)
+            end = middle + len(spread.relative)
+            if True in hit[start:middle]:
+                tally.matched += 1
+                matched.append(flat[hit.index(True, start)])
+            elif True in hit[middle:end]:
+                tally.matched += 1
+                tally.relative += 1
+                matched.append(flat[hit.index(True, middle)])
+            else:
+                left.append((value, spread))
+        self._names.add_segments(matched, matched=True)
+        if left:
+            self._unmatched(column, tally, left)
+
+    def _list_ended(self) -> tuple[Fingerprints, Fingerprints]:
+        if self._candidates is None:
+            self._candidates = self._unnamed.seal(), self._unnamed_folders.seal()
+        return self._candidates
+
+    def _unmatched(self, column: int, tally: _Tally, left: list[tuple[str, Spread]]) -> None:
+        texts = fold_batch([value for value, _ in left])
+        self._names.add_unmatched(texts)
+        self._names.add_unmatched(fold_batch([text for value, _ in left for text in _strings_of_json(value)]))
+        self._names.add_segments([path for text in texts for path in (text, *uncut(text))], matched=False)
+        for (value, spread), text in zip(left, texts, strict=True):
+            host = host_of(value)
+            if value.strip()[:5].lower() == "data:" or self._is_elsewhere(column, value, host):
+                tally.outside += 1
+                continue
+            path = (*spread.absolute, *spread.beyond, *spread.relative, "")[0]
+            readable = has_media_name(text)
+            # A path in another folder of the bucket. Whether the column's values are whole keys is known at the end.
+            far = bool(self._root) and not spread.absolute and readable and "/" in (*spread.beyond, "")[0]
+            remains = tally.far if far else tally.near
+            remains.add(value, host, path, readable=readable, fitting=self._fitting(value))
+
+    def _is_elsewhere(self, column: int, value: str, host: str) -> bool:
+        bare = value.strip().casefold()
+        for place in self._columns[column].elsewhere:
+            declared = place.strip().casefold()
+            inside = declared.strip("/")
+            if not inside:
+                continue
+            if host and (host == inside or host.endswith("." + inside)):
+                return True
+            without = bare.partition("://")[2] or bare.lstrip("/")
+            if bare.startswith(declared) or (without + "/").startswith(declared.partition("://")[2] or inside + "/"):
+                return True
+        return False
+
+    def _fitting(self, value: str) -> str:
+        """The first leading folders of the value without which it names a listed key, or nothing."""
+        paths, _ = self._seal()
+        new, _ = self._list_ended()
+        path = bare_paths(value)[-1].strip().lstrip("/\\")
+        ends = [at + 1 for at, character in enumerate(path) if character == "/"][:4]
+        for end, some in zip(ends, readings_batch([path[end:] for end in ends], self._scope), strict=True):
+            prints = fingerprint_batch(some)
+            if True in paths.marked(prints) or True in new.contains(prints):
+                return path[:end]
+        return ""
+
+    # -- the result ------------------------------------------------------------------------------------------------
+
+    def counts(self) -> list[ColumnAccount]:
+        """The account of each column."""
+        return [tally.account(str(column)) for column, tally in zip(self._columns, self._tallies, strict=True)]
+
+    def verdict(self, key: str) -> Kept | None:
+        """Why a listed key, which `listed` did not find named, is kept; None: it is an orphan."""
+        if self._exclusions.names(key, folder=self._scope.folder):
+            return Kept.EXCLUDED
+        new, new_folders = self._list_ended()
+        folded = fold(key)
+        if new.marked([fingerprint(folded)])[0]:
+            return Kept.NAMED
+        if len(new_folders) and True in new_folders.marked(fingerprint_batch(ancestors(folded))):
+            return Kept.NAMED
+        paths, _ = self._seal()
+        return why_kept(
+            folded,
+            may_mean=lambda path: self._names.may_mean(path, paths, root=self._root),
+            is_named=self._are_named,
+            is_candidate=lambda keys: new.contains(fingerprint_batch(keys)),
+            patterns=self._patterns,
+        )
+
+    def _are_named(self, folded: Sequence[str]) -> list[bool]:
+        prints = fingerprint_batch(folded)
+        paths, _ = self._seal()
+        new, _ = self._list_ended()
+        return [a or b for a, b in zip(paths.marked(prints), new.marked(prints), strict=True)]
+
+    # -- checkpoints -----------------------------------------------------------------------------------------------
+
+    def sealed_to_bytes(self) -> bytes:
+        """What the first reading gave; it does not change after that. 8 bytes a reading."""
+        return frame(*(store.to_bytes() for store in self._seal()))
+
+    def progress_to_bytes(self) -> bytes:
+        """What the listing gave so far. Ends it for this object: another goes on, with `add_sealed`, `add_progress`."""
+        marks = [store.marks_to_bytes() for store in self._seal()]
+        return frame(*marks, *(store.to_bytes() for store in self._list_ended()), self._names.to_bytes())
+
+    def add_sealed(self, data: bytes) -> None:
+        """Take a first reading that `sealed_to_bytes` wrote.
+
+        Raises:
+            ValueError: it is damaged, or of another version of Python: begin with the first reading.
+        """
+        paths, folders = map(from_bytes, unframe(data))
+        self._sealed = paths, folders
+
+    def add_progress(self, data: bytes) -> None:
+        """Take what `progress_to_bytes` wrote after the same first reading; any number of times, of any ranges of keys.
+
+        Raises:
+            ValueError: as `add_sealed`.
+        """
+        *marks, keys, folders, names = unframe(data)
+        for store, bitmap in zip(self._seal(), marks, strict=True):
+            store.add_marks(bitmap)
+        for builder, stored in ((self._unnamed, keys), (self._unnamed_folders, folders)):
+            builder.add(from_bytes(stored).values())
+        self._names.add_bytes(names)
+
+
+@dataclass(slots=True)
+class _Remains:
+    """Values that match nothing."""
+
+    far: bool = False
+    count: int = 0
+    unreadable: int = 0
+    groups: dict[tuple[str, str], Group] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+
+    def add(self, value: str, host: str, path: str, *, readable: bool, fitting: str) -> None:
+        self.count += 1
+        self.unreadable += not readable
+        if readable and len(self.missing) < MAX_MISSING:
+            self.missing.append(value)
+        segment, slash, _ = path.partition("/")
+        key = (host, (segment + slash)[:100] if slash else "")
+        if key not in self.groups and len(self.groups) >= MAX_GROUPS:
+            key = ("", "other folders")
+        group = self.groups.setdefault(key, Group(*key, far=self.far))
+        group.count += 1
+        if len(group.examples) < EXAMPLES:
+            group.examples.append(value if len(value) <= 120 else value[:117] + "...")
+        if fitting and (fitting in group.fitting or len(group.fitting) < MAX_GROUPS):
+            group.fitting[fitting] += 1
+
+
+@dataclass(slots=True)
+class _Tally:
+    values: int = 0
+    matched: int = 0
+    relative: int = 0
+    """Matched only as relative to the scope's folder."""
+    outside: int = 0
+    near: _Remains = field(default_factory=_Remains)
+    far: _Remains = field(default_factory=lambda: _Remains(far=True))
+    """Below another folder of the bucket if the column holds whole keys; else unmatched."""
+
+    def account(self, column: str) -> ColumnAccount:
+        whole = self.relative == 0
+        remains = [self.near] if whole else [self.near, self.far]
+        groups = sorted((group for one in remains for group in one.groups.values()), key=lambda group: -group.count)
+        return ColumnAccount(
+            column=column,
+            values=self.values,
+            matched=self.matched,
+            outside=self.outside + (self.far.count if whole else 0),
+            unmatched=sum(one.count for one in remains),
+            unreadable=sum(one.unreadable for one in remains),
+            groups=tuple(groups),
+            missing=tuple([value for one in remains for value in one.missing][:MAX_MISSING]),
+        )
+
+
+def _strings_of_json(value: str) -> list[str]:
+    """The strings of a value that is JSON, HTML-escaped or not: JSON writes some characters in its own way."""
+    value = html.unescape(value) if "&quot;" in value or "&#" in value else value
+    if value.lstrip()[:1] not in {"{", "[", '"'}:
+        return []
+    found: list[str] = []
+    try:
+        pending: list[object] = [json.loads(value)]
+    except (ValueError, RecursionError):
+        return []
+    while pending:
+        match pending.pop():
+            case str(text):
+                found.append(text)
+            case list(several):
+                pending += several
+            case dict(members):
+                pending += [*members, *members.values()]
+    return found
+
+
+def is_blank(value: str) -> bool:
+    """Whether a value is empty, white space or characters without width: no reference."""
+    return not value.strip(_BLANK + string.whitespace + "\xa0") or value.isspace()
+
+
+def host_of(value: str) -> str:
+    """The host of a URL, folded; empty where there is none."""
+    found = _HOST.match(value.strip())
+    return found[1].casefold() if found else ""

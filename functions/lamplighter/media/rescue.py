@@ -1,0 +1,340 @@
+"""Decides which unnamed files are kept all the same: what a value might mean, what derives from a file that is kept.
+
+A value that no listed key matches may still name a file in a way that nothing here can read in full: relative to an
+unknown folder, in a list, cut short, without extension. So a candidate stays when its name is that of such a value.
+
+Every rule is a look-up of 64-bit fingerprints; nothing compares candidates with values pair by pair. `Names` holds 12
+to 18 bytes a name of an unmatched or outside value, and of a candidate. Above `MAX_NAMES` names it keeps every
+candidate. So many values are either outside this bucket, which `elsewhere` does not change, or unmatched, which the
+governor refuses.
+"""
+
+from __future__ import annotations
+
+import glob
+import re
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from enum import Enum
+from typing import Final
+from unicodedata import combining, normalize
+
+from lamplighter.kernel.media import DERIVED, derived_parts, derived_pattern
+from lamplighter.media.extensions import MEDIA
+from lamplighter.media.fingerprints import Builder, Fingerprints, frame, from_bytes, unframe
+from lamplighter.media.folding import QUOTES, fingerprint, fingerprint_batch, fold
+
+MAX_NAMES: Final = 4_000_000
+"""Names of unmatched and outside values; above, every candidate is kept as ambiguous."""
+MIN_BEGINNING: Final = 12
+"""Letters and digits from which a name that is another's beginning counts."""
+LONGEST_NAME: Final = 1024
+"""Characters of a name that are read: a key has no more bytes."""
+DERIVATIONS: Final = 4
+"""How often a file may be derived from one that is derived itself."""
+
+_MAX_ORIGINALS: Final = 40
+_EXTENSIONS: Final = tuple(sorted(MEDIA))
+_ENDS_IN_MEDIA: Final = re.compile(rf"\.(?:{'|'.join(_EXTENSIONS)})$")
+_MEDIA_ENDS: Final = re.compile(rf"\.(?:{'|'.join(_EXTENSIONS)})(?![a-z0-9])")
+_EXTENSION: Final = re.compile(r"\.[a-z0-9]{1,5}$")
+_SEPARATORS: Final = re.compile(r"[^\w/.\-~]+|(?<![a-z0-9])-+(?![a-z0-9])|[/=]+")
+_WORDS: Final = re.compile(r"[\W_]+")
+
+
+class Kept(Enum):
+    """Why a file that was a candidate is not removed."""
+
+    NAMED = "named"
+    """A value names it: its row was written while the bucket was listed."""
+    EXCLUDED = "excluded"
+    """A pattern of the setting `exclude` names it."""
+    AMBIGUOUS = "ambiguous"
+    """A value that matches no listed key, or only a part of a path, may mean it."""
+    DERIVED = "derived"
+    """It is derived from a file that is named or kept."""
+
+
+def skeleton(name: str) -> str:
+    """The letters and digits of a folded name without accents; the name itself where it has none."""
+    if name.isascii():
+        return "".join(filter(str.isalnum, name)) or name
+    plain = "".join(character for character in normalize("NFKD", name) if not combining(character))
+    return "".join(filter(str.isalnum, plain)) or name
+
+
+def stem(name: str) -> str:
+    """A folded name without the extensions of media files: `photo` of `photo.jpg.webp`."""
+    while (end := _ENDS_IN_MEDIA.search(name)) and end.start():
+        name = name[: end.start()]
+    return name
+
+
+def cuts(name: str) -> set[str]:
+    """The skeletons of what begins or ends a stem, cut at a separator; not the whole."""
+    words = [word for word in _WORDS.split(name) if word]
+    found: set[str] = set()
+    for n in range(1, len(words)):
+        found |= {skeleton("".join(words[:n])), skeleton("".join(words[n:]))}
+    return found
+
+
+def name_of(folded: str) -> str:
+    """The last segment of a folded path."""
+    return folded.rpartition("/")[2]
+
+
+def pieces(text: str) -> tuple[set[str], set[str]]:
+    """The stems of all names that a folded text may hold: full names, and what may be a name or a part of one.
+
+    A full name is the last segment, or goes back from a media extension to a slash, a quote or the extension before;
+    other pieces stand between blanks and other separators. A full name counts where it is another's beginning, too.
+    """
+    cut = {text, *uncut(text)}
+    full = {name_of(part)[-LONGEST_NAME:] for part in cut}
+    others: set[str] = set()
+    previous = 0
+    for end in _MEDIA_ENDS.finditer(text):
+        name = name_of(text[max(previous, end.end() - LONGEST_NAME) : end.end()])
+        full |= {name, name.lstrip(" ,;|'\""), re.split(r"['\"]", name)[-1]}
+        others |= {re.split(mark, name)[-1] for mark in (r"[\s,;|]", r"[=:(<>{}\[\]]", r"[^\w.\-~]")}
+        previous = end.end()
+    if len(text) <= 4 * LONGEST_NAME:
+        others |= {part for part in _SEPARATORS.split(text) if len(part) >= 4}
+    full = {stem(piece.strip()) for piece in full} - {""}
+    return full, {stem(piece.strip()) for piece in others} - {""} - full
+
+
+def uncut(text: str) -> list[str]:
+    """A folded text without query and fragment; nothing where the text before them is no path by itself."""
+    ends = {text.find("?"), text.find("#")} - {-1}
+    parts = [text[:end] for end in ends]
+    return [part for part in parts if _ENDS_IN_MEDIA.search(part)] if _MEDIA_ENDS.search(text) else parts
+
+
+def has_media_name(folded: str) -> bool:
+    """Whether a folded text has the extension of an image or a video anywhere."""
+    return _MEDIA_ENDS.search(folded) is not None
+
+
+class Names:
+    """What decides whether a candidate is ambiguous. First candidates are added, then values, then it is asked."""
+
+    def __init__(self, *, max_names: int = MAX_NAMES) -> None:
+        self._max_names = max_names
+        self._candidates = Builder()
+        self._lengths: set[int] = set()
+        """Of the candidates' skeletons: beginnings of other lengths need not be looked up."""
+        self._name_lengths: set[int] = set()
+        self._folders: set[int] = set()
+        self._sealed: Fingerprints | None = None
+        self._names: tuple[Builder, Builder] = Builder(), Builder()
+        self._asked: tuple[Fingerprints, Fingerprints] | None = None
+        self._count = 0
+        self._longer: set[int] = set()
+        self._named_folders: set[int] = set()
+
+    def add_candidates(self, folded: Sequence[str], *, root: str = "") -> None:
+        """Add the folded keys of candidates; folders that `root` ("" or ending with a slash) names are not counted."""
+        whole = [skeleton(stem(name_of(key))) for key in folded]
+        self._candidates.add(fingerprint_batch(whole))
+        self._lengths.update(map(len, whole))
+        parents = {key.rpartition("/")[0] for key in folded}
+        folders = {segment for parent in parents for segment in (parent + "/").removeprefix(root).split("/")} - {""}
+        self._folders.update(fingerprint_batch(list(folders)))
+
+    def add_segments(self, paths: Iterable[str], *, matched: bool) -> None:
+        """Add folded paths that values name, of which the last segment may be a folder of candidates."""
+        if not self._folders:
+            return
+        names = {name_of(path) for path in paths}
+        names |= {_EXTENSION.sub("", name) for name in names}
+        if matched:  # 12.jpg does not name the folder of December
+            names = {name for name in names if not (len(name) <= 4 and name.isdecimal())}
+        self._named_folders.update(self._folders.intersection(fingerprint_batch(list(names))))
+
+    def add_unmatched(self, texts: Iterable[str]) -> None:
+        """Add the folded texts of values that match nothing, or are outside."""
+        if self._sealed is None:
+            self._sealed = self._candidates.seal()
+        for text in texts:
+            full, others = pieces(text)
+            self._count += len(full) + len(others)
+            if self._count > self._max_names:
+                return
+            whole = [skeleton(one) for one in full]
+            self._names[0].add(fingerprint_batch(whole))
+            self._names[1].add(fingerprint_batch([skeleton(one) for one in others]))
+            shorter = {one for name in full for one in cuts(name)}
+            for one in whole:
+                shorter.update(one[:end] for end in self._lengths if MIN_BEGINNING <= end < len(one))
+            self._name_lengths.update(map(len, whole))
+            prints = fingerprint_batch(list(shorter))
+            self._longer.update(one for one, hit in zip(prints, self._sealed.contains(prints), strict=True) if hit)
+
+    def forget_values(self) -> None:
+        """Forget what was added of values: they are read again."""
+        self._names, self._asked, self._count = (Builder(), Builder()), None, 0
+        self._longer.clear()
+        self._name_lengths.clear()
+        self._named_folders.clear()
+
+    def to_bytes(self) -> bytes:
+        """What was added of candidates."""
+        self._sealed = self._sealed or self._candidates.seal()
+        sets = (array("Q", some).tobytes() for some in (self._folders, self._lengths))
+        return frame(self._sealed.to_bytes(), *sets)
+
+    def add_bytes(self, data: bytes) -> None:
+        """Add the candidates that `to_bytes` of this or another object wrote."""
+        candidates, folders, lengths = unframe(data)
+        self._candidates = Builder()
+        for some in (self._sealed, from_bytes(candidates)):
+            if some is not None:
+                self._candidates.add(some.values())
+        self._sealed = None
+        self._folders.update(array("Q", folders))
+        self._lengths.update(array("Q", lengths))
+
+    def may_mean(self, folded: str, paths: Fingerprints, *, root: str = "") -> bool:
+        """Whether some value may mean the file with this folded key.
+
+        Args:
+            paths: the fingerprints of the whole paths of all values.
+            root: the folded folder that is listed, "" or ending with a slash.
+        """
+        if self._count > self._max_names:
+            return True
+        if self._asked is None:
+            self._asked = self._names[0].seal(), self._names[1].seal()
+        full, others = self._asked
+        below = folded.removeprefix(root)
+        segments = below.split("/")
+        if any(print_ in self._named_folders for print_ in fingerprint_batch(segments[:-1])):
+            return True
+        if True in paths.contains(fingerprint_batch(_suffixes(folded))):
+            return True
+        name = stem(segments[-1])
+        whole = skeleton(name)
+        if (print_ := fingerprint(whole)) in self._longer or print_ in others:
+            return True
+        beginnings = [whole[:end] for end in self._name_lengths if MIN_BEGINNING <= end < len(whole)]
+        tried = {whole, *cuts(name), *beginnings}
+        return True in full.contains(fingerprint_batch(list(tried)))
+
+
+def _suffixes(folded: str) -> list[str]:
+    return [folded[at + 1 :] for at, character in enumerate(folded) if character == "/"]
+
+
+class Patterns:
+    """Patterns of derived files, each of an original's name in the same folder or, with `/` at the end, of a folder.
+
+    In a pattern `{name}` is the original's name with or without extension, `{n}` digits, `{any}` anything in a name.
+    A derived file may have any media extension, and also the original's name and another extension.
+
+    Raises:
+        ValueError: a pattern says nothing; names the pattern and what is accepted.
+    """
+
+    def __init__(self, patterns: Iterable[str] = DERIVED) -> None:
+        self._folders: list[str] = []
+        self._names: list[re.Pattern[str]] = []
+        for pattern in patterns:
+            if derived_pattern(pattern).endswith("/"):
+                self._folders.append(fold(pattern))
+            else:
+                self._names.append(_compiled(pattern))
+        every = "|".join(pattern.pattern.replace("?P<name>", "?:") for pattern in self._names)
+        self._any_name = re.compile(every or "(?!)")
+
+    def originals(self, folded: str) -> Iterator[list[str]]:
+        """The folded paths of what the file may be derived from, nearest first, in groups of one name each."""
+        seen = {folded}
+        level = [folded]
+        for _ in range(DERIVATIONS):
+            upper: list[str] = []
+            for path in level:
+                yield _with_extensions(path, folded)
+                upper += [one for one in self._undone(path) if one not in seen]
+                seen.update(upper)
+            level = upper
+            if not level or len(seen) > _MAX_ORIGINALS:
+                break
+        for path in level:
+            yield _with_extensions(path, folded)
+
+    def _undone(self, path: str) -> list[str]:
+        folder, slash, name = path.rpartition("/")
+        bare = stem(name)
+        found = [
+            folder + slash + match["name"].lstrip(" " + QUOTES)
+            for tried in dict.fromkeys((bare, name))
+            if self._any_name.fullmatch(tried)
+            for pattern in self._names
+            if (match := pattern.fullmatch(tried))
+        ]
+        segments = folder.split("/")
+        for n, segment in enumerate(segments):
+            if segment in self._folders:
+                found.append("/".join([*segments[:n], *segments[n + 1 :], name]))
+        return list(dict.fromkeys(found))
+
+
+def _compiled(pattern: str) -> re.Pattern[str]:
+    words = {"{name}": "(?P<name>.+)", "{n}": "[0-9]{1,20}+", "{any}": ".*"}
+    return re.compile(
+        "".join(words.get(part) or re.escape(part.casefold().replace("+", " ")) for part in derived_parts(pattern))
+    )
+
+
+def _with_extensions(path: str, besides: str) -> list[str]:
+    folder, slash, name = path.rpartition("/")
+    bare = folder + slash + stem(name)
+    paths = dict.fromkeys([path, bare, *(f"{bare}.{extension}" for extension in _EXTENSIONS)])
+    return [one for one in paths if one != besides]
+
+
+class Exclusions:
+    """Glob patterns of keys that are never removed: `*` stays in a folder, `**` does not; case does not matter.
+
+    A pattern without a slash is of names in any folder. Others are of keys, or of paths below the listed folder.
+    """
+
+    def __init__(self, patterns: Iterable[str]) -> None:
+        found = [pattern.strip("/") if "/" in pattern else f"**/{pattern}" for pattern in patterns]
+        each = [glob.translate(one.casefold(), recursive=True, include_hidden=True, seps="/") for one in found]
+        self._any = re.compile("|".join(each)) if each else None
+
+    def names(self, key: str, *, folder: str = "") -> bool:
+        """Whether a pattern names the key."""
+        if self._any is None:
+            return False
+        tried = {key, key.removeprefix(folder)}
+        return any(self._any.match(one.strip("/").casefold()) is not None for one in tried)
+
+
+def why_kept(
+    folded: str,
+    *,
+    may_mean: Callable[[str], bool],
+    is_named: Callable[[Sequence[str]], list[bool]],
+    is_candidate: Callable[[Sequence[str]], list[bool]],
+    patterns: Patterns,
+) -> Kept | None:
+    """Why the file with this folded key is kept, or None.
+
+    Args:
+        may_mean: whether a value may mean a file, by its folded key.
+        is_named: which folded keys are listed and named.
+        is_candidate: which folded keys are listed and not named.
+    """
+    if may_mean(folded):
+        return Kept.AMBIGUOUS
+    for originals in patterns.originals(folded):
+        if True in is_named(originals):
+            return Kept.DERIVED
+        listed = [one for one, is_listed in zip(originals, is_candidate(originals), strict=True) if is_listed]
+        if any(map(may_mean, listed)):
+            return Kept.DERIVED
+    return None

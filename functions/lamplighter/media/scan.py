@@ -1,0 +1,397 @@
+"""Finds the orphans of a bucket: two readings of the references around one listing.
+
+1. First reading: the fingerprints of every value that the reference columns hold.
+2. Listing: an object whose fingerprint is there is marked as named; other media files become candidates.
+3. Second reading, in a new snapshot: the account of every value, and the re-check of every candidate.
+4. Rescue: candidates that a value without an object could mean, or that derive from a file that stays, are kept.
+
+A scan that runs out of time goes on where it was. What it knows of the references is one object of the archive, written
+when the scan stops in the listing and when the listing is complete; a reading itself is one snapshot, and starts over.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import unquote
+
+from pydantic import BaseModel
+
+from lamplighter.kernel.deletion import PART, SHOWN_GROUPS, Archive, Entry, Group, Missing, SourceCount, State, Stop
+from lamplighter.kernel.errors import Permanent
+from lamplighter.media import listing
+from lamplighter.media.accounting import Account, ColumnAccount
+from lamplighter.media.extensions import is_media
+from lamplighter.media.folding import Scope, bare_paths
+from lamplighter.media.rescue import Kept
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from lamplighter.kernel.job import Run
+    from lamplighter.kernel.media import Reference
+    from lamplighter.media.listing import Listed
+    from lamplighter.media.values import Batch
+
+OWN: Final = ".lamplighter/"
+"""What keys begin with that are Lamplighter's own, and never touched."""
+NAMED_MISSING: Final = 1000
+"""Missing files that a manifest names; a document of half a megabyte. Their number is always exact."""
+PROBED: Final = 1000
+"""Values without a file up to which the bucket is asked for each: their objects may be younger than the listing."""
+THREADS: Final = 16
+"""Objects asked for at once; as many as the client has connections."""
+MAX_RESTARTS: Final = 3
+"""How often a reading may run out of time before the run gives up: a fourth would end like the others."""
+
+OUTCOMES: Final = {
+    Kept.NAMED: "kept_referenced_again",
+    Kept.EXCLUDED: "excluded",
+    Kept.AMBIGUOUS: "kept_ambiguous",
+    Kept.DERIVED: "kept_derived",
+}
+
+
+class Stopped(Exception):
+    """The run was told to stop: `reason` is why."""
+
+    def __init__(self, reason: Stop) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class Scanned(BaseModel):
+    """How far a scan has come: the checkpoint of a run that was stopped in it."""
+
+    started_at: datetime
+    after: str = ""
+    """The key up to which the bucket was listed."""
+    listed: bool = False
+    """Whether the listing is complete."""
+    files: int = 0
+    young: int = 0
+    not_media: int = 0
+    candidates: int = 0
+    """Parts of candidates written so far."""
+    first_reading: State | None = None
+    """What the first reading gave. None in a checkpoint of an earlier version: the scan starts over."""
+    progress: State | None = None
+    """What the listing gave, up to `after`."""
+    saved: int = 0
+    """How often that was written."""
+    restarts: int = 0
+    """Readings in a row that ran out of time."""
+    parts: int = 0
+    """Parts of the plan written so far."""
+    orphans: int = 0
+    orphan_bytes: int = 0
+    kept: dict[str, int] = {}
+    """Candidates that are kept after all, by outcome."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patterns:
+    """Which files are kept whatever the references say."""
+
+    derived: Sequence[str] = ()
+    """Of files that derive from another one."""
+    exclude: Sequence[str] = ()
+    """Globs of keys that are never removed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """The account of all values as of one moment."""
+
+    account: Account
+    read_at: datetime
+    sources: tuple[SourceCount, ...]
+    missing_files: int
+    """Values with the extension of a media file whose object is gone."""
+    missing: tuple[Missing, ...]
+    """The first of them."""
+
+    def verdicts(self, candidates: Sequence[Entry]) -> list[str | None]:
+        """Why each is kept, as an outcome, or None for an orphan."""
+        return [(kept := self.account.verdict(one.key)) and OUTCOMES[kept] for one in candidates]
+
+
+class Scan:
+    """The scan of one run.
+
+    Args:
+        connection: outside of a transaction.
+        archive: of the run.
+        folder: the `base_path`, empty or ending with a slash.
+        min_age: younger files are left alone.
+
+    Raises:
+        Permanent: a pattern cannot be read.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        connection: Connection,
+        s3: Any,
+        archive: Archive,
+        *,
+        bucket: str,
+        folder: str,
+        references: Sequence[Reference],
+        min_age: timedelta,
+        patterns: Patterns,
+    ) -> None:
+        self._run = run
+        self._connection = connection
+        self._s3 = s3
+        self._archive = archive
+        self._bucket = bucket
+        self._folder = folder
+        self._references = references
+        self._min_age = min_age
+        self._patterns = patterns
+
+    def complete(self, scanned: Scanned) -> Reading:
+        """Take the scan to its end: the plan's parts are written, and counted in `scanned`.
+
+        Raises:
+            Stopped: it is to go on from `scanned`, which has been brought up to date.
+        """
+        account = self._opened(scanned)
+        if not scanned.listed:
+            self._list(account, scanned)
+        reading = self.read(account, scanned)
+        self._rescue(reading, scanned)
+        return reading
+
+    def reopened(self, scanned: Scanned) -> Reading:
+        """A new reading for a run whose scan is complete.
+
+        Raises:
+            Permanent: what the scan knew is gone.
+            Stopped: by the run.
+        """
+        account = self._loaded(scanned)
+        if account is None:
+            raise Permanent(
+                f"What run {self._run.job_id} knew of the references is gone from {self._archive.bucket}, or was "
+                "written by another version: nothing more was touched. Start a new run."
+            )
+        return self.read(account, scanned)
+
+    # -- first reading and listing
+
+    def _opened(self, scanned: Scanned) -> Account:
+        """The account that the listing goes on with; after the first reading, if there is none yet."""
+        if account := self._loaded(scanned):
+            return account
+        begun = Scanned(started_at=scanned.started_at, saved=scanned.saved, restarts=scanned.restarts)
+        for name in Scanned.model_fields:  # what was found before counts for nothing
+            setattr(scanned, name, getattr(begun, name))
+        account = self._new_account()
+        for batch in self._values(scanned):
+            account.first(batch.column, batch.values, batch.hints)
+        scanned.restarts = 0
+        return account
+
+    def _new_account(self) -> Account:
+        try:
+            return Account(
+                Scope(self._bucket, self._folder),
+                self._references,
+                derived=self._patterns.derived,
+                exclude=self._patterns.exclude,
+            )
+        except ValueError as error:
+            raise Permanent(str(error)) from None
+
+    def _loaded(self, scanned: Scanned) -> Account | None:
+        """The account as it was saved, if it was, and by a version whose fingerprints are the same."""
+        if scanned.first_reading is None or scanned.progress is None:
+            return None
+        first_reading = self._archive.state(scanned.first_reading)
+        progress = self._archive.state(scanned.progress)
+        if first_reading is None or progress is None:
+            return None
+        account = self._new_account()
+        try:
+            account.add_sealed(first_reading)
+            account.add_progress(progress)
+        except ValueError as error:
+            self._run.logger.warning("the scan starts over", extra={"reason": str(error)})
+            return None
+        return account
+
+    def _save(self, account: Account, scanned: Scanned) -> None:
+        scanned.saved += 1
+        if scanned.first_reading is None:
+            name = f"references-{scanned.saved}.bin"
+            scanned.first_reading = self._archive.write_state(name, account.sealed_to_bytes())
+        scanned.progress = self._archive.write_state(f"listed-{scanned.saved}.bin", account.progress_to_bytes())
+
+    def _list(self, account: Account, scanned: Scanned) -> None:
+        """Mark what is named, write down the candidates in S3's order; counts in `scanned`."""
+        cutoff = f"{scanned.started_at - self._min_age:%Y-%m-%dT%H:%M:%S}"
+        pending: list[Entry] = []
+        stopped: Stop = None
+        for objects in listing.batches(self._s3, self._bucket, self._folder, after=scanned.after):
+            pending += self._candidates(account, objects, cutoff, scanned)
+            scanned.after = objects[-1][0] if objects else scanned.after
+            while len(pending) >= PART:
+                self._write_candidates(pending[:PART], scanned)
+                del pending[:PART]
+            self._run.progress(20, f"{scanned.files} files scanned")
+            if stopped := self._run.stop():
+                break
+        if pending:
+            self._write_candidates(pending, scanned)
+        scanned.listed = not stopped
+        self._save(account, scanned)
+        if stopped:
+            raise Stopped(stopped)
+
+    def _candidates(self, account: Account, objects: Sequence[Listed], cutoff: str, scanned: Scanned) -> list[Entry]:
+        """Those of the objects that no value names and that are old enough."""
+        named = account.listed([one[0] for one in objects])
+        candidates = []
+        for one, is_named in zip(objects, named, strict=True):
+            if not is_media(one[0]) or one[0].startswith(OWN):
+                scanned.not_media += 1
+                continue
+            scanned.files += 1
+            if one[1][: len(cutoff)] > cutoff:
+                scanned.young += 1
+            elif not is_named:
+                candidates.append(_entry(one))
+        return candidates
+
+    def _write_candidates(self, candidates: list[Entry], scanned: Scanned) -> None:
+        self._archive.write_candidates(scanned.candidates, candidates)
+        scanned.candidates += 1
+
+    # -- second reading
+
+    def read(self, account: Account, scanned: Scanned) -> Reading:
+        """The account of all values, as of now.
+
+        Raises:
+            Stopped: by the run.
+        """
+        read_at = self._run.now()
+        account.begin_second()
+        for batch in self._values(scanned):
+            account.second(batch.column, batch.values, batch.hints)
+        found = account.counts()
+        appeared = self._appeared(found)
+        gone = [(column, [value for value in column.missing if value not in appeared]) for column in found]
+        missing = [Missing(column=column.column, value=value) for column, values in gone for value in values]
+        return Reading(
+            account=account,
+            read_at=read_at,
+            sources=tuple(
+                _source(column, reference, len(column.missing) - len(values))
+                for (column, values), reference in zip(gone, self._references, strict=True)
+            ),
+            missing_files=sum(
+                column.unmatched - column.unreadable - len(column.missing) + len(values) for column, values in gone
+            ),
+            missing=tuple(missing[:NAMED_MISSING]),
+        )
+
+    def _values(self, scanned: Scanned) -> Iterator[Batch]:
+        """One reading of all columns.
+
+        Raises:
+            Stopped: the reading is to start over.
+            Permanent: it has been stopped by the clock too often.
+        """
+        from lamplighter.media.values import read
+
+        count = 0
+        for batch in read(self._connection, self._references, max_lag=self._min_age):
+            count += len(batch.values)
+            self._run.progress(10, f"{count} references read")
+            if reason := self._run.stop():
+                scanned.restarts += 1
+                if reason == "out_of_time" and scanned.restarts > MAX_RESTARTS:
+                    raise Permanent(
+                        f"references: the time was over after {count} values, {scanned.restarts} times in a row: raise "
+                        "the timeout of the function, or divide the columns among several runs."
+                    )
+                raise Stopped(reason)
+            yield batch
+
+    def _appeared(self, found: Sequence[ColumnAccount]) -> set[str]:
+        """Values whose objects were written behind the listing: rows and uploads do not wait for a run."""
+        values = {value for column in found for value in column.missing}
+        if not 0 < sum(column.unmatched - column.unreadable for column in found) <= PROBED:
+            return set()
+        with ThreadPoolExecutor(THREADS) as pool:
+            ordered = sorted(values)
+            return {
+                value for value, is_there in zip(ordered, pool.map(self._is_there, ordered), strict=True) if is_there
+            }
+
+    def _is_there(self, value: str) -> bool:
+        path = bare_paths(value)[-1].lstrip("/")
+        keys = dict.fromkeys(
+            lead + one
+            for one in (path, unquote(path))
+            for lead in ("", self._folder)
+            if (lead + one).startswith(self._folder)
+        )
+        return any(listing.look(self._s3, self._bucket, key) for key in keys)
+
+    # -- rescue
+
+    def _rescue(self, reading: Reading, scanned: Scanned) -> None:
+        """Write the plan's parts: the candidates without those that are kept after all; counts in `scanned`."""
+        kept = Counter(scanned.kept)
+        for number in range(scanned.parts, scanned.candidates):
+            candidates = self._archive.candidates(number)
+            verdicts = reading.verdicts(candidates)
+            planned = [one for one, verdict in zip(candidates, verdicts, strict=True) if verdict is None]
+            self._archive.write_plan_part(number, planned)
+            kept.update(verdict for verdict in verdicts if verdict)
+            scanned.kept = dict(kept)
+            scanned.parts = number + 1
+            scanned.orphans += len(planned)
+            scanned.orphan_bytes += sum(one.size for one in planned)
+            scanned.restarts = 0
+            self._run.progress(50, f"{number * PART + len(candidates)} candidates looked at")
+            if reason := self._run.stop():
+                raise Stopped(reason)
+
+
+def _source(column: ColumnAccount, reference: Reference, appeared: int) -> SourceCount:
+    groups = [
+        Group(
+            start=f"//{group.host}/{group.segment}" if group.host else group.segment or "without a folder",
+            count=group.count,
+            examples=group.examples,
+            declaration=group.declaration,
+        )
+        for group in column.groups
+    ]
+    return SourceCount(
+        column=column.column,
+        values=column.values,
+        matched=column.matched + appeared,
+        outside=column.outside,
+        unmatched=column.unmatched - appeared,
+        unreadable=column.unreadable,
+        unmatched_examples=[example for group in groups[:SHOWN_GROUPS] for example in group.examples],
+        groups=groups,
+        max_unmatched=reference.max_unmatched,
+        max_unreadable=reference.max_unreadable,
+    )
+
+
+def _entry(one: Listed) -> Entry:
+    key, last_modified, etag, size = one
+    return Entry(key=key, size=int(size), etag=etag, last_modified=last_modified)

@@ -1,0 +1,155 @@
+"""Settings of the deployed stack: at a deployment, at run time, large ones, bad ones (REQUIREMENTS K4, P1, P2)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from lamplighter.jobs.settings_document import KEY
+from local.servers import LocalAwsError
+from local.settings import applied
+from tests.e2e.conftest import SETTINGS
+from tests.e2e.deployed import Deployed, FunctionFailed, Mailbox, Shelf, eventually
+
+HARMLESS: dict[str, Any] = {"jobs": {"schedule_grace_minutes": 16}}
+
+
+@pytest.fixture
+def put(stack: Deployed) -> Iterator[Callable[[Any], None]]:
+    """Puts the SSM parameter as an operator would, and waits for nothing."""
+
+    def put(value: Any) -> None:
+        stack.client("ssm").put_parameter(Name=stack.parameter, Value=json.dumps(value), Overwrite=True)
+
+    yield put
+    put({})
+    stack.invoke("settings", {})
+    stop(stack)
+
+
+def stop(stack: Deployed) -> None:
+    """The schedule that a changed document starts; the others stand still."""
+    stack.invoke("schedules", {"schedule": "orphan-cleanup", "action": "stop"})
+
+
+def effective(stack: Deployed) -> dict[str, Any]:
+    item = stack.client("dynamodb").get_item(TableName=stack.table, Key={"pk": {"S": KEY}}, ConsistentRead=True)["Item"]
+    document: dict[str, Any] = json.loads(item["document"]["S"])
+    return document
+
+
+def schedule(stack: Deployed, name: str) -> str:
+    found = stack.client("scheduler").get_schedule(GroupName=stack.group, Name=f"{stack.name}-{name}")
+    return f"{found['State']} {found['ScheduleExpression']}"
+
+
+def test_a_change_of_the_parameter_reaches_the_jobs_and_a_schedule_by_the_checkers_own_pass(
+    stack: Deployed, put: Callable[[Any], None], shelf: Shelf
+) -> None:
+    """Within a minute, though nobody calls anything."""
+    shelf.put("a.jpg", "b.jpg", "kept.jpg", body=b"x" * 400)
+    shelf.refer("kept.jpg")
+    assert shelf.clean(dry_run=True)["skipped_size_limit"] == 0
+    put(
+        {"media": {"max_delete_gb": 0.000_000_5, "scan_interval_hours": 6}, "uploads": {"cleanup_interval_seconds": 90}}
+    )
+    eventually(lambda: schedule(stack, "upload-cleanup").endswith("rate(2 minutes)"))
+    assert schedule(stack, "orphan-cleanup") == "ENABLED rate(6 hours)"
+    assert shelf.clean(dry_run=True)["skipped_size_limit"] == 1
+
+
+def test_what_is_deployed_and_what_is_overridden_make_one_document(stack: Deployed, put: Callable[[Any], None]) -> None:
+    assert effective(stack) == SETTINGS
+    put({"retry_cap_seconds": 2} | HARMLESS)
+    stack.check()
+    assert effective(stack)["jobs"] == {"retry_base_seconds": 1, "retry_cap_seconds": 2, "schedule_grace_minutes": 16}
+
+
+def test_a_bad_document_alerts_once_and_changes_nothing(
+    stack: Deployed, put: Callable[[Any], None], alerts: Mailbox
+) -> None:
+    before = effective(stack)
+    bad = {"retention": {"rules": {"e2e_nonsense": {"apply": True}}}}
+    put(bad)
+    for _ in range(3):
+        assert stack.check()["finished"] is True
+    (told,) = eventually(lambda: alerts.about("e2e_nonsense"))
+    message = json.loads(told)["Message"]
+    assert "retention.rules: e2e_nonsense is not a rule (known: downloads," in message
+    assert "The document was refused as a whole" in message
+    assert effective(stack) == before
+    with pytest.raises(FunctionFailed, match=r"SettingsError: .*e2e_nonsense is not a rule"):
+        stack.invoke("settings", {})
+    assert len(alerts.about("e2e_nonsense")) == 1
+    answer = stack.invoke("settings", {"validate": bad})
+    assert (answer["valid"], "e2e_nonsense" in answer["problem"]) == (False, True)
+
+
+def test_a_schedule_that_an_operator_stopped_stays_stopped(stack: Deployed, put: Callable[[Any], None]) -> None:
+    put(HARMLESS)
+    assert stack.invoke("settings", {})["switched"] == ["orphan-cleanup"]  # the document changed
+    assert stack.invoke("schedules", {"schedule": "orphan-cleanup", "action": "stop"})["changed"] is True
+    for _ in range(2):
+        stack.check()
+        assert stack.invoke("settings", {}) | {"sha256": ""} == {"changed": False, "sha256": "", "switched": []}
+    assert schedule(stack, "orphan-cleanup") == "DISABLED rate(24 hours)"
+
+
+def test_a_large_document_is_an_object_of_the_archive(stack: Deployed, put: Callable[[Any], None]) -> None:
+    """Read with the function's own role: 500 regions of accounts."""
+    accounts = [f"{n:012d}" for n in range(1, 501)]
+    each = [
+        {"accounts": [one], "regions": ["eu-west-1"], "role": "lamplighter-scan", "external_id": "x" * 300}
+        for one in accounts
+    ]
+    body = json.dumps({"cloud": {"targets": each}}).encode()
+    stack.client("s3").put_object(Bucket=stack.archive, Key="settings/e2e.json", Body=body)
+    put({"s3": f"s3://{stack.archive}/settings/e2e.json"})
+    assert stack.invoke("settings", {})["changed"] is True
+    assert len(effective(stack)["cloud"]["targets"]) == 500
+    stack.check()
+    put({"s3": "s3://somebody-elses/settings.json"})
+    with pytest.raises(FunctionFailed, match="s3 takes the address of an object in the archive bucket"):
+        stack.invoke("settings", {})
+
+
+def test_what_a_deployment_does_not_apply_is_only_previewed(stack: Deployed, put: Callable[[Any], None]) -> None:
+    """S4, end to end: the session cleanup of a stack whose settings do not name the rule."""
+    put({"allow_override": False, "retention": {"rules": {"sessions": {"apply": False}}}})
+    stack.invoke("settings", {})
+    arn = stack.machine_arn("cleanup")
+    states = stack.client("stepfunctions")
+
+    def run(**given: Any) -> dict[str, Any]:
+        started = states.start_execution(stateMachineArn=arn, input=json.dumps({"job_type": "session_cleanup"} | given))
+
+        def ended() -> dict[str, Any] | None:
+            told: dict[str, Any] = states.describe_execution(executionArn=started["executionArn"])
+            return None if told["status"] == "RUNNING" else told
+
+        return eventually(ended)
+
+    output = json.loads(run()["output"])
+    assert output["phases"]["sessions"]["dry_run"] is True
+    assert stack.ledger.get(output["job_id"]).dry_run
+    refused = run(dry_run=False)
+    assert (refused["status"], "dry_run: false is refused" in refused["cause"]) == ("FAILED", True)
+
+
+def test_a_bad_document_fails_a_deployment_with_its_sentence(stack: Deployed) -> None:
+    """P1: and the version before stays."""
+    before = effective(stack)
+    bad = SETTINGS | {"retention": applied(ramp=False), "media": {"max_orphan_share": 1.5}}
+    with pytest.raises(
+        LocalAwsError, match=r"media\.max_orphan_share: input should be less than or equal to 1, got 1\.5"
+    ):
+        stack.aws.deploy(bad)
+    assert effective(stack) == before
+    described = stack.client("cloudformation").describe_stacks(StackName=stack.name)["Stacks"][0]
+    assert described["StackStatus"] == "UPDATE_ROLLBACK_COMPLETE"
+    stack.aws.deploy(SETTINGS)
+    assert effective(stack) == before
+    stop(stack)

@@ -1,0 +1,208 @@
+"""`lamplighter.media.rescue`: a file that a value may mean, or that derives from a kept one, stays."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from lamplighter.kernel.media import DERIVED
+from lamplighter.media import rescue
+from lamplighter.media.fingerprints import Builder, Fingerprints
+from lamplighter.media.folding import fingerprint_batch, fold
+from lamplighter.media.rescue import Exclusions, Kept, Names, Patterns, pieces, skeleton, stem, why_kept
+
+
+def sealed(paths: list[str]) -> Fingerprints:
+    builder = Builder()
+    builder.add(fingerprint_batch(paths))
+    return builder.seal()
+
+
+def may_mean(key: str, *, unmatched: tuple[str, ...] = (), matched: tuple[str, ...] = (), root: str = "") -> bool:
+    names = Names()
+    names.add_candidates([fold(key)], root=root)
+    names.add_unmatched(map(fold, unmatched))
+    names.add_segments(map(fold, unmatched), matched=False)
+    names.add_segments(map(fold, matched), matched=True)
+    return names.may_mean(fold(key), sealed([fold(one) for one in (*unmatched, *matched)]), root=root)
+
+
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        ("media/2024/photo.jpg", {"matched": ("2024/photo.jpg",)}),
+        ("media/2024/photo.jpg", {"matched": ("photo.jpg",)}),
+        ("media/Été 1.jpg", {"unmatched": ("old/place/ete_1.png",)}),
+        ("media/My Photo (1).jpg", {"unmatched": ("my-photo-1",)}),
+        ("media/a-rather-long-name.jpg", {"unmatched": ("a-rather-long-na",)}),
+        ("media/a-rather-long-name.jpg", {"unmatched": ("a-rather-long-name7f3a.jpg",)}),
+        ("media/photo-7f3a.jpg", {"unmatched": ("photo.jpg",)}),
+        ("media/7f3a_photo.jpg", {"unmatched": ("photo.jpg",)}),
+        ("media/photo.jpg", {"unmatched": ("photo-7f3a.jpg",)}),
+        ("media/photo.jpg", {"unmatched": ('{"a": "x/photo.jpg", "b": 2}',)}),
+        ("media/b.jpg", {"unmatched": ("/a.jpg 1x, /b.jpg 2x",)}),
+        ("media/my b.jpg", {"unmatched": ("/a.jpg,/x/my b.jpg,/c.jpg",)}),
+        ("media/photo.jpg", {"unmatched": ("background: url('/x/photo.jpg')",)}),
+        ("media/photo.jpg", {"unmatched": ("/_next/image?url=%2Fx%2Fphoto.jpg&w=640",)}),
+        ("media/photo.jpg", {"unmatched": ("https://i/rs:fit/plain/s3://b/photo.jpg@webp",)}),
+        ("videos/abc/seg1.mp4", {"matched": ("videos/abc.m3u8",)}),
+        ("albums/summer/1/x.jpg", {"unmatched": ("summer",)}),
+        ("media/日本.jpg", {"unmatched": ("x/日本.png",)}),
+        ("media/😀.jpg", {"unmatched": ("x/😀.png",)}),
+    ],
+)
+def test_what_a_value_may_mean_is_ambiguous(key: str, values: dict[str, tuple[str, ...]]) -> None:
+    assert may_mean(key, **values)
+
+
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        ("media/photo.jpg", {"unmatched": ("media/other.jpg",)}),
+        ("media/img-1234.jpg", {"unmatched": ("media/img-1235.jpg",)}),
+        ("media/screenshot 2024 at 17.png", {"unmatched": ("media/screenshot 2024 at 18.png",)}),
+        ("media/report.jpg", {"unmatched": ("report7.jpg",)}),
+        ("media/12/orphan.jpg", {"matched": ("media/12.jpg",)}),
+        ("media/orphan.jpg", {"unmatched": ("media",), "root": "media/"}),
+        ("media/photography.jpg", {"unmatched": ("photo.jpg",)}),
+    ],
+)
+def test_another_name_is_not(key: str, values: dict[str, tuple[str, ...]]) -> None:
+    assert not may_mean(key, **values)
+
+
+def test_skeletons_and_stems() -> None:
+    assert skeleton("ete\u0301-1_b") == "ete1b"
+    assert skeleton("---") == "---"
+    assert stem("photo.jpg.webp") == "photo"
+    assert stem(".jpg") == ".jpg"
+    full, others = pieces("x/my photo.jpg other.png")
+    assert "my photo" in full
+    assert "other" in full | others
+
+
+def reason(key: str, *, named: tuple[str, ...] = (), kept: tuple[str, ...] = (), patterns: Patterns | None = None):
+    return why_kept(
+        fold(key),
+        may_mean=lambda path: path in kept,
+        is_named=lambda paths: [path in named for path in paths],
+        is_candidate=lambda paths: [path in kept for path in paths],
+        patterns=patterns or Patterns(),
+    )
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "m/photo-150x150.jpg",
+        "m/photo-scaled.jpg",
+        "m/photo.jpg.245x245_q85_crop.jpg",
+        "m/photo.jpg.245x245_q85_crop-smart_upscale.jpg",
+        "m/thumbnail_photo.jpg",
+        "m/photo@2x.jpg",
+        "m/photo.webp",
+        "m/photo.jpg.webp",
+        "m/thumbs/photo.jpg",
+        "thumbs/m/photo.png",
+        "m/photo-scaled-300x200.webp",
+        "m/thumbs/photo-e1690000000-150x150@2x.jpg",
+    ],
+)
+def test_what_derives_from_a_named_or_a_kept_file_is_kept(key: str) -> None:
+    assert reason(key, named=("m/photo.jpg",)) is Kept.DERIVED
+    assert reason(key, kept=("m/photo.jpg",)) is Kept.DERIVED
+    assert reason(key, named=("m/photos.jpg", "n/photo.jpg", "photo.jpg")) is None
+
+
+def test_a_file_does_not_derive_from_itself_and_an_unnamed_original_keeps_nothing() -> None:
+    assert reason("m/photo.jpg", named=("m/photo.jpg",)) is None
+    assert reason("m/photo-150x150.jpg") is None
+    assert reason("m/photo.jpg", kept=("m/photo.jpg",)) is Kept.AMBIGUOUS
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "",
+        "{name}",
+        "{n}",
+        "{name}{n}",
+        "{name}{any}",
+        "{name}{name}-",
+        "a/b/",
+        "/",
+        "x/{name}",
+        "{x}-{name}",
+        "{any}-{name}-{any}",
+        "{name}+",
+        "(x+)+",
+    ],
+)
+def test_a_pattern_that_says_nothing_is_refused_by_name(pattern: str) -> None:
+    with pytest.raises(ValueError, match=r"derived: .* takes \{name\} once") as refused:
+        Patterns([pattern])
+    assert repr(pattern) in str(refused.value)
+
+
+def test_no_pattern_takes_long_over_a_long_name() -> None:
+    patterns = Patterns([*DERIVED, "{n}-{any}-{name}-{n}-{n}"])
+    name = "1-" * 500 + "x"
+    start = time.process_time()
+    for _ in range(20):
+        assert list(patterns.originals(f"m/{name}.jpg"))
+    assert time.process_time() - start < 5
+
+
+@pytest.mark.parametrize(
+    ("pattern", "key", "is_named"),
+    [
+        ("static/**", "static/a/b.jpg", True),
+        ("static/**", "media/static/b.jpg", True),
+        ("static/**", "media/other/static/b.jpg", False),
+        ("static/*", "static/a/b.jpg", False),
+        ("*.svg", "media/a/B.SVG", True),
+        ("logo.*", "media/logo.png", True),
+        ("a/*/c.jpg", "media/a/b/c.jpg", True),
+        ("a/[bc]/c.jpg", "a/b/c.jpg", True),
+        ("", "a.jpg", False),
+        (".hidden/**", "media/.hidden/x.jpg", True),
+    ],
+)
+def test_exclusions(pattern: str, key: str, is_named: bool) -> None:
+    assert Exclusions([pattern]).names(key, folder="media/") is is_named
+    assert not Exclusions([]).names(key)
+
+
+def test_above_the_bound_of_names_everything_is_kept() -> None:
+    names = Names(max_names=10)
+    names.add_candidates(["m/orphan.jpg"])
+    names.add_unmatched(f"m/value-{n}.jpg" for n in range(11))
+    assert names.may_mean("m/orphan.jpg", sealed([]))
+    names.forget_values()
+    assert not names.may_mean("m/orphan.jpg", sealed([]))
+
+
+def looked_up(size: int, monkeypatch: pytest.MonkeyPatch) -> int:
+    """How many texts are hashed for so many unmatched values and as many candidates."""
+    hashed = 0
+
+    def counting(texts: list[str]):
+        nonlocal hashed
+        hashed += len(texts)
+        return fingerprint_batch(texts)
+
+    monkeypatch.setattr(rescue, "fingerprint_batch", counting)
+    names = Names()
+    keys = [f"media/photo-of-something-{n:06}.jpg" for n in range(size)]
+    names.add_candidates(keys)
+    names.add_unmatched(f"other/photo-of-something-{n:06}.jpg" for n in range(size, 2 * size))
+    paths = sealed([])
+    assert not any(names.may_mean(key, paths) for key in keys)
+    return hashed
+
+
+def test_as_many_candidates_as_values_cost_in_proportion(monkeypatch: pytest.MonkeyPatch) -> None:
+    few, many = (looked_up(size, monkeypatch) for size in (500, 5000))
+    assert many <= 11 * few
+    assert many <= 60 * 2 * 5000
