@@ -222,9 +222,9 @@ def judge(stage: Stage, report: orphan_cleanup.Report | None, seen: Counter[str]
             assert (source.values, source.unmatched) == (values, column.missing), f"{source}, {where}"
 
 
-def test_worlds_as_they_are(stage: Callable[[int], Stage]) -> None:
+def test_worlds_as_they_are(stage: Callable[[int], Stage], seeded: Seeded) -> None:
     seen: Counter[str] = Counter()
-    for seed in range(SEEDS):
+    for seed, _ in seeded(range(SEEDS)):
         one = stage(seed)
         judge(one, one.to_the_end(), seen)
 

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -71,6 +70,19 @@ def _literals(function: ast.AST) -> set[str]:
     return {target.id for node in assigned for target in node.targets if isinstance(target, ast.Name)}
 
 
+def _uses(tree: ast.Module) -> set[str]:
+    """What a file calls of the module `random`, as it is called there."""
+    imported = {
+        alias.asname or alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module == "random"
+        for alias in node.names
+    }
+    modules = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    calls = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    return imported | {call for call in calls if "random" in modules and call.startswith("random.")}
+
+
 def generators() -> Iterator[tuple[str, ast.Call, set[str]]]:
     """Where tests use the module `random`: the call, and the parameters and literals of the functions around it."""
 
@@ -81,12 +93,14 @@ def generators() -> Iterator[tuple[str, ast.Call, set[str]]]:
                 arguments = child.args
                 every = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs, arguments.vararg]
                 inside = parameters | {one.arg for one in every if one} | _literals(child)
-            if isinstance(child, ast.Call) and ast.unparse(child.func).startswith("random."):
+            if isinstance(child, ast.Call) and ast.unparse(child.func) in uses:
                 yield child, inside
             yield from walk(child, inside)
 
     for path in sorted((ROOT / "tests").rglob("*.py")):
-        for call, parameters in walk(ast.parse(path.read_text()), set()):
+        tree = ast.parse(path.read_text())
+        uses = _uses(tree)
+        for call, parameters in walk(tree, set()):
             yield f"{path.relative_to(ROOT)}:{call.lineno}", call, parameters
 
 
@@ -95,16 +109,9 @@ def test_no_test_draws_what_cannot_be_drawn_again() -> None:
     found = list(generators())
     assert len(found) > 5
     for where, call, parameters in found:
-        assert ast.unparse(call.func) == "random.Random" and len(call.args) == 1, f"{where}: give it a seed"
+        assert ast.unparse(call.func) in {"random.Random", "Random"} and call.args, f"{where}: give it a seed"
         names = {node.id for node in ast.walk(call.args[0]) if isinstance(node, ast.Name)}
         if where.startswith("tests/conftest.py:"):
             assert names == {"seed"}
         else:
             assert names <= parameters, f"{where}: use the fixture `seeded`, which says the seed of a failure"
-
-
-def test_no_test_imports_names_from_random() -> None:
-    """So that the test above sees every use."""
-    for path in sorted((ROOT / "tests").rglob("*.py")):
-        imports = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
-        assert "random" not in {node.module for node in imports}, Path(path)

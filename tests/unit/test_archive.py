@@ -28,11 +28,11 @@ JOB = "01KB2T5V8Q4W3N6E7R8T9Y0Z1A"
 
 @pytest.fixture
 def s3() -> MemoryS3:
-    return MemoryS3()
+    return MemoryS3(buckets={"archive": {}})
 
 
 def archive(s3: MemoryS3, job_id: str = JOB) -> Archive:
-    return Archive(s3, "archive", job_type="orphan_cleanup", scope="media", job_id=job_id)
+    return Archive(s3.client(), "archive", job_type="orphan_cleanup", scope="media", job_id=job_id)
 
 
 def entry(key: str, outcome: str = "") -> Entry:
@@ -62,18 +62,19 @@ def test_of_two_attempts_the_first_writes_down_a_plan_an_outcome_and_a_manifest(
     planned = first.write_plan(plan())
     part = first.write_outcome(0, [entry("a", "deleted")])
     told = first.write_manifest(manifest(parts=[part]))
-    stands = dict(s3.objects)
+    writes = s3.writes
 
     assert zombie.write_plan(plan(parts=9)) == planned
     with pytest.raises(Retryable, match="Another attempt of this run has dealt with part 0"):
         zombie.write_outcome(0, [entry("a", "kept_changed")])
     assert zombie.write_manifest(manifest(complete=False)) == told
-    assert s3.objects == stands
+    assert s3.writes == writes, "nothing was written over"
     assert first.write_outcome(0, [entry("a", "deleted")]) == part, "its own, whose answer was lost"
 
 
 def altered(s3: MemoryS3, key: str) -> None:
-    s3.objects[key] = s3.objects[key] + b" "
+    body = s3.buckets["archive"][key][-1].body
+    s3.put("archive", key, (body or b"") + b" ")
 
 
 @pytest.mark.parametrize("which", ["manifest", "part", "gone"])
@@ -81,13 +82,13 @@ def test_an_altered_manifest_or_part_is_refused(s3: MemoryS3, which: str) -> Non
     own = archive(s3)
     parts = [own.write_outcome(number, [entry(f"{number}", "deleted")]) for number in range(2)]
     address = own.write_manifest(manifest(parts=parts))
-    assert [one.key for one in entries(s3, "archive", verified(s3, address))] == ["0", "1"]
+    assert [one.key for one in entries(s3.client(), "archive", verified(s3.client(), address))] == ["0", "1"]
     if which == "gone":
-        del s3.objects[parts[1].key]
+        del s3.buckets["archive"][parts[1].key]
     else:
         altered(s3, address.key if which == "manifest" else parts[1].key)
     with pytest.raises(Permanent, match=r"is not what was written \(its SHA-256 differs\): nothing was touched"):
-        verified(s3, address)
+        verified(s3.client(), address)
 
 
 def test_the_baseline_is_the_newest_that_is_complete_accepted_and_old_enough(s3: MemoryS3) -> None:

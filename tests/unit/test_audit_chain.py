@@ -34,7 +34,7 @@ FIRST = Link(
 
 @pytest.fixture
 def chain() -> Chain:
-    return Chain(MemoryS3(), "archive")
+    return Chain(MemoryS3(buckets={"archive": {}}).client(), "archive")
 
 
 def test_a_link_reads_back_as_it_was_written() -> None:

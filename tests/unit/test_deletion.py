@@ -70,6 +70,14 @@ def test_each_limit_is_guarded_by_a_sentence_of_its_own(change: dict[str, Any], 
     assert sentence in found[0]
 
 
+@pytest.mark.parametrize("values", [99, 101])
+def test_an_account_that_does_not_add_up_is_none(values: int) -> None:
+    """FAILURES 19: each value is matched, outside or unmatched, and none is left over."""
+    with pytest.raises(ValueError, match=f"{values} values are not 80 matched"):
+        SourceCount(column="t.c", values=values, matched=80, outside=15, unmatched=5)
+    assert SourceCount(column="t.c", values=100, matched=80, outside=15, unmatched=5).values == 100
+
+
 def test_a_refusal_groups_what_it_cannot_match_and_says_what_to_declare() -> None:
     groups = [
         Group(start="gravatar.com/avatar", count=30, examples=["https://gravatar.com/avatar/1", "x", "y"]),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from lamplighter.kernel.ledger.row import Job, Policy, Status
 from lamplighter.kernel.settings import Settings, SettingsError, parse
-from lamplighter.rules import RULES, checked, keep
+from lamplighter.rules import OWN, RULES, checked, keep, names, previews
 
 DAY = timedelta(days=1)
 
@@ -61,3 +63,36 @@ def test_a_bad_setting_stops_every_rule_before_anything_is_touched(retention_day
 def test_days_are_a_number_of_days(value: str) -> None:
     with pytest.raises(SettingsError, match=r"retention_days\.downloads"):
         under(f'{{"downloads": {value}}}')
+
+
+def ordered(*, dry_run: bool) -> Job:
+    """A run whose row says whether it previews."""
+    at = datetime(2026, 11, 22, 3, 0, tzinfo=UTC)
+    return Job(
+        job_id="j",
+        job_type="cleanup",
+        status=Status.RUNNING,
+        policy=Policy(timeout=timedelta(minutes=5)),
+        created_at=at,
+        run_at=at,
+        dry_run=dry_run,
+    )
+
+
+@pytest.mark.parametrize("name", names())
+def test_what_is_the_owners_acts_only_where_it_is_applied(name: str) -> None:
+    """REQUIREMENTS S4, S2; FAILURES 22, 23."""
+
+    def settings(*, apply: bool, override: bool = False) -> Settings:
+        document = {"retention": {"rules": {name: {"apply": apply}}}, "allow_override": override}
+        return parse(document if name not in OWN else {"allow_override": override}, source="a test")
+
+    own = name in OWN
+    for apply in (False, True):
+        acts = own or apply
+        assert previews(name, ordered(dry_run=True), settings(apply=apply, override=True)), "a preview stays one"
+        assert previews(name, ordered(dry_run=False), settings(apply=apply)) is not acts
+        assert previews(name, ordered(dry_run=False), settings(apply=apply, override=True)) is not acts
+        insists = replace(ordered(dry_run=False), payload={"dry_run": False})
+        assert previews(name, insists, settings(apply=apply)) is not acts, "one switch does not do"
+        assert not previews(name, insists, settings(apply=apply, override=True)), "both do"

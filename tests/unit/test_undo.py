@@ -53,7 +53,7 @@ def test_undo_takes_only_what_has_ended_and_can_be_undone(
     job = ledger.start(ledger.new_job(job_type, Policy(timeout=timedelta(minutes=15))))
     with pytest.raises(Permanent, match=said):
         deeds(
-            MemoryS3(),
+            MemoryS3(buckets={"archive": {}}).client(),
             UndoParams(job_id=job.job_id),
             job_types=["orphan_cleanup"],
             archived_as="orphan_cleanup",
