@@ -46,7 +46,7 @@ AMBIGUOUS: Final = 3
 """Files without a row that a row of a missing file could mean."""
 DERIVED: Final = 30
 EXCLUDED: Final = 5
-EXCLUDE: Final = "legal/*"
+EXCLUDE: Final = "legal/**"
 THREADS: Final = 8
 MARK: Final = {"pk": {"S": "DEMO#jobs"}}
 """The item that remembers which jobs are the demo's; no stream consumer looks at its kind."""
