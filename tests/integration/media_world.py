@@ -46,10 +46,10 @@ class ScriptedRun(Run):
 class World:
     """What the tests of the media jobs arrange and look at."""
 
-    def __init__(self, s3: Any, engine: Engine) -> None:
+    def __init__(self, s3: Any, engine: Engine, trust: MemoryTable) -> None:
         self.s3 = s3
         self.engine = engine
-        self.trust = MemoryTable()
+        self.trust = trust
         name = uuid4().hex  # buckets share one name space, over all accounts
         self.media, self.archive, self.plain = f"media-{name}", f"archive-{name}", f"plain-{name}"
         for bucket in (self.media, self.archive):

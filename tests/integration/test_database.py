@@ -15,7 +15,7 @@ from sqlalchemy import Connection, create_engine, text
 from sqlalchemy.exc import DBAPIError
 
 from lamplighter.kernel import database
-from lamplighter.kernel.errors import DatabaseUnavailable, Permanent, Retryable
+from lamplighter.kernel.errors import DatabaseUnavailable, Permanent
 
 
 def test_a_database_that_is_not_there_is_named_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:

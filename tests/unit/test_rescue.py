@@ -6,10 +6,11 @@ import time
 
 import pytest
 
+from lamplighter.kernel.media import DERIVED
 from lamplighter.media import rescue
 from lamplighter.media.fingerprints import Builder, Fingerprints
 from lamplighter.media.folding import fingerprint_batch, fold
-from lamplighter.media.rescue import DERIVED, Exclusions, Kept, Names, Patterns, pieces, skeleton, stem, why_kept
+from lamplighter.media.rescue import Exclusions, Kept, Names, Patterns, pieces, skeleton, stem, why_kept
 
 
 def sealed(paths: list[str]) -> Fingerprints:

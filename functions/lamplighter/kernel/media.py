@@ -1,4 +1,4 @@
-"""What owners say about their media: which columns name files, and which files derive from others.
+"""What owners say about their media: the folder, which columns name files, and how derived files are named.
 
 Settings of the domain `media`. Plain dataclasses, which pydantic validates where they come from outside (`Settings`).
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal
+from urllib.parse import unquote
 
 from annotated_types import Ge, MinLen
 
@@ -17,32 +18,6 @@ _STRICT: Final = {"extra": "forbid"}
 _TABLE: Final = re.compile(r"[^.,\x00]+(\.[^.,\x00]+)?")
 _COLUMN: Final = re.compile(r"[^.,\x00]+")
 _FOLDER_KINDS: Final = (None, "text", "array")
-
-DERIVED: Final = (
-    "{name}-{n}x{n}",
-    "{name}_{n}x{n}",
-    "{name}.{n}x{n}_{any}",
-    "{name}-scaled",
-    "{name}-rotated",
-    "{name}-e{n}",
-    "{name}@{n}x",
-    "{name}_thumb",
-    "{name}-thumb",
-    "{name}_thumbnail",
-    "{name}-thumbnail",
-    "{name}_small",
-    "{name}_medium",
-    "{name}_large",
-    "thumbnail_{name}",
-    "thumb_{name}",
-    "small_{name}",
-    "medium_{name}",
-    "large_{name}",
-    "thumbs/",
-    "thumbnails/",
-    "thumb/",
-)
-"""Patterns of derived files as WordPress, easy-thumbnails, Strapi, Retina images and others write them."""
 
 type Prefix = Annotated[str, MinLen(1)]
 
@@ -91,3 +66,75 @@ class Reference:
         """The fields that `table.column` or `schema.table.column` gives; the dataclass validates them."""
         table, _, column = text.strip().rpartition(".")
         return {"table": table, "column": column}
+
+
+DERIVED: Final = (
+    "{name}-{n}x{n}",
+    "{name}_{n}x{n}",
+    "{name}.{n}x{n}_{any}",
+    "{name}-scaled",
+    "{name}-rotated",
+    "{name}-e{n}",
+    "{name}@{n}x",
+    "{name}_thumb",
+    "{name}-thumb",
+    "{name}_thumbnail",
+    "{name}-thumbnail",
+    "{name}_small",
+    "{name}_medium",
+    "{name}_large",
+    "thumbnail_{name}",
+    "thumb_{name}",
+    "small_{name}",
+    "medium_{name}",
+    "large_{name}",
+    "thumbs/",
+    "thumbnails/",
+    "thumb/",
+)
+"""Patterns of derived files as WordPress, easy-thumbnails, Strapi, Retina images and others write them."""
+
+_PLACES: Final = re.compile(r"(\{name\}|\{n\}|\{any\})")
+_NO_NAME: Final = re.compile(r"[\s.+'\"]*")
+"""What is left of a name once it is folded: nothing."""
+
+
+def derived_pattern(pattern: str) -> str:
+    """The pattern of derived files, once it is known to say something.
+
+    Raises:
+        ValueError: it does not; names the pattern and what is accepted.
+    """
+    if re.fullmatch(r"[^/{}\x00]+/", pattern) and not _NO_NAME.fullmatch(pattern[:-1]):
+        return pattern
+    parts = derived_parts(pattern)
+    literal = "".join(parts[::2])
+    if (
+        parts.count("{name}") != 1
+        or parts.count("{any}") > 1
+        or _NO_NAME.fullmatch(literal)
+        or re.search(r"[/{}\x00]", literal)
+    ):
+        raise ValueError(
+            f"derived: {pattern[:80]!r} takes {{name}} once, {{n}} for digits, {{any}} at most once, and some other"
+            " characters, as in {name}-{n}x{n}; or a folder, as in thumbs/"
+        )
+    return pattern
+
+
+def derived_parts(pattern: str) -> list[str]:
+    """A pattern's literal texts, and between them its places."""
+    return _PLACES.split(pattern)
+
+
+def folder_of(path: str) -> str:
+    """A path as keys have it: no slash before, one behind, nothing for the whole bucket.
+
+    Raises:
+        ValueError: it has an empty segment, `.` or `..`, which would be another folder once it is read as a path.
+    """
+    path = path.strip("/")
+    segments = unquote(path).replace("\\", "/").split("/")
+    if path and any(segment.strip() in {"", ".", ".."} or "\0" in segment for segment in segments):
+        raise ValueError("takes a folder without empty segments, . or ..")
+    return f"{path}/" if path else ""

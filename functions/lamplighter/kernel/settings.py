@@ -17,12 +17,12 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Annotated, Any, Final
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import PydanticCustomError
 
 from lamplighter.kernel.cloud import Limits, Remedy, Targets
 from lamplighter.kernel.errors import Permanent, Retryable
-from lamplighter.kernel.media import DERIVED, Reference
+from lamplighter.kernel.media import DERIVED, Reference, derived_pattern, folder_of
 
 PREFIX: Final = "LAMPLIGHTER_"
 KEY: Final = "settings#effective"
@@ -63,6 +63,19 @@ def _no_flag(value: object) -> object:
 
 def _reference(value: object) -> object:
     return Reference.fields_of(value) if isinstance(value, str) else value
+
+
+def _folder(path: str) -> str:
+    """As it was given, if it is one folder in every reading."""
+    folder_of(path)
+    return path
+
+
+def _derived(pattern: str) -> str:
+    try:
+        return derived_pattern(pattern)
+    except ValueError as error:
+        raise PydanticCustomError("derived", "{reason}", {"reason": str(error).removeprefix("derived: ")}) from None
 
 
 type Number = Annotated[float, BeforeValidator(_no_flag), Field(allow_inf_nan=False)]
@@ -134,7 +147,7 @@ class MediaSettings(Section):
     """Whether the schedule runs, and its runs do anything (A6)."""
     scan_interval_hours: Whole = Field(24, ge=1, le=720)
     """Hours between scheduled runs (A6)."""
-    base_path: Text = ""
+    base_path: Annotated[Text, Field(max_length=1024), AfterValidator(_folder)] = ""
     """The folder that is cleaned; empty is the whole bucket (A1)."""
     references: Annotated[tuple[Annotated[Reference, BeforeValidator(_reference)], ...], BeforeValidator(_split)] = (
         Field((Reference(table="media_files", column="storage_key"),), min_length=1)
@@ -151,16 +164,16 @@ class MediaSettings(Section):
     max_delete_gb: Number = Field(10.0, ge=0)
     """Stop before cumulative deletion exceeds this, in GB of 10^9 bytes (A4)."""
     quarantine_hours: Hours = 24
-    """A scheduled run removes only what a manifest at least this old already listed (A7)."""
+    """A run removes only what a manifest at least this old already listed (A7)."""
     max_orphan_share: Number = Field(0.2, gt=0, le=1)
     """Refuse to delete when more than this share of the files are orphans (A7)."""
     max_reference_shrink: Number = Field(0.2, ge=0, le=1)
     """Refuse to delete when the references shrank by more than this share since the last run (A7)."""
     allow_unversioned: bool = False
     """Whether runs delete in a bucket without versioning, where nothing can be restored (S5)."""
-    derived: Patterns = DERIVED
-    """How files are named that derive from another one, which keeps them (A1): `{name}` stands for its name without
-    extension, `{n}` for digits, `{any}` for anything; or a folder, as in `thumbs/`."""
+    derived: Annotated[tuple[Annotated[Text, AfterValidator(_derived)], ...], BeforeValidator(_from_json)] = DERIVED
+    """How files are named that derive from a referenced one, which keeps them (A1): `{name}` stands for its file name,
+    `{n}` for digits, `{any}` for anything; a folder ends with a slash, as `thumbs/`. The extension may be another."""
     exclude: Patterns = ()
     """Glob patterns of keys that are never removed (A1)."""
 

@@ -38,7 +38,8 @@ from lamplighter.kernel.deletion import (
 from lamplighter.kernel.errors import Permanent
 from lamplighter.kernel.job import Report as JobReport
 from lamplighter.kernel.job import Run, Unfinished, job
-from lamplighter.media.parameters import Params, folder_of
+from lamplighter.kernel.media import folder_of
+from lamplighter.media.parameters import Params
 from lamplighter.media.recheck import Recheck
 from lamplighter.media.removal import Removal
 from lamplighter.media.scan import Patterns, Reading, Scan, Scanned, Stopped
@@ -317,9 +318,12 @@ class OrphanCleanup:
 
     def _quarantined(self, plan: Plan) -> Iterator[Entry] | None:
         """What an earlier run listed long enough ago, in S3's order; None when no quarantine is asked for."""
-        if not self._params.quarantine_hours:
+        hours = self._params.quarantine_hours
+        if hours is None:  # a tick that is redriven is scheduled, too
+            hours = self._run.settings.media.quarantine_hours if self._run.job.schedule else 0
+        if not hours:
             return None
-        planned_by = plan.started_at - timedelta(hours=self._params.quarantine_hours)
+        planned_by = plan.started_at - timedelta(hours=hours)
         manifest = self._archive.earlier(planned_by=planned_by)
         return entries(self._s3, self._archive.bucket, manifest) if manifest else iter(())
 

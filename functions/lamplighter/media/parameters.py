@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from typing import Any, Final, Self
-from urllib.parse import unquote
 
 from pydantic import Field, field_validator
 
+from lamplighter.kernel.events import shown
 from lamplighter.kernel.job import InvalidParams
 from lamplighter.kernel.job import Params as JobParams
-from lamplighter.kernel.media import Reference
+from lamplighter.kernel.media import Reference, folder_of
 from lamplighter.kernel.settings import Settings
 
 
@@ -26,11 +26,12 @@ class Params(JobParams):
     min_age_hours: float | None = Field(None, ge=0, le=1_000_000, allow_inf_nan=False)
     """Younger files are skipped (`media.min_age_hours`)."""
     dry_run: bool | None = None
-    """Only say what would be done (not `media.apply`)."""
+    """Only say what would be done (`media.apply`)."""
     max_delete_gb: float | None = Field(None, ge=0, le=1_000_000_000, allow_inf_nan=False)
     """Stop before more than this is deleted, in GB of 10^9 bytes (`media.max_delete_gb`)."""
     quarantine_hours: float | None = Field(None, ge=0, le=1_000_000, allow_inf_nan=False)
-    """Delete only what a manifest at least this old lists already; 0 = at once (`media.quarantine_hours`)."""
+    """Delete only what a manifest at least this old lists already; 0 = at once (`media.quarantine_hours`; where the
+    settings allow overriding, a run by hand takes 0)."""
     max_orphan_share: float | None = Field(None, gt=0, le=1, allow_inf_nan=False)
     """Refuse when more of the files are orphans (`media.max_orphan_share`)."""
     override: bool = False
@@ -79,6 +80,8 @@ def tightened[P: Params](params: P, settings: Settings) -> P:
             raise InvalidParams(problems)
         configured_references, added = configured["references"], given.get("references", ())
         given["references"] = (*configured_references, *(one for one in added if one not in configured_references))
+    else:
+        del configured["quarantine_hours"]  # depends on who makes the run
     return params.model_copy(update=configured | given)
 
 
@@ -100,9 +103,9 @@ def _looser(name: str, value: Any, limit: Any) -> str | None:
     setting = _SETTINGS[name]
     sentence = None
     if name == "bucket" and value != limit:
-        sentence = f"takes {limit or 'none'} ({setting}), got {value}"
+        sentence = f"takes {limit or 'none'} ({setting}), got {shown(value)}"
     elif name == "base_path" and not value.startswith(limit):
-        sentence = f"takes a folder below {limit} ({setting}), got {value or 'the whole bucket'}"
+        sentence = f"takes a folder below {limit} ({setting}), got {shown(value) if value else 'the whole bucket'}"
     elif name == "dry_run" and limit and not value:
         sentence = f"false needs {setting} to be true"
     elif name in {"min_age_hours", "quarantine_hours"} and value < limit:
@@ -114,16 +117,3 @@ def _looser(name: str, value: Any, limit: Any) -> str | None:
         if other := next((one for one in value if columns.get(str(one), one) != one), None):
             sentence = f"{other} is configured otherwise ({setting}); it takes other columns"
     return sentence and f"{name}: {sentence}"
-
-
-def folder_of(path: str) -> str:
-    """A path as keys have it: no slash before, one behind, nothing for the whole bucket.
-
-    Raises:
-        ValueError: it has an empty segment, `.` or `..`, which would be another folder once it is read as a path.
-    """
-    path = path.strip("/")
-    segments = unquote(path).replace("\\", "/").split("/")
-    if path and any(segment.strip() in {"", ".", ".."} or "\0" in segment for segment in segments):
-        raise ValueError("takes a folder without empty segments, . or ..")
-    return f"{path}/" if path else ""

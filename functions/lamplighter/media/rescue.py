@@ -19,7 +19,7 @@ from enum import Enum
 from typing import Final
 from unicodedata import combining, normalize
 
-from lamplighter.kernel.media import DERIVED
+from lamplighter.kernel.media import DERIVED, derived_parts, derived_pattern
 from lamplighter.media.extensions import MEDIA
 from lamplighter.media.fingerprints import Builder, Fingerprints, frame, from_bytes, unframe
 from lamplighter.media.folding import QUOTES, fingerprint, fingerprint_batch, fold
@@ -241,7 +241,7 @@ class Patterns:
         self._folders: list[str] = []
         self._names: list[re.Pattern[str]] = []
         for pattern in patterns:
-            if re.fullmatch(r"[^/{}]+/", pattern) and fold(pattern):
+            if derived_pattern(pattern).endswith("/"):
                 self._folders.append(fold(pattern))
             else:
                 self._names.append(_compiled(pattern))
@@ -269,7 +269,7 @@ class Patterns:
         bare = stem(name)
         found = [
             folder + slash + match["name"].lstrip(" " + QUOTES)
-            for tried in {bare, name}
+            for tried in dict.fromkeys((bare, name))
             if self._any_name.fullmatch(tried)
             for pattern in self._names
             if (match := pattern.fullmatch(tried))
@@ -282,20 +282,10 @@ class Patterns:
 
 
 def _compiled(pattern: str) -> re.Pattern[str]:
-    parts = re.split(r"(\{name\}|\{n\}|\{any\})", pattern)
-    literal = fold("".join(parts[::2]))
-    if (
-        parts.count("{name}") != 1
-        or parts.count("{any}") > 1
-        or not literal
-        or re.search(r"[/{}]", "".join(parts[::2]))
-    ):
-        raise ValueError(
-            f"derived: {pattern!r} takes {{name}} once, {{n}} for digits, {{any}} at most once, and some other"
-            " characters, as in {name}-{n}x{n}; or a folder, as in thumbs/."
-        )
     words = {"{name}": "(?P<name>.+)", "{n}": "[0-9]{1,20}+", "{any}": ".*"}
-    return re.compile("".join(words.get(part) or re.escape(part.casefold().replace("+", " ")) for part in parts))
+    return re.compile(
+        "".join(words.get(part) or re.escape(part.casefold().replace("+", " ")) for part in derived_parts(pattern))
+    )
 
 
 def _with_extensions(path: str, besides: str) -> list[str]:
