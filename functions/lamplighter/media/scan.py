@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
@@ -119,9 +119,13 @@ class Reading:
     """Values with the extension of a media file whose object is gone."""
     missing: tuple[Missing, ...]
     """The first of them."""
+    planned: bool = False
+    """Whether the whole plan was made by this reading, so that each file of the plan is an orphan by it."""
 
     def verdicts(self, candidates: Sequence[Entry]) -> list[str | None]:
         """Why each is kept, as an outcome, or None for an orphan."""
+        if self.planned:
+            return [None] * len(candidates)
         return [(kept := self.account.verdict(one.key)) and OUTCOMES[kept] for one in candidates]
 
 
@@ -170,9 +174,9 @@ class Scan:
         account = self._opened(scanned)
         if not scanned.listed:
             self._list(account, scanned)
-        reading = self.read(account, scanned)
+        reading, begun = self.read(account, scanned), scanned.parts
         self._rescue(reading, scanned)
-        return reading
+        return replace(reading, planned=not begun)
 
     def reopened(self, scanned: Scanned) -> Reading:
         """A new reading for a run whose scan is complete.
