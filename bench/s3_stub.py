@@ -67,10 +67,11 @@ class Stub:
             return 200, b""
         if method == "GET" and path in self._written:
             return 200, self._written[path]
-        if path.strip("/") != BUCKET and "list-type" not in query:
-            return 404, b"<Error><Code>NoSuchKey</Code></Error>"
         if path.strip("/") != BUCKET:
-            return 200, f"{_HEAD}<IsTruncated>false</IsTruncated></ListBucketResult>".encode()
+            listed = f"{_HEAD}<IsTruncated>false</IsTruncated></ListBucketResult>".encode()
+            return (200, listed) if "list-type" in query else (404, b"<Error><Code>NoSuchKey</Code></Error>")
+        if "versioning" in query:
+            return 200, b"<VersioningConfiguration><Status>Enabled</Status></VersioningConfiguration>"
         if query.get("max-keys") == "1":  # is this key there?
             prefix = query["prefix"]
             at = bisect_right(self._keys, prefix) - 1

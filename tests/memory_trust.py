@@ -6,7 +6,7 @@ from collections.abc import Callable
 from datetime import datetime
 from itertools import count
 
-from lamplighter.deletion.ramp import Stored, Trust
+from lamplighter.deletion.ramp import Granted, Stored, Trust
 
 
 class MemoryTable:
@@ -14,7 +14,7 @@ class MemoryTable:
 
     def __init__(self) -> None:
         self.items: dict[str, Stored] = {}
-        self.runs: dict[tuple[str, str], tuple[int, int]] = {}
+        self.runs: dict[tuple[str, str], Granted] = {}
         self.before_write: Callable[[], None] | None = None
         self.lost = 0
         self._versions = map(str, count(1))
@@ -34,14 +34,14 @@ class MemoryTable:
         self.items[scope] = Stored(trust=trust, version=next(self._versions))
         return True
 
-    def grant(self, scope: str, run: str, limit: int, *, expires: datetime) -> tuple[int, int]:
+    def grant(self, scope: str, run: str, limit: int, *, epoch: str, expires: datetime) -> Granted:
         """As `Table.grant`."""
-        return self.runs.setdefault((scope, run), (limit, 0))
+        return self.runs.setdefault((scope, run), Granted(limit, 0, epoch))
 
     def use(self, scope: str, run: str, items: int, *, limit: int) -> bool:
         """As `Table.use`."""
-        granted, used = self.runs[scope, run]
-        if used > limit - max(items, 0):
+        granted = self.runs[scope, run]
+        if granted.used > limit - max(items, 0):
             return False
-        self.runs[scope, run] = (granted, used + items)
+        self.runs[scope, run] = granted._replace(used=granted.used + items)
         return True

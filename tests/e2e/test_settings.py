@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
+import shutil
+import subprocess
+import sys
+import tomllib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from samcli.cli.types import CfnParameterOverridesType
 
 from lamplighter.jobs.settings_document import KEY
 from local.servers import LocalAwsError
-from local.settings import applied
+from local.stack import ROOT
 from tests.e2e.conftest import SETTINGS
 from tests.e2e.deployed import Deployed, FunctionFailed, Mailbox, Shelf, eventually
 
@@ -141,15 +149,61 @@ def test_what_a_deployment_does_not_apply_is_only_previewed(stack: Deployed, put
 
 def test_a_bad_document_fails_a_deployment_with_its_sentence(stack: Deployed) -> None:
     """P1: and the version before stays."""
-    before = effective(stack)
-    bad = SETTINGS | {"retention": applied(ramp=False), "media": {"max_orphan_share": 1.5}}
-    with pytest.raises(
-        LocalAwsError, match=r"media\.max_orphan_share: input should be less than or equal to 1, got 1\.5"
-    ):
+    before, cloudformation = effective(stack), stack.client("cloudformation")
+    bad = SETTINGS | {"media": {"max_orphan_share": 1.5}}
+    with pytest.raises(LocalAwsError, match="UPDATE_ROLLBACK_COMPLETE"):
         stack.aws.deploy(bad)
+    events = cloudformation.describe_stack_events(StackName=stack.name)["StackEvents"]
+    reasons = [
+        event.get("ResourceStatusReason") for event in events if event["LogicalResourceId"] == "EffectiveSettings"
+    ]
+    sentence = "media.max_orphan_share: input should be less than or equal to 1, got 1.5."
+    assert f"SettingsError: In the template parameter Settings: {sentence}" in reasons
     assert effective(stack) == before
-    described = stack.client("cloudformation").describe_stacks(StackName=stack.name)["Stacks"][0]
-    assert described["StackStatus"] == "UPDATE_ROLLBACK_COMPLETE"
-    stack.aws.deploy(SETTINGS)
-    assert effective(stack) == before
-    stop(stack)
+    stack.stand_still()  # the local CloudFormation puts every schedule back that it passes, changed or not
+
+
+def test_the_answers_of_a_guided_deployment_go_into_a_file_of_the_owners(stack: Deployed, tmp_path: Path) -> None:
+    """`samconfig.toml` stays as it is, so that an upgrade does not conflict with it."""
+    own, settings = tmp_path / "my-samconfig.toml", '{"media": {"apply": true}, "jobs": {"retry_base_seconds": 7}}'
+    before = (ROOT / "samconfig.toml").read_bytes()
+    shutil.copy(ROOT / "samconfig.toml", own)
+    answers = {"Stack Name": "guided", "DatabaseUrl": "-", "Parameter Settings": settings, "Deploy this changeset": "n"}
+    said = guided(stack, own, answers)
+    assert "Deploy this changeset" in said
+    assert (ROOT / "samconfig.toml").read_bytes() == before
+    saved = tomllib.loads(own.read_text())["default"]["deploy"]["parameters"]
+    assert saved["stack_name"] == "guided"
+    overrides = CfnParameterOverridesType().convert(saved["parameter_overrides"], None, None)
+    assert (overrides["Settings"], "DatabaseUrl" in overrides) == (settings, False)
+    assert {"BaseUrl", "RetryBaseSeconds", "OrphanCleanupDryRun"}.isdisjoint(overrides)
+    assert len(overrides) <= 20
+
+
+def guided(stack: Deployed, config_file: Path, answers: dict[str, str]) -> str:
+    """What `sam deploy --guided` says to somebody who gives these answers, and else presses return."""
+    sam = Path(sys.executable).with_name("sam")
+    path = f"{ROOT / '.tools' / 'bin'}:{sam.parent}:{os.environ['PATH']}"
+    environment = {"PATH": path, "HOME": str(config_file.parent), "TERM": "dumb", "SAM_CLI_TELEMETRY": "0"}
+    terminal, theirs = pty.openpty()
+    command = [sam, "deploy", "--guided", "--config-file", config_file]
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment | stack.aws.environment, stdin=theirs, stdout=theirs, stderr=theirs
+    )
+    os.close(theirs)
+    said = line = ""
+    try:
+        while said.count("Parameter ") < 200:  # it asks for one thing again and again if it does not like the answer
+            said += (some := os.read(terminal, 4096).decode(errors="replace"))
+            line = (line + some).rpartition("\n")[2]
+            if line.rstrip().endswith(":"):
+                answer = next((answer for asked, answer in answers.items() if asked in line), "")
+                os.write(terminal, f"{answer}\n".encode())
+                line = ""
+    except OSError:  # it has ended
+        pass
+    finally:
+        process.kill()
+        process.wait()
+        os.close(terminal)
+    return said

@@ -28,6 +28,7 @@ from tests.integration.actions_world import REGION, Account
 from tests.integration.media_world import World
 from tests.integration.reports_world import Reports
 from tests.integration.uploads_world import Uploads
+from tests.memory_trust import MemoryTable
 from tests.ports import free_ports
 
 if TYPE_CHECKING:
@@ -200,10 +201,18 @@ class _TagBlindLoader(yaml.SafeLoader):
 _TagBlindLoader.add_multi_constructor("!", lambda loader, suffix, node: None)
 
 
+@pytest.fixture(autouse=True)
+def trust(monkeypatch: pytest.MonkeyPatch) -> MemoryTable:
+    """What scopes have earned: nothing yet."""
+    table = MemoryTable()
+    monkeypatch.setattr(ramp, "table", lambda: table)
+    return table
+
+
 @pytest.fixture
-def world(s3: Any, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> World:
+def world(s3: Any, engine: Engine, trust: MemoryTable, monkeypatch: pytest.MonkeyPatch) -> World:
     """An empty media bucket, an archive, a migrated database."""
-    world = World(s3, engine)
+    world = World(s3, engine, trust)
     for name, value in {
         "ARCHIVE_BUCKET": world.archive,
         "MEDIA_BUCKET": world.media,
@@ -211,7 +220,6 @@ def world(s3: Any, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> World:
         "ALERTS_TOPIC_ARN": "arn:aws:sns:us-east-1:111122223333:alerts",
     }.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(ramp, "table", lambda: world.trust)
     return world
 
 

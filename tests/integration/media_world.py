@@ -22,10 +22,7 @@ type Stop = Literal["cancelled", "out_of_time"] | None
 
 STRICT = {
     "allow_override": False,
-    "orphan_cleanup_dry_run": False,
-    "orphan_cleanup_age_threshold_hours": 0,
-    "orphan_cleanup_max_orphan_share": 1,
-    "orphan_cleanup_quarantine_hours": 0,
+    "media": {"apply": True, "min_age_hours": 0, "max_orphan_share": 1, "quarantine_hours": 0},
 }
 """Settings under which a cleanup of the tests may act without being allowed to override anything."""
 
@@ -49,10 +46,10 @@ class ScriptedRun(Run):
 class World:
     """What the tests of the media jobs arrange and look at."""
 
-    def __init__(self, s3: Any, engine: Engine) -> None:
+    def __init__(self, s3: Any, engine: Engine, trust: MemoryTable) -> None:
         self.s3 = s3
         self.engine = engine
-        self.trust = MemoryTable()
+        self.trust = trust
         name = uuid4().hex  # buckets share one name space, over all accounts
         self.media, self.archive, self.plain = f"media-{name}", f"archive-{name}", f"plain-{name}"
         for bucket in (self.media, self.archive):

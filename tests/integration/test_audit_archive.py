@@ -95,12 +95,14 @@ class Log:
         keep_days: int = 90,
         dry_run: bool = False,
         apply: bool = True,
+        ramp: bool = False,
+        job_id: str = "01RUN",
         stops: Mapping[int, Stop] | None = None,
         checkpoint: dict[str, Any] | None = None,
     ) -> Report | Unfinished:
         """One stretch of the phase."""
         job = Job(
-            job_id="01RUN",
+            job_id=job_id,
             job_type="audit_archive",
             status=Status.RUNNING,
             policy=Policy(timeout=timedelta(minutes=5)),
@@ -113,7 +115,8 @@ class Log:
             ScriptedRun(
                 job,
                 settings=parse(
-                    {"retention": {"rules": {"audit_log": {"apply": apply, "keep_days": keep_days}}}}, source="a test"
+                    {"retention": {"rules": {"audit_log": {"apply": apply, "keep_days": keep_days, "ramp": ramp}}}},
+                    source="a test",
                 ),
                 now=now,
                 stops=stops or {},
@@ -233,6 +236,22 @@ def test_what_the_settings_do_not_apply_is_only_previewed(log: Log) -> None:
     report = log.archive(apply=False)
     assert (report.dry_run, report.rows, len(log.rows())) == (True, 20, 20)
     assert log.s3.list_objects_v2(Bucket=log.bucket)["KeyCount"] == 0
+
+
+def test_the_first_runs_delete_few_rows_and_the_next_goes_on(log: Log, read: Any) -> None:
+    """S3. A day that was archived as a whole is left in the database in part."""
+    log.fill(2_500, days=2)
+    rows = log.rows()
+    preview = log.archive(ramp=True, dry_run=True, job_id="preview")
+    assert (preview.rows, preview.held_by_ramp) == (2_500, 1_500)
+
+    first = log.archive(ramp=True, job_id="first")
+    assert (first.removed, first.held_by_ramp, len(log.rows())) == (1_000, 1_500, 1_500)
+    again = log.archive(ramp=True, job_id="first")
+    assert (again.removed, again.held_by_ramp) == (0, 1_500)
+    second = log.archive(ramp=True, job_id="second", now=NOW + timedelta(days=1))
+    assert (second.removed, second.held_by_ramp, log.rows()) == (1_500, 0, [])
+    assert sorted(read_rows(read), key=lambda row: row["id"]) == sorted(rows, key=lambda row: row["id"])
 
 
 def test_days_without_rows_and_moments_without_a_day_make_nothing(log: Log) -> None:

@@ -435,3 +435,13 @@ def test_the_status_of_many_jobs_is_looked_up_at_once(world: World) -> None:
     jobs = [world.finished(timedelta(days=1)) for _ in range(3)]
     found = world.store.statuses({job.job_id for job in jobs} | {"gone"})
     assert found == {job.job_id: Status.COMPLETED for job in jobs}
+
+
+def test_the_result_says_what_the_ramp_holds_back(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """S3: beside B9's names, and only where there is something."""
+    monkeypatch.setenv(RULES, json.dumps({"downloads": {"apply": True}}))
+    world.downloads(1_200, OLD)
+
+    result = world.ledger.get(world.run()["job_id"]).result or {}
+
+    assert (result["old_downloads_deleted"], result["held_by_ramp"]) == (1_000, {"downloads": 200})

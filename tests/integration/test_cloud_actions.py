@@ -23,10 +23,12 @@ from lamplighter.cloud.marks import KEEP
 from lamplighter.cloud.remedies import delete_snapshot
 from lamplighter.cloud.remedies.outcomes import Report
 from lamplighter.cloud.remedies.recycle_bin import Rule
+from lamplighter.deletion import ramp
 from lamplighter.kernel.cloud import Remedy
 from lamplighter.kernel.errors import DatabaseUnavailable, Permanent
 from lamplighter.kernel.job import Unfinished
-from tests.integration.actions_world import DAY, REGION, Account, answering, repeating, ssh, writes
+from tests.integration.actions_world import DAY, REGION, Account, Died, answering, repeating, ssh, writes
+from tests.memory_trust import MemoryTable
 
 PORTS = "lamplighter:open_ports"
 """The mark."""
@@ -733,3 +735,79 @@ def test_a_run_that_is_out_of_time_goes_on_where_it_was(account: Account) -> Non
     assert report.outcomes == {"marked": BATCH + 5}
     assert made.count("CreateTags") == 5
     assert len(account.outcomes(report)) == BATCH + 5
+
+
+# -- the ramp --------------------------------------------------------------------------------------------------------
+
+
+def marked_groups(account: Account, count: int, **said: Any) -> list[str]:
+    groups = [account.open_group() for _ in range(count)]
+    account.act("open_ports", "revoke", max_share=1, **said)
+    return groups
+
+
+def closed(account: Account, groups: list[str]) -> int:
+    return sum(not account.ingress(group) for group in groups)
+
+
+def test_the_first_run_acts_upon_three_resources_and_the_next_days_run_upon_more(account: Account) -> None:
+    """S3, and what is held back is counted; marks are not limited."""
+    groups = marked_groups(account, 6)
+    preview = account.act("open_ports", "revoke", max_share=1, job=account.job(dry_run=True))
+    assert (preview.outcomes, preview.held_by_ramp) == ({"would_be_revoked": 3, "waiting": 3}, 3)
+
+    first = account.act("open_ports", "revoke", max_share=1)
+    assert (first.outcomes, first.held_by_ramp) == ({"revoked": 3, "waiting": 3}, 3)
+    held = [entry for entry in account.outcomes(first).values() if entry.outcome == "waiting"]
+    assert all("first runs" in (entry.facts or {})["reason"] for entry in held)
+    account.now += DAY / 2
+    groups += [account.open_group() for _ in range(4)]
+    same_day = account.act("open_ports", "revoke", max_share=1)
+    assert (same_day.outcomes["revoked"], same_day.outcomes["marked"]) == (3, 4)
+    account.now += DAY / 2
+    next_day = account.act("open_ports", "revoke", max_share=1)
+    assert (next_day.outcomes["revoked"], next_day.held_by_ramp) == (4, 0)
+    assert closed(account, groups) == len(groups) == 10
+
+
+def test_the_ramp_is_lifted_by_the_setting_and_max_actions_is_its_ceiling(account: Account) -> None:
+    marked_groups(account, 6)
+
+    report = account.act("open_ports", "revoke", max_share=1, ramp=False, max_actions=5)
+
+    assert (report.outcomes, report.held_by_ramp) == ({"revoked": 5, "waiting": 1}, 0)
+
+
+def test_an_undo_starts_the_ramp_again(account: Account) -> None:
+    marked_groups(account, 4)
+    first = account.act("open_ports", "revoke", max_share=1)
+    assert account.undo(first, dry_run=True).outcomes == {"would_be_restored": 3}
+    account.now += 2 * DAY
+    again = account.act("open_ports", "revoke", max_share=1, job=account.job(dry_run=True))
+    assert again.held_by_ramp == 0
+
+    assert account.undo(first).outcomes == {"restored": 3}
+
+    account.act("open_ports", "revoke", max_share=1)
+    account.now += DAY
+    assert account.act("open_ports", "revoke", max_share=1).outcomes["revoked"] == 3
+
+
+def test_what_was_earned_with_another_action_does_not_count(account: Account, trust: MemoryTable) -> None:
+    marked_groups(account, 4)
+    other = ramp.Trust(definition="another action", limit=3_000, since=account.now)
+    trust.write(ramp.of_check("open_ports", account.account), other, version=None)
+
+    assert account.act("open_ports", "revoke", max_share=1).outcomes == {"revoked": 3, "waiting": 1}
+
+
+@pytest.mark.parametrize("dies_after", [1, 2, 3])
+def test_a_run_that_died_and_is_tried_again_has_one_allowance(account: Account, dies_after: int) -> None:
+    groups = marked_groups(account, 6)
+    job = account.job()
+    with writes(dies_after=dies_after), pytest.raises(Died):
+        account.act("open_ports", "revoke", max_share=1, job=job)
+
+    report = account.act("open_ports", "revoke", max_share=1, job=job)
+
+    assert closed(account, groups) == report.outcomes["revoked"] == 3

@@ -25,7 +25,7 @@ from lamplighter.kernel import aws
 from lamplighter.kernel.deletion import Refused
 from lamplighter.kernel.job import Unfinished
 from lamplighter.kernel.ledger.row import Job, Policy, Status, Trigger, new_job_id
-from lamplighter.kernel.settings import Settings
+from lamplighter.kernel.settings import parse
 from lamplighter.media import listing, orphan_cleanup, scan
 from tests.conftest import Seeded
 from tests.integration.media_world import ScriptedRun
@@ -131,7 +131,8 @@ class Stage:
             attempt=attempt,
             checkpoint=checkpoint,
         )
-        run = ScriptedRun(job, settings=Settings(allow_override=True), now=now, stops=stops)
+        settings = parse({"allow_override": True, "media": {"exclude": self.world.exclude}}, source="a test")
+        run = ScriptedRun(job, settings=settings, now=now, stops=stops)
         params = orphan_cleanup.handler.validated(
             {
                 "bucket": self.world.bucket,
@@ -190,14 +191,10 @@ def stage(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], An
         s3.before_write = s3.after_write = lambda number, key: None
         trust.items.clear()
         stage = Stage(World(seed, **more), engine, s3, random.Random(f"stage {seed}"))
-        monkeypatch.setattr(orphan_cleanup, "Rules", lambda: _rules(exclude=stage.world.exclude))
         stage.fill()
         return stage
 
     return set_up
-
-
-_rules = orphan_cleanup.Rules
 
 
 def judge(stage: Stage, report: orphan_cleanup.Report | None, seen: Counter[str]) -> None:

@@ -12,6 +12,7 @@ from urllib.parse import quote
 import pytest
 from botocore.exceptions import ClientError
 
+from lamplighter.deletion import claims, ramp
 from lamplighter.kernel.deletion import Refused, verified
 from lamplighter.kernel.errors import Permanent
 from lamplighter.media import listing, orphan_cleanup
@@ -164,18 +165,67 @@ def test_files_derived_from_one_that_stays_are_kept(world: World) -> None:
     assert (report.deleted_files, report.kept_derived, report.orphaned_files) == (2, 6, 2)
 
 
-def test_what_an_exclusion_names_is_kept(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_an_exclusion_names_is_kept(world: World) -> None:
     world.put("a.jpg", "brand/logo.jpg", "orphan.jpg")
     world.refer("a.jpg")
-    monkeypatch.setattr(orphan_cleanup, "Rules", lambda: RULES(exclude=("brand/**",)))
 
-    report = world.clean()
+    report = world.clean(world.run(settings={"media": {"exclude": ["brand/**"]}}))
 
     assert world.keys() == ["a.jpg", "brand/logo.jpg"]
     assert (report.deleted_files, report.excluded) == (1, 1)
 
 
-RULES = orphan_cleanup.Rules
+def test_the_ramp_holds_back_what_a_scope_has_not_earned_yet(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """REQUIREMENTS S3: what a preview says is what a run in earnest does."""
+    monkeypatch.setattr(ramp, "FIRST_OBJECTS", 3)
+    world.put("used.jpg", *(f"{n}.jpg" for n in range(8)))
+    world.refer("used.jpg")
+
+    preview = world.clean(dry_run=True)
+    first = world.clean(world.run())
+    second = world.clean(world.run(after=timedelta(hours=25)))
+
+    assert (preview.would_delete_files, preview.held_by_ramp) == (3, 5)
+    assert (first.deleted_files, first.held_by_ramp) == (3, 5)
+    assert (second.deleted_files, second.held_by_ramp) == (5, 0)
+
+
+def test_files_that_cannot_be_deleted_do_not_use_up_the_ramp(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FAILURES 26: what is kept must not starve the rest."""
+    monkeypatch.setattr(ramp, "FIRST_OBJECTS", 2)
+    world.put("used.jpg", *(f"{n}.jpg" for n in range(6)))
+    world.refer("used.jpg")
+    delete = world.s3.delete_objects
+
+    def deny(**request: Any) -> Any:
+        objects = request["Delete"]["Objects"]
+        denied = [{"Key": one["Key"], "Code": "AccessDenied"} for one in objects if one["Key"] < "3"]
+        allowed = [one for one in objects if one["Key"] >= "3"]
+        answer = delete(Bucket=world.media, Delete={"Objects": allowed}) if allowed else {"ResponseMetadata": {}}
+        return answer | {"Errors": denied}
+
+    monkeypatch.setattr(world.s3, "delete_objects", deny)
+    report = world.clean()
+
+    assert (report.deleted_files, len(report.failed_deletions), report.held_by_ramp) == (2, 3, 1)
+
+
+def test_a_folder_that_another_stack_cleans_and_an_unversioned_bucket_are_refused(world: World) -> None:
+    """FAILURES 25; REQUIREMENTS S5 and S10: nothing is deleted, and the preview has said so."""
+    world.put("used.jpg", "orphan.jpg")
+    world.refer("used.jpg")
+    other = claims.Stack(name="staging", account="111122223333", region="us-east-1")
+    claims.claim(world.s3, world.media, "", stack=other, now=world.run().now())
+
+    assert "The stack staging" in world.clean(dry_run=True).warnings[0]
+    with pytest.raises(Permanent, match="The stack staging"):
+        world.clean()
+    world.s3.create_bucket(Bucket=world.plain)
+    world.put("used.jpg", "orphan.jpg", bucket=world.plain)
+    assert "Versioning of" in world.clean(bucket=world.plain, dry_run=True).warnings[0]
+    with pytest.raises(Permanent, match="Versioning of"):
+        world.clean(bucket=world.plain)
+    assert world.keys() == world.keys(world.plain) == ["orphan.jpg", "used.jpg"]
 
 
 def test_missing_files_are_counted_and_named(world: World) -> None:

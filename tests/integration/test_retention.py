@@ -293,7 +293,7 @@ def test_a_row_that_is_still_referenced_is_reported_and_the_others_go(engine: En
         "things id=78",
     ]
     assert "violates foreign key constraint" in applied.failures[0]
-    assert "is still referenced" in applied.failures[0]
+    assert "Key (" not in applied.failures[0]  # the server's detail has values of the row
 
 
 def test_a_refused_row_among_more_than_are_searched_is_found_all_the_same(

@@ -131,6 +131,11 @@ def test_the_template_and_then_the_parameter_make_the_document(stack: Stack) -> 
     assert settings.load().jobs.retry_base_seconds == 7
 
 
+def test_the_writer_and_the_reader_mean_one_item() -> None:
+    """The writer loads no pydantic, and so not the reader."""
+    assert KEY == settings.KEY
+
+
 def test_what_nobody_changed_costs_one_read_of_each(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
     stack.put({"retry_base_seconds": 7})
     apply_settings(deployed="{}")

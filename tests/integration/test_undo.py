@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from datetime import UTC, datetime, timedelta
-from random import Random
 from typing import Any
 
 import pytest
@@ -23,15 +23,15 @@ def outcomes(world: World, address: Any) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("first", range(0, WORLDS, 30))
-def test_the_preview_is_what_undo_then_does(world: World, first: int, seeded: Seeded) -> None:
+def test_the_preview_is_what_undo_then_does(world: World, seeded: Seeded, first: int) -> None:
     seen: Counter[str] = Counter()
-    for _, random in seeded(range(first, first + 30)):
+    for _, rng in seeded(range(first, first + 30)):
         began = datetime.now(UTC)
-        history = History(world.s3, random)
+        history = History(world.s3, rng)
         history.before()
         there = [key for key in KEYS if history.stacks[key] and history.stacks[key][0][1]]
         for key in there:
-            if history.random.random() < 0.8:
+            if history.rng.random() < 0.8:
                 history.clean(key)
         if not history.entries:
             continue
@@ -71,17 +71,17 @@ def test_the_preview_is_what_undo_then_does(world: World, first: int, seeded: Se
 @pytest.mark.parametrize("seed", range(12))
 def test_what_happens_while_undo_works_is_never_lost(world: World, seed: int) -> None:
     """Each object is written, deleted or expired between the look and the removal of its marker."""
-    random = Random(seed)
+    rng = random.Random(seed)
     began = datetime.now(UTC)
-    history = History(world.s3, random)
+    history = History(world.s3, rng)
     history.version("Enabled")
     for key in KEYS:
         history.put(key)
         history.clean(key)
     address = history.manifest(world.archive, began)
-    if random.random() < 0.5:
+    if rng.random() < 0.5:
         history.version("Suspended")
-    plans = {key: random.choice(["put", "delete", "expire", "nothing"]) for key in KEYS}
+    plans = {key: rng.choice(["put", "delete", "expire", "nothing"]) for key in KEYS}
     happened: set[str] = set()
 
     def interfere(params: Any) -> None:
@@ -112,7 +112,7 @@ def test_what_happens_while_undo_works_is_never_lost(world: World, seed: int) ->
 
 def test_a_marker_of_a_suspended_bucket_is_never_removed(world: World) -> None:
     """Its id `null` may be that of an object by then: removing it would destroy the object."""
-    history = History(world.s3, Random(0))
+    history = History(world.s3, random.Random(0))
     history.version("Enabled")
     history.put("a.jpg")
     history.version("Suspended")
@@ -141,7 +141,7 @@ def test_with_mfa_delete_nothing_is_promised(world: World, monkeypatch: pytest.M
 
 
 def test_a_bucket_that_is_gone_is_one_sentence(world: World) -> None:
-    history = History(world.s3, Random(0))
+    history = History(world.s3, random.Random(0))
     history.put("a.jpg")
     history.clean("a.jpg")
     address = history.manifest(world.archive, datetime.now(UTC))

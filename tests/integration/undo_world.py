@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import random
 from collections import defaultdict
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import md5
-from random import Random
 from typing import Any, Final
 from uuid import uuid4
 
@@ -28,7 +28,7 @@ class History:
     """One bucket. `stacks` follows S3's rules by itself, as the oracle."""
 
     s3: Any
-    random: Random
+    rng: random.Random
     bucket: str = field(default_factory=lambda: f"media-{uuid4().hex}")
     status: str = ""
     stacks: dict[str, Stack] = field(default_factory=lambda: defaultdict(list))
@@ -46,7 +46,7 @@ class History:
         self.status = status
 
     def put(self, key: str, body: bytes | None = None) -> None:
-        body = body if body is not None else self.random.choice([b"one", b"two", b"three"])
+        body = body if body is not None else self.rng.choice([b"one", b"two", b"three"])
         answer = self.s3.put_object(Bucket=self.bucket, Key=key, Body=body)
         self._push(key, answer.get("VersionId", "null"), etag_of(body))
 
@@ -77,7 +77,7 @@ class History:
         self.bodies[key] = self.s3.get_object(Bucket=self.bucket, Key=key)["Body"].read()
         self.markers[key] = marker = self.delete(key)
         entry = Entry(key=key, size=3, etag=etag, last_modified="", outcome="deleted", delete_marker_version_id=marker)
-        if self.random.random() < 0.2:
+        if self.rng.random() < 0.2:
             entry = Entry(key=key, size=3, etag=etag, last_modified="")
         self.entries.append(entry)
 
@@ -108,32 +108,32 @@ class History:
 
     def before(self) -> None:
         """What happened to the keys before the run: older versions, markers, the same content twice."""
-        if self.random.random() < 0.3:  # objects from before the bucket was versioned have the version `null`
-            for key in self.random.sample(KEYS, 3):
+        if self.rng.random() < 0.3:  # objects from before the bucket was versioned have the version `null`
+            for key in self.rng.sample(KEYS, 3):
                 self.put(key)
-        if self.random.random() < 0.9:
+        if self.rng.random() < 0.9:
             self.version("Enabled")
         for key in KEYS:
-            for _ in range(self.random.choice([0, 0, 1, 2, 3])):
-                self.random.choice([self.put, self.put, self.delete])(key)
-        if self.status and self.random.random() < 0.15:
+            for _ in range(self.rng.choice([0, 0, 1, 2, 3])):
+                self.rng.choice([self.put, self.put, self.delete])(key)
+        if self.status and self.rng.random() < 0.15:
             self.version("Suspended")
         for key in KEYS:
-            if self.random.random() < 0.8:
+            if self.rng.random() < 0.8:
                 self.put(key)
 
     def after(self) -> None:
         """What happened since: somebody deleted, wrote, restored or expired something, or changed the versioning."""
-        if self.status and self.random.random() < 0.25:
-            self.version(self.random.choice(["Suspended", "Enabled"]))
+        if self.status and self.rng.random() < 0.25:
+            self.version(self.rng.choice(["Suspended", "Enabled"]))
         for entry in self.entries:
-            for _ in range(self.random.choice([0, 0, 0, 1, 1, 2])):
+            for _ in range(self.rng.choice([0, 0, 0, 1, 1, 2])):
                 self.happen(entry)
 
     def happen(self, entry: Entry) -> None:
         """One thing."""
         key, stack = entry.key, self.stacks[entry.key]
-        match self.random.choice(["put", "same", "delete", "restore", "expire", "expire all"]):
+        match self.rng.choice(["put", "same", "delete", "restore", "expire", "expire all"]):
             case "put":
                 self.put(key, b"newer")
             case "same":

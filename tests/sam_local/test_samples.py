@@ -78,9 +78,10 @@ def photos(world: World) -> int:
 def scan(world: World) -> str:
     """A scan of the demo account, which has said what it would do about open ports."""
     states, ssm = world.aws.client("stepfunctions"), world.aws.client("ssm")
-    remedies = {"cloud_remedies": {"open_ports": {"action": "revoke"}}}
+    remedies = {"cloud": {"remedies": {"open_ports": {"action": "revoke"}}}}
     parameter = world.aws.outputs()["SettingsParameterName"]
     ssm.put_parameter(Name=parameter, Value=json.dumps(remedies), Overwrite=True)
+    assert world.aws.invoke("settings", {})["changed"] is True
     (arn,) = [
         one["stateMachineArn"]
         for one in states.list_state_machines()["stateMachines"]
@@ -102,6 +103,10 @@ def test_every_sample_is_run_here() -> None:
 
 def test_migrate(invoke: Invoke) -> None:
     assert invoke("jobs/migrate")["applied"] == [], "The deployment has migrated already."
+
+
+def test_settings(invoke: Invoke) -> None:
+    assert invoke("jobs/settings") == {"valid": True}
 
 
 def test_orphan_cleanup(invoke: Invoke, photos: int, world: World) -> None:

@@ -37,7 +37,7 @@ def environment(function: Function) -> dict[str, Any]:
 def length(value: Any) -> int:
     if isinstance(value, str | int):
         return len(str(value))
-    name = value.get("Ref")
+    name = value["Fn::If"][1].get("Ref") if "Fn::If" in value else value.get("Ref")
     if name in PARAMETERS:
         return LONGEST.get(name) or max(len(str(PARAMETERS[name]["Default"])), 63)
     return 140 if name == "AlertsTopic" or "Fn::Sub" in value else 100  # an ARN; a name

@@ -16,8 +16,8 @@ import pytest
 
 from lamplighter.cloud import cloud_actions
 from lamplighter.cloud.checks import BY_ID
-from lamplighter.jobs import dispatcher, schedule_watch
-from lamplighter.kernel import notify, settings
+from lamplighter.jobs import dispatcher, schedule_watch, settings_document
+from lamplighter.kernel import notify
 from lamplighter.kernel.deletion import Entry
 from lamplighter.kernel.ledger.ledger import Ledger
 from lamplighter.kernel.ledger.row import Policy
@@ -79,8 +79,11 @@ def by_the_watch(monkeypatch: pytest.MonkeyPatch, _: Ledger) -> None:
     schedule_watch.handler({}, FakeContext())
 
 
-def by_the_settings(_: pytest.MonkeyPatch, __: Ledger) -> None:
-    settings._last_good({}, HOSTILE)
+def by_the_settings(monkeypatch: pytest.MonkeyPatch, _: Ledger) -> None:
+    monkeypatch.setenv("SETTINGS_PARAMETER", "/lamplighter/settings")
+    monkeypatch.setattr(settings_document, "_put", lambda *_: True)
+    given = settings_document._Given(deployed="{}", override=json.dumps({HOSTILE: HOSTILE}))
+    settings_document._refuse({}, given, f"In the SSM parameter: {HOSTILE} is not a setting.")
 
 
 def by_the_actions(_: pytest.MonkeyPatch, __: Ledger) -> None:
@@ -97,7 +100,7 @@ def by_the_actions(_: pytest.MonkeyPatch, __: Ledger) -> None:
 SITES: Final[dict[str, Callable[[pytest.MonkeyPatch, Ledger], None]]] = {
     "jobs/dispatcher.py": by_the_dispatcher,
     "jobs/schedule_watch.py": by_the_watch,
-    "kernel/settings.py": by_the_settings,
+    "jobs/settings_document.py": by_the_settings,
     "cloud/cloud_actions.py": by_the_actions,
 }
 """Each place that raises an alert, and how it comes to one."""
@@ -131,7 +134,7 @@ def test_what_comes_from_outside_is_flat_and_short(
     for line in told["Message"].split("\n"):
         assert len(line) <= notify.LINE
         assert not line.startswith(("Subject", "now", "pay")), line
-    assert "ü" * (notify.NAME + 1) not in told["Message"] or site in ("jobs/dispatcher.py", "kernel/settings.py")
+    assert "ü" * (notify.NAME + 1) not in told["Message"] or site in ("jobs/dispatcher.py", "jobs/settings_document.py")
 
 
 @pytest.mark.parametrize(

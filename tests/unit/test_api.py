@@ -125,6 +125,19 @@ def test_a_preview_that_is_none_is_refused() -> None:
     assert problem(post("/api/jobs/preview", body))[2] == "body.params.dry_run: a preview takes true, or nothing."
 
 
+def test_what_the_settings_do_not_apply_is_not_run_in_earnest(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """S2, S4: refused at once, before there is a job."""
+    earnest = {"job_type": "session_cleanup", "params": {"dry_run": False}}
+    status, _, detail = problem(post("/api/jobs/run", earnest))
+    assert (status, ledger.store.of_type("session_cleanup", limit=9).jobs) == (422, ())
+    assert detail.startswith("body.params.dry_run: false is refused, because the settings do not apply sessions; set ")
+    unset = post("/api/jobs/run", {"job_type": "session_cleanup"})
+    assert ledger.get(unset.body["job_id"]).dry_run is True
+    ledger.cancel(unset.body["job_id"])
+    monkeypatch.setenv("LAMPLIGHTER_RETENTION_RULES", '{"sessions": {"apply": true}}')
+    assert ledger.get(post("/api/jobs/run", earnest).body["job_id"]).dry_run is False
+
+
 def test_an_undo_is_a_job(ledger: Ledger) -> None:
     cleanup = ledger.complete(ledger.start(ledger.new_job("orphan_cleanup", POLICY)), {})
     answer = post("/api/undo", {"job_id": cleanup.job_id})

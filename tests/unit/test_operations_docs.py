@@ -7,8 +7,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+from lamplighter import rules
+from lamplighter.cloud import remedies
 from lamplighter.cloud.exemptions import Exemptions
-from lamplighter.kernel.settings import parse
+from lamplighter.kernel.settings import Settings, parse
 
 PAGE = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
 EXAMPLES = [json.loads(block) for block in re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)]
@@ -21,9 +23,14 @@ def examples(field: str) -> list[Any]:
 
 
 def test_the_settings() -> None:
-    (targets,) = examples("cloud_targets")
-    own, others = parse(targets, source="the page").cloud.targets
-    assert (own.role, others.role) == (None, "lamplighter-scan")
+    documents = [example for example in EXAMPLES if example.keys() <= Settings.model_fields.keys()]
+    parsed = [parse(document, source="the page") for document in documents]
+    (targets,) = [settings.cloud.targets for settings in parsed if settings.cloud.targets]
+    assert [one.role for one in targets] == [None, "lamplighter-scan"]
+    for settings in parsed:
+        rules.checked(settings)
+        remedies.checked(settings)
+    assert len(documents) == 3
 
 
 def test_the_exceptions() -> None:

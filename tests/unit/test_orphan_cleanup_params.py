@@ -10,17 +10,17 @@ from hypothesis import strategies as st
 
 from lamplighter.kernel.job import InvalidParams
 from lamplighter.kernel.media import Reference
-from lamplighter.kernel.settings import parse
+from lamplighter.kernel.settings import Settings, parse
 from lamplighter.media.orphan_cleanup import handler
 from lamplighter.media.parameters import Params, tightened
 
 SETTINGS: dict[str, Any] = {
-    "orphan_cleanup_base_path": "shop",
-    "orphan_cleanup_age_threshold_hours": 24,
-    "orphan_cleanup_max_delete_gb": 10,
-    "orphan_cleanup_quarantine_hours": 48,
-    "orphan_cleanup_max_orphan_share": 0.2,
-    "orphan_cleanup_references": ["media_files.storage_key"],
+    "base_path": "shop",
+    "min_age_hours": 24,
+    "max_delete_gb": 10,
+    "quarantine_hours": 48,
+    "max_orphan_share": 0.2,
+    "references": ["media_files.storage_key"],
 }
 STORAGE_KEY = Reference(table="media_files", column="storage_key")
 AVATAR = Reference(table="users", column="avatar")
@@ -33,7 +33,13 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def resolved(settings: dict[str, Any] | None = None, **params: Any) -> Params:
-    return handler.validated(params).resolved(parse(SETTINGS | (settings or {}), source="a test"))
+    return handler.validated(params).resolved(in_force(settings))
+
+
+def in_force(more: dict[str, Any] | None = None) -> Settings:
+    allow = {"allow_override": True} if (more or {}).get("allow_override") else {}
+    media = SETTINGS | {name: value for name, value in (more or {}).items() if name != "allow_override"}
+    return parse(allow | {"media": media}, source="a test")
 
 
 def test_what_is_not_given_comes_from_the_settings() -> None:
@@ -57,7 +63,7 @@ def test_what_is_not_given_comes_from_the_settings() -> None:
         ({"max_delete_gb": 10.1}, "max_delete_gb: takes 10 or less (the setting media.max_delete_gb)"),
         ({"max_orphan_share": 0.21}, "max_orphan_share: takes 0.2 or less (the setting media.max_orphan_share"),
         ({"quarantine_hours": 47}, "quarantine_hours: takes 48 or more (the setting media.quarantine_hours)"),
-        ({"bucket": "backups"}, "bucket: takes media (the stack's media bucket), got backups"),
+        ({"bucket": "backups"}, "bucket: takes media (the stack's media bucket), got 'backups'"),
         (
             {"base_path": ""},
             "base_path: takes a folder below shop/ (the setting media.base_path), got the who",
@@ -110,8 +116,8 @@ def test_references_are_added_to_the_configured_ones() -> None:
 
 
 def test_acting_is_allowed_where_the_settings_apply_the_cleanup() -> None:
-    assert resolved({"orphan_cleanup_dry_run": False}).dry_run is False
-    assert resolved({"orphan_cleanup_dry_run": False}, dry_run=False).dry_run is False
+    assert resolved({"apply": True}).dry_run is False
+    assert resolved({"apply": True}, dry_run=False).dry_run is False
 
 
 @pytest.mark.parametrize("number", ["NaN", "inf", "-inf", -1, -1e-9, 1e300, "x", None])
@@ -149,7 +155,7 @@ def test_what_passes_is_never_looser(age: float, gigabytes: float, quarantine: f
         min_age_hours=age, max_delete_gb=gigabytes, quarantine_hours=quarantine, max_orphan_share=share
     )
     try:
-        params = tightened(given_params, parse(SETTINGS, source="a test"))
+        params = tightened(given_params, in_force())
     except InvalidParams:
         return
     assert params.min_age_hours is not None

@@ -114,6 +114,17 @@ def test_a_run_that_was_open_during_an_undo_raises_nothing() -> None:
     assert opened(table, "d", 6 * STEP).limit == 100
 
 
+def test_a_run_that_is_continued_after_an_undo_raises_nothing() -> None:
+    table = MemoryTable()
+    ran(table, "a", timedelta(0))
+    opened(table, "b", STEP)
+    ramp.reset(table, "s", NOW + STEP)
+
+    opened(table, "b", STEP + MINUTE).acted(5)
+
+    assert opened(table, "c", 3 * STEP).limit == 100
+
+
 def test_a_definition_that_changes_and_changes_back_starts_again() -> None:
     table = MemoryTable()
     assert [ran(table, f"r{day}", day * STEP) for day in range(3)] == [100, 1_000, 10_000]
@@ -257,8 +268,8 @@ class Histories(RuleBasedStateMachine):
         allowance = ramp.open(
             self.table, "s", run=run, definition=self.definition, now=self.now, first=FIRST, ceiling=self.ceiling
         )
-        known = self.runs.setdefault(run, {"most": most, "acted": 0, "over": False})
-        known |= {"allowance": allowance, "epoch": self.epoch, "began": self.now}
+        known = self.runs.setdefault(run, {"most": most, "acted": 0, "over": False, "epoch": self.epoch})
+        known |= {"allowance": allowance, "began": self.now}
         assert allowance.limit is not None
         assert allowance.limit <= most, (allowance, most)
         assert allowance.limit <= known["most"]

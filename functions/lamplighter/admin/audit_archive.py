@@ -20,6 +20,7 @@ from pydantic import BaseModel
 
 from lamplighter import rules
 from lamplighter.admin.audit_chain import GZIP, Chain, Contents, Damaged, Link, Meter, object_key
+from lamplighter.deletion import ramp
 from lamplighter.kernel import phases
 from lamplighter.kernel.aws import client
 from lamplighter.kernel.deletion import archive_bucket
@@ -41,6 +42,12 @@ LEVEL: Final = 6
 
 FIRST: Final = datetime(1, 1, 1, tzinfo=UTC)
 """No earlier: Python knows no moment before it, and an infinite one belongs to no day."""
+
+DEFINITION: Final = {"table": "audit_log", "clock": "created_at"}
+"""What the ramp knows of it (REQUIREMENTS S3)."""
+
+LAG: Final = timedelta(days=1)
+"""How far a standby may be behind; rows are archived days later at the earliest."""
 
 _OF_PERIOD: Final = "FROM audit_log t WHERE created_at >= :start AND created_at < :end"
 
@@ -78,6 +85,9 @@ class Report(Tally, JobReport):
     """What a run archived."""
 
     head: Head | None = None
+    held_by_ramp: int = 0
+    """Rows old enough that are left in the database because the first runs delete only a few, or because of
+    `max_rows`."""
     dry_run: bool
 
     def counts(self) -> tuple[int, int]:
@@ -92,6 +102,10 @@ class Stopped(Exception):
         self.reason = reason
 
 
+class LimitReached(Exception):
+    """The run has deleted as many rows as it may."""
+
+
 def body(run: Run) -> Report | Unfinished:
     """Archive what is old enough, a day at a time; a preview counts it.
 
@@ -102,15 +116,28 @@ def body(run: Run) -> Report | Unfinished:
     """
     from lamplighter.kernel.database import engine
 
-    before = cutoff(run.now(), run.settings.rule("audit_log").keep_days or 0)
+    given = run.settings.rule("audit_log")
+    before, limits = cutoff(run.now(), given.keep_days or 0), ramp.of_rows("audit_log", DEFINITION, given)
     if rules.previews("audit_log", run.job, run.settings):
-        return preview(engine(), before)
-    archiver = Archiver(run, client("s3"), archive_bucket(), engine())
+        report = preview(engine(), before)
+        return report.model_copy(
+            update={"held_by_ramp": ramp.held_back(report.rows, ramp.look(now=run.now(), **limits))}
+        )
+    with engine().connect():
+        pass  # a database that is down uses up no allowance
+    allowance = ramp.open(run=run.job_id, now=ramp.began(run.job_id, run.now()), **limits)
+    archiver = Archiver(run, client("s3"), archive_bucket(), engine(), allowance)
     try:
         archiver.archive(before)
     except Stopped as stopped:
         if stopped.reason == "out_of_time":
             return Unfinished(checkpoint=archiver.tally.model_dump(mode="json"), report=archiver.report())
+        return archiver.report()
+    except LimitReached:
+        held = preview(engine(), before).rows
+        allowance.acted(archiver.tally.removed)
+        return archiver.report().model_copy(update={"held_by_ramp": held})
+    allowance.acted(archiver.tally.removed)
     return archiver.report()
 
 
@@ -124,11 +151,14 @@ def preview(engine: Engine, before: datetime) -> Report:
     """What there is to archive."""
     from sqlalchemy import text
 
+    from lamplighter.kernel.database import whole_view
+
     statement = (
         "SELECT count(*) AS rows, count(DISTINCT (created_at AT TIME ZONE 'UTC')::date) AS days,"
         f" min(created_at) AS oldest, max(created_at) AS newest {_OF_PERIOD}"
     )
     with engine.connect() as connection:
+        whole_view(connection, max_lag=LAG)
         found = connection.execute(text(statement), {"start": FIRST, "end": before}).one()
     return Report(
         days=found.days,
@@ -148,7 +178,8 @@ def bounds(day: date) -> dict[str, datetime]:
 class Archiver:
     """One stretch of a run."""
 
-    def __init__(self, run: Run, s3: Any, bucket: str, engine: Engine) -> None:
+    def __init__(self, run: Run, s3: Any, bucket: str, engine: Engine, allowance: ramp.Allowance) -> None:
+        self._allowance = allowance
         self.tally = Tally.model_validate(run.checkpoint or {})
         self._run = run
         self._s3 = s3
@@ -162,6 +193,7 @@ class Archiver:
 
         Raises:
             Stopped: between two batches.
+            LimitReached: nothing more may be deleted, and there are rows left that are old enough.
         """
         self._check()
         if self._head:
@@ -169,6 +201,8 @@ class Archiver:
         after, oldest = FIRST, None
         while day := self._next_day(after, before):
             self._check()
+            if self._allowance.left == 0:
+                raise LimitReached
             oldest = oldest or day
             self._run.progress(100 * (day - oldest).days // (before.date() - oldest).days, f"archiving {day}")
             link, whole = self._write(day)
@@ -192,8 +226,11 @@ class Archiver:
     def _next_day(self, after: datetime, before: datetime) -> date | None:
         from sqlalchemy import text
 
+        from lamplighter.kernel.database import whole_view
+
         statement = text(f"SELECT min(created_at) {_OF_PERIOD}")
         with self._engine.connect() as connection:
+            whole_view(connection, max_lag=LAG)
             oldest = connection.execute(statement, {"start": after, "end": before}).scalar_one()
         return oldest.astimezone(UTC).date() if oldest else None
 
@@ -239,9 +276,12 @@ class Archiver:
         """Stream the day's rows, of one snapshot, into the upload; False when the object is full before they end."""
         from sqlalchemy import text
 
+        from lamplighter.kernel.database import whole_view
+
         lines = text(f"SELECT to_jsonb(t)::text {_OF_PERIOD} ORDER BY created_at, id")
         size = 0
         with self._engine.connect().execution_options(stream_results=True) as connection:
+            whole_view(connection, max_lag=LAG)
             for batch in connection.execute(lines, bounds(day)).scalars().partitions(FETCH):
                 self._check()
                 rows = "".join(f"{line}\n" for line in batch).encode()
@@ -272,16 +312,27 @@ class Archiver:
         return link
 
     def _remove(self, link: Link) -> int:
-        """Delete the rows that an archived object holds, where they still are as it holds them."""
+        """Delete the rows that an archived object holds, where they still are as it holds them.
+
+        Raises:
+            LimitReached: some of them are left, which the next run deletes first.
+        """
         from sqlalchemy import text
 
         statement, removed = text(_DELETE), 0
-        for lines in self._chain.pieces(link.key, Meter()):
-            self._check()
-            with self._engine.begin() as connection:
-                gone = connection.execute(statement, {"lines": lines.decode().removesuffix("\n")}).rowcount
-            removed += gone
-            self.tally.removed += gone
+        for piece in self._chain.pieces(link.key, Meter()):
+            lines = piece.decode().removesuffix("\n").split("\n")
+            while lines:
+                self._check()
+                some = lines[: self._allowance.reserve(len(lines))]
+                if not some:
+                    raise LimitReached
+                with self._engine.begin() as connection:
+                    gone = connection.execute(statement, {"lines": "\n".join(some)}).rowcount
+                self._allowance.give_back(len(some) - gone)
+                removed += gone
+                self.tally.removed += gone
+                del lines[: len(some)]
         return removed
 
     def _count(self, link: Link) -> None:

@@ -5,6 +5,7 @@ that of `kernel.deletion`, the marks are those of `cloud.marks`:
 
     plan        each region with open findings is read anew and put to the same checks (`cloud.judged`); what is to be
                 done about each resource is decided and written down
+    ramp        the first runs of a check in an account act upon few resources (S3, `lamplighter.deletion.ramp`)
     governor    a check of which too large a share of all resources offends is refused as a whole
     notice      the alerts topic is told what will be marked, before anything is
     re-check    what is due is read and judged once more, then looked at by itself, right before
@@ -35,6 +36,7 @@ from lamplighter.cloud.remedies import ACTIONS, checked, tags
 from lamplighter.cloud.remedies.action import Gone, Kept, Place, Step, failures
 from lamplighter.cloud.remedies.outcomes import Report, Where, facts, item, report, where, with_facts
 from lamplighter.cloud.remedies.places import Places
+from lamplighter.deletion import ramp
 from lamplighter.kernel import phases
 from lamplighter.kernel.cloud import Remedy
 from lamplighter.kernel.deletion import (
@@ -113,6 +115,12 @@ class _Planned(BaseModel):
     looked_at: Counter[str] = Counter()
     acting: Counter[str] = Counter()
     """Of them, those that are to be acted upon."""
+    limits: dict[str, int | None] = {}
+    """What the ramp allows this run, by `check/account`; None means no limit."""
+    acting_in: Counter[str] = Counter()
+    """Resources that are to be acted upon, by `check/account`."""
+    held: int = 0
+    """Resources that the ramp holds back."""
     errors: list[str] = []
     """Regions that could not be read."""
 
@@ -138,7 +146,9 @@ class Actions:
             planned = self._begun()
             stopped = self._plan_regions(planned)
             if stopped or not planned.parts:
-                so_far = report(Tally(), (), errors=planned.errors, dry_run=self._run.job.dry_run, manifest=None)
+                so_far = report(
+                    Tally(), (), errors=planned.errors, dry_run=self._run.job.dry_run, manifest=None, held=planned.held
+                )
                 checkpoint = planned.model_dump(mode="json")
                 return Unfinished(checkpoint=checkpoint, report=so_far) if stopped == "out_of_time" else so_far
             plan = self._written(planned)
@@ -157,7 +167,46 @@ class Actions:
         )
         if done.stopped == "out_of_time":
             return Unfinished(checkpoint={}, report=self._report(plan, done))
-        return self._report(plan, done, self._archive.write_manifest(self._manifest(plan, done)))
+        manifest = self._manifest(plan, done)
+        address = self._archive.write_manifest(manifest)
+        if manifest.complete and not manifest.dry_run:
+            self._earn(manifest)
+        return self._report(plan, done, address)
+
+    # -- ramp --------------------------------------------------------------------------------------------------------
+
+    def _limit(self, planned: _Planned, check: str, account: str) -> int | None:
+        """How many resources of a check this run may act upon in an account; the same however often it is asked."""
+        key = f"{check}/{account}"
+        if key not in planned.limits:
+            trust, remedy = self._trust(check, account), self._remedies[check]
+            if self._run.job.dry_run or not remedy.apply:
+                planned.limits[key] = ramp.look(**trust)
+            else:
+                planned.limits[key] = ramp.open(run=self._run.job_id, **trust).limit
+        return planned.limits[key]
+
+    def _trust(self, check: str, account: str) -> dict[str, Any]:
+        remedy = self._remedies[check]
+        return {
+            "table": ramp.table(),
+            "scope": ramp.of_check(check, account),
+            "definition": ramp.definition_of({"action": remedy.action, "account": account}),
+            "now": ramp.began(self._run.job_id, self._run.now()),
+            "first": ramp.FIRST_RESOURCES,
+            "ceiling": remedy.max_actions,
+            "applies": remedy.ramp,
+        }
+
+    def _earn(self, manifest: Manifest) -> None:
+        """Records for each check and account that this run acted there."""
+        acted: Counter[tuple[str, str]] = Counter()
+        for entry in entries(self._s3, self._archive.bucket, manifest):
+            said, at = facts(entry), where(entry)
+            acted[at.check, at.account] += said["step"] == "act" and entry.outcome == said["outcome"]
+        for (check, account), count in acted.items():
+            if count and check in self._remedies:
+                ramp.open(run=self._run.job_id, **self._trust(check, account)).acted(count)
 
     # -- plan --------------------------------------------------------------------------------------------------------
 
@@ -195,7 +244,9 @@ class Actions:
 
     def _planned(self, judged: Judged, planned: _Planned) -> Iterator[Entry]:
         """What is to be done in one region; what is due, longest first, as far as a run may go."""
+        account, acting = judged.place.account, planned.acting_in
         for check, remedy in self._remedies.items():
+            key = f"{check}/{account}"
             planned.looked_at[check] += judged.counts[check]
             planned.offending[check] += sum(found == check for found, _ in judged.findings)
             looks = 0
@@ -207,9 +258,15 @@ class Actions:
                     if planned.acting[check] >= remedy.max_actions or looks >= LOOKS:
                         full = f"A run acts upon {remedy.max_actions} and looks at {LOOKS} at most: its turn comes."
                         entry = with_facts(entry, step="wait", reason=full)
+                    elif (limit := self._limit(planned, check, account)) is not None and acting[key] >= limit:
+                        few = f"The first runs act upon few resources, this one upon {limit}: its turn comes."
+                        entry = with_facts(entry, step="wait", reason=few)
+                        planned.held += 1
                     else:
                         entry, looks = self._foreseen(judged, check, entry), looks + 1
-                        planned.acting[check] += facts(entry)["step"] == "act"
+                        acts = facts(entry)["step"] == "act"
+                        planned.acting[check] += acts
+                        acting[key] += acts
                 yield entry
 
     def _entry(self, judged: Judged, check: str, resource_id: str, decision: Decision) -> Entry:
@@ -254,7 +311,7 @@ class Actions:
             references={},
             refusals=list(refused.values()),
             accepted=True,
-            facts={"refused": refused, "errors": planned.errors},
+            facts={"refused": refused, "errors": planned.errors, "held": planned.held},
         )
         self._archive.write_plan(plan)
         return plan
@@ -395,7 +452,14 @@ class Actions:
     def _report(self, plan: Plan, done: CarriedOut, address: ManifestAddress | None = None) -> Report:
         told = entries(self._s3, self._archive.bucket, self._manifest(plan, done))
         errors = [*plan.facts["errors"], *plan.refusals]
-        return report(done.tally, told, errors=errors, dry_run=self._run.job.dry_run, manifest=address)
+        return report(
+            done.tally,
+            told,
+            errors=errors,
+            dry_run=self._run.job.dry_run,
+            manifest=address,
+            held=plan.facts.get("held", 0),  # plans of earlier versions have none
+        )
 
 
 def refusal(check: str, remedy: Remedy, offending: int, looked_at: int) -> str | None:

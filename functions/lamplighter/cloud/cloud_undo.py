@@ -18,6 +18,7 @@ from lamplighter.cloud.remedies import ACTIONS, tags
 from lamplighter.cloud.remedies.action import Gone, Place, Step, failures
 from lamplighter.cloud.remedies.outcomes import Report, facts, report, where, with_facts
 from lamplighter.cloud.remedies.places import Places
+from lamplighter.deletion import ramp
 from lamplighter.kernel.deletion import Entry, archive_bucket, entries
 from lamplighter.kernel.errors import Permanent, Retryable
 from lamplighter.kernel.job import Run, Unfinished, job
@@ -74,6 +75,8 @@ class _Undoing:
     def __init__(self, run: Run, *, dry_run: bool) -> None:
         self._dry_run = dry_run
         self._place = Places(run)
+        self._now = run.now()
+        self._reset: set[str] = set()
 
     def undone(self, entry: Entry) -> Entry:
         """The entry with what becomes of it now."""
@@ -88,7 +91,11 @@ class _Undoing:
                 state = action.found(place, resource_id, Step(outcome=said["outcome"], state=state))
             if state is None:
                 return replace(entry, outcome="already_restored")
-            outcome, state = action.undo(place, resource_id, state, self._dry_run)
+            outcome, found = action.undo(place, resource_id, state, True)
+            if outcome == "restored" and not self._dry_run:
+                self._reset_ramp(check, account)
+                outcome, found = action.undo(place, resource_id, state, False)
+            state = found
             other = state.get("volume_id", "")
             if outcome in {"restored", "already_restored"} and not other:
                 self._unmarked(place, check, resource_id, said["mark"])
@@ -106,8 +113,16 @@ class _Undoing:
         if written != mark or KEEP in there:
             return "already_restored" if written is None else "changed_since"
         if not self._dry_run:
+            self._reset_ramp(check, place.account)
             tags.remove(place, resource_id, {key: mark})
         return "restored"
+
+    def _reset_ramp(self, check: str, account: str) -> None:
+        """Once, and before the first restoration: a crash in between costs trust, not safety (S3)."""
+        scope = ramp.of_check(check, account)
+        if scope not in self._reset:
+            ramp.reset(ramp.table(), scope, self._now)
+            self._reset.add(scope)
 
     def _told(self, outcome: str) -> str:
         return "would_be_restored" if self._dry_run and outcome == "restored" else outcome

@@ -24,7 +24,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 from uuid import uuid4
 
 from aws_lambda_powertools import Logger
@@ -32,6 +32,9 @@ from aws_lambda_powertools import Logger
 from lamplighter.kernel.aws import client
 from lamplighter.kernel.errors import Permanent, Retryable
 from lamplighter.kernel.ledger.row import from_text, to_text
+
+if TYPE_CHECKING:
+    from lamplighter.kernel.settings import RuleSettings
 
 logger = Logger(child=True)
 
@@ -136,6 +139,15 @@ class Stored:
     """What a write is conditional on: the item's version, None where it has none."""
 
 
+class Granted(NamedTuple):
+    """The allowance of a run, as its first attempt got it."""
+
+    limit: int
+    used: int
+    epoch: str
+    """Of the trust that the run began under."""
+
+
 class Table(Protocol):
     """Where trust is kept."""
 
@@ -147,8 +159,8 @@ class Table(Protocol):
         """Write the item if its version is still this one; False if it is not."""
         ...
 
-    def grant(self, scope: str, run: str, limit: int, *, expires: datetime) -> tuple[int, int]:
-        """Give the run an allowance unless it has one; answers the allowance, and how much of it is used."""
+    def grant(self, scope: str, run: str, limit: int, *, epoch: str, expires: datetime) -> Granted:
+        """Give the run an allowance unless it has one; answers the one that it has."""
         ...
 
     def use(self, scope: str, run: str, items: int, *, limit: int) -> bool:
@@ -169,7 +181,9 @@ class Allowance:
     _run: str
     _now: datetime
     _trust: Trust | None
-    """What the run runs under; None where the ramp does not apply."""
+    """What the scope has earned; None where the ramp does not apply."""
+    _epoch: str
+    """Of the trust that the run began under."""
 
     @property
     def left(self) -> int | None:
@@ -190,8 +204,14 @@ class Allowance:
             if self._table.use(self._scope, self._run, items, limit=self.limit):
                 self.used += items
                 return items
-            _, self.used = self._table.grant(self._scope, self._run, self.limit, expires=self._now + RUN_KEPT)
+            self.used = self._table.grant(
+                self._scope, self._run, self.limit, epoch=self._epoch, expires=self._now + RUN_KEPT
+            ).used
         return 0
+
+    def reserve_all(self) -> int | None:
+        """Reserves what is left; None means no limit."""
+        return None if self.left is None else self.reserve(self.left)
 
     def give_back(self, items: int) -> None:
         """Returns what was reserved and certainly not acted on."""
@@ -204,7 +224,7 @@ class Allowance:
             return  # under a lower ceiling it has not shown what it does under this limit
         for _ in range(TRIES):
             found = self._table.read(self._scope)
-            if found.trust is None or found.trust.epoch != self._trust.epoch:
+            if found.trust is None or found.trust.epoch != self._epoch:
                 return  # it was undone, raised or redefined since this run began
             after = acted(found.trust, items, self._now)
             if after == found.trust or self._table.write(self._scope, after, version=found.version):
@@ -244,11 +264,11 @@ def open(
         if not applies
         else _opened(table, scope, definition=definition, now=now, first=first, ceiling=ceiling)
     )
-    granted = used = 0
+    used, epoch = 0, ""
     if limit is not None:
-        granted, used = table.grant(scope, run, limit, expires=now + RUN_KEPT)
-        limit = min(limit, granted)
-    return Allowance(limit=limit, used=used, _table=table, _scope=scope, _run=run, _now=now, _trust=trust)
+        granted = table.grant(scope, run, limit, epoch=trust.epoch if trust else "", expires=now + RUN_KEPT)
+        limit, used, epoch = min(limit, granted.limit), granted.used, granted.epoch
+    return Allowance(limit=limit, used=used, _table=table, _scope=scope, _run=run, _now=now, _trust=trust, _epoch=epoch)
 
 
 def _opened(
@@ -319,6 +339,24 @@ def of_check(check: str, account: str) -> str:
     return f"cloud/{check}/{account}"
 
 
+def of_rows(rule: str, definition: Mapping[str, Any], given: RuleSettings) -> dict[str, Any]:
+    """What `open` and `look` take for the owner's rows.
+
+    Args:
+        rule: the name of the rule, or of another phase that changes rows.
+        definition: what it means: its table, clock and `where`.
+        given: its settings.
+    """
+    return {
+        "table": table(),
+        "scope": of_rule(rule),
+        "definition": definition_of(definition),
+        "first": FIRST_ROWS,
+        "ceiling": given.max_rows,
+        "applies": given.ramp,
+    }
+
+
 def began(job_id: str, now: datetime) -> datetime:
     """When a run began as far as the ramp is concerned: the moment in its id, but at most `LATE` before `now`.
 
@@ -379,29 +417,31 @@ class DynamoTable:
             }
         return self._call("PutItem", client("dynamodb").put_item, Item=item, **condition) is not _LOST
 
-    def grant(self, scope: str, run: str, limit: int, *, expires: datetime) -> tuple[int, int]:
+    def grant(self, scope: str, run: str, limit: int, *, epoch: str, expires: datetime) -> Granted:
         """As `Table.grant`."""
         answer = self._call(
             "UpdateItem",
             client("dynamodb").update_item,
             Key=_key(scope, run),
             UpdateExpression=(
-                "SET granted = if_not_exists(granted, :limit), used = if_not_exists(used, :none), #ttl = :ttl"
+                "SET granted = if_not_exists(granted, :limit), used = if_not_exists(used, :none),"
+                " epoch = if_not_exists(epoch, :epoch), #ttl = :ttl"
             ),
             ExpressionAttributeNames={"#ttl": "ttl"},
             ExpressionAttributeValues={
                 ":limit": {"N": str(limit)},
                 ":none": {"N": "0"},
+                ":epoch": {"S": epoch},
                 ":ttl": {"N": str(int(expires.timestamp()))},
             },
             ReturnValues="ALL_NEW",
         )
         item = answer["Attributes"]
         try:
-            return int(item["granted"]["N"]), int(item["used"]["N"])
+            return Granted(int(item["granted"]["N"]), int(item["used"]["N"]), item["epoch"]["S"])
         except (KeyError, ValueError):
             logger.error("the allowance of a run is damaged: it acts on nothing", extra={"scope": scope, "run": run})
-            return 0, 0
+            return Granted(0, 0, "")
 
     def use(self, scope: str, run: str, items: int, *, limit: int) -> bool:
         """As `Table.use`."""

@@ -54,6 +54,7 @@ class Cleanup(PhasedJob):
         """REQUIREMENTS B9, and the reports of phases that are no part of it where a run selected some.
 
         Where some phases acted, `previewed` names those that did not: their numbers are what they would have done.
+        `held_by_ramp` says by phase how many due rows were left because the first runs change only a few.
         """
         stale = state.outcomes.get("stale_jobs")
         told = {
@@ -69,6 +70,13 @@ class Cleanup(PhasedJob):
         previewed = [name for name, outcome in state.outcomes.items() if outcome.report.get("dry_run")]
         if 0 < len(previewed) < len(state.outcomes):  # else the row's own `dry_run` says it
             told["previewed"] = previewed
+        held = {
+            name: rows
+            for name, outcome in state.outcomes.items()
+            if (rows := outcome.report.get("held_by_ramp", 0)) != 0
+        }
+        if held:
+            told["held_by_ramp"] = held
         return told | ({"phases": others} if others else {})
 
 

@@ -13,6 +13,7 @@ from typing import Any, Final
 from pydantic import BaseModel
 
 from lamplighter import rules
+from lamplighter.deletion import ramp
 from lamplighter.kernel.errors import Permanent
 from lamplighter.kernel.job import Report as JobReport
 from lamplighter.kernel.job import Run, Unfinished
@@ -20,6 +21,9 @@ from lamplighter.kernel.ledger.ledger import Ledger
 
 BATCH: Final = 500
 """Plans that are looked at before the run is asked whether to stop; each batch is a transaction."""
+
+DEFINITION: Final = {"table": "analysis_plans", "where": "status = 'PENDING'"}
+"""What the ramp knows of it (REQUIREMENTS S3)."""
 
 GRACE: Final = timedelta(minutes=5)
 """Plans touched within this are left alone."""
@@ -30,6 +34,8 @@ class Report(JobReport):
 
     dry_run: bool
     plans: int = 0
+    held_by_ramp: int = 0
+    """Stuck plans that are left because the first runs change only a few, or because of `max_rows`."""
 
     def counts(self) -> tuple[int, int]:
         """Plans put back; their size does not matter here."""
@@ -41,6 +47,7 @@ class Place(BaseModel):
 
     after: int | str | None = None
     plans: int = 0
+    held: int = 0
 
 
 def body(run: Run) -> Report | Unfinished:
@@ -64,17 +71,31 @@ def _work(run: Run) -> Report | Unfinished:
     place = Place.model_validate(run.checkpoint or {})
     ledger, before = Ledger.from_environment(), run.now() - GRACE
     dry_run = rules.previews("plans", run.job, run.settings)
+    limits = ramp.of_rows("plans", DEFINITION, run.settings.rule("plans"))
+    began = ramp.began(run.job_id, run.now())
+    allowance = None if dry_run else ramp.open(run=run.job_id, now=began, **limits)
+    limit = ramp.look(now=began, **limits) if dry_run else None
     while True:
+        report = Report(dry_run=dry_run, plans=place.plans, held_by_ramp=place.held)
+        if dry_run:
+            report.held_by_ramp = ramp.held_back(place.plans, limit)
         if why := run.stop():
-            report = Report(dry_run=dry_run, plans=place.plans)
             done = Unfinished(checkpoint=place.model_dump(mode="json"), report=report)
             return report if why == "cancelled" else done
         pending = _pending(before, place.after)
         if not pending:
-            return Report(dry_run=dry_run, plans=place.plans)
+            if allowance:
+                allowance.acted(place.plans)
+            return report
         statuses = ledger.store.statuses({plan.job_id for plan in pending if plan.job_id})
         stuck = [plan for plan in pending if plan.job_id not in statuses or statuses[plan.job_id].terminal]
-        place.plans += len(stuck) if dry_run else _put_back(stuck)
+        if allowance:
+            reserved = allowance.reserve(len(stuck))
+            changed = _put_back(stuck[:reserved])
+            allowance.give_back(reserved - changed)
+            place.plans, place.held = place.plans + changed, place.held + len(stuck) - reserved
+        else:
+            place.plans += len(stuck)
         place.after = pending[-1].id
         run.progress(50, f"{place.plans} plans put back")
 
@@ -82,12 +103,13 @@ def _work(run: Run) -> Report | Unfinished:
 def _pending(before: datetime, after: int | str | None) -> Sequence[Any]:
     """The next plans in PENDING, not touched since `before`, in the order of their ids: `id, job_id, updated_at`."""
     from lamplighter.kernel.database import analysis_plans as plans
-    from lamplighter.kernel.database import engine
+    from lamplighter.kernel.database import engine, whole_view
 
     chosen = plans.select().where(plans.c.status == "PENDING", plans.c.updated_at < before)
     if after is not None:
         chosen = chosen.where(plans.c.id > after)
     with engine().connect() as connection:
+        whole_view(connection, max_lag=GRACE)
         return connection.execute(chosen.order_by(plans.c.id).limit(BATCH)).all()
 
 

@@ -1,14 +1,20 @@
-"""Rows: applies a rule of `lamplighter.rules` as a phase of the cleanup (REQUIREMENTS B4, C16, E1)."""
+"""Rows: applies a rule of `lamplighter.rules` as a phase of the cleanup (REQUIREMENTS B4, C16, E1).
+
+The first runs over the owner's rows change a few of them (S3, `lamplighter.deletion.ramp`). All attempts of a run share
+one allowance: it is reserved before the rows are changed, and what is left of it is returned.
+"""
 
 from __future__ import annotations
 
-from datetime import datetime
-from typing import Final
+from datetime import datetime, timedelta
+from typing import Any, Final
 
 from pydantic import BaseModel
 
 from lamplighter import rules
+from lamplighter.deletion import ramp
 from lamplighter.kernel import retention
+from lamplighter.kernel.errors import Permanent
 from lamplighter.kernel.job import Report as JobReport
 from lamplighter.kernel.job import Run, Unfinished
 
@@ -32,6 +38,9 @@ class Report(JobReport):
     failures: list[str] = []
     skipped: int = 0
     """Rows left for the next run, because somebody held them."""
+    held_by_ramp: int | None = 0
+    """Rows that are due and left because the first runs change only a few, or because of `max_rows`; None where
+    counting them takes too long."""
 
     def counts(self) -> tuple[int, int]:
         """Rows and, in a preview, their bytes."""
@@ -55,12 +64,37 @@ def body(name: str, run: Run) -> Report | Unfinished:
 
     rule, now = rules.RULES[name], run.now()
     kept = rules.keep(rule, run.settings)
+    limits = _limits(rule, run)
     if rules.previews(name, run.job, run.settings):
         found = retention.preview(engine(), rule, now=now, keep=kept)
-        return Report(dry_run=True, rows=found.rows, bytes=found.bytes, oldest=found.oldest, newest=found.newest)
+        return Report(
+            dry_run=True,
+            rows=found.rows,
+            bytes=found.bytes,
+            oldest=found.oldest,
+            newest=found.newest,
+            held_by_ramp=ramp.held_back(found.rows, ramp.look(now=now, **limits)) if limits else 0,
+        )
     place = Place.model_validate(run.checkpoint or {})
+    with engine().connect():
+        pass  # a database that is down uses up no allowance
+    began = ramp.began(run.job_id, now)
+    allowance = ramp.open(run=run.job_id, now=began, **limits) if limits else None
+    reserved = allowance.reserve_all() if allowance else None
+    counted = 0
 
-    done = retention.apply(engine(), rule, now=now, keep=kept, stop=run.stop, progress=run.progress)
+    def count(rows: int) -> None:
+        nonlocal counted
+        counted += rows
+
+    try:
+        done = retention.apply(
+            engine(), rule, now=now, keep=kept, stop=run.stop, progress=run.progress, ceiling=reserved, counted=count
+        )
+    finally:
+        if allowance and reserved is not None:
+            allowance.give_back(reserved - counted)
+    held = _held(rule, now, kept) if done.stopped == "ceiling" else 0
     if done.failures:
         run.logger.error("rows were refused", extra={"rule": name, "failures": done.failures})
     report = Report(
@@ -70,7 +104,28 @@ def body(name: str, run: Run) -> Report | Unfinished:
         failed=done.failed,
         failures=list(done.failures[:NAMED]),
         skipped=done.skipped,
+        held_by_ramp=held,
     )
-    if done.stopped in ("out_of_time", "ceiling"):
+    if allowance and done.stopped in (None, "ceiling"):
+        allowance.acted(report.rows)
+    if done.stopped == "out_of_time":
         return Unfinished(checkpoint=Place(rows=report.rows).model_dump(), report=report)
     return report
+
+
+def _limits(rule: retention.Rule, run: Run) -> dict[str, Any]:
+    """What the ramp takes for the owner's rows; nothing for Lamplighter's own, which are not limited."""
+    if rule.name in rules.OWN:
+        return {}
+    definition = {"table": rule.table, "clock": rule.clock, "where": rule.where, "action": repr(rule.action)}
+    return ramp.of_rows(rule.name, definition, run.settings.rule(rule.name))
+
+
+def _held(rule: retention.Rule, now: datetime, kept: timedelta) -> int | None:
+    """How many rows are still due."""
+    from lamplighter.kernel.database import engine
+
+    try:
+        return retention.preview(engine(), rule, now=now, keep=kept).rows
+    except Permanent:  # it takes too long
+        return None

@@ -59,6 +59,8 @@ class Report(JobReport):
     """The first `NAMED` of those that there is news of."""
     errors: list[str] = []
     """Failures, regions that could not be read, checks that the governor refused."""
+    held_by_ramp: int = 0
+    """Resources that are due and wait because the first runs of a check in an account act upon few (S3)."""
     dry_run: bool
     manifest: ManifestAddress | None = None
     """What `cloud_undo` stands on, and what names every resource."""
@@ -112,6 +114,7 @@ def report(
     errors: list[str],
     dry_run: bool,
     manifest: ManifestAddress | None,
+    held: int = 0,
 ) -> Report:
     """The report of a run, as far as it has come.
 
@@ -119,6 +122,7 @@ def report(
         tally: of all entries.
         told: these entries.
         errors: beside those of single resources.
+        held: resources that the ramp holds back.
     """
     news = (item(entry) for entry in told if entry.outcome not in UNTOUCHED)
     failures = [*errors, *tally.failures]
@@ -127,6 +131,7 @@ def report(
         outcomes=dict(tally.count),
         items=list(islice(news, NAMED)),
         errors=failures,
+        held_by_ramp=held,
         dry_run=dry_run,
         manifest=manifest,
     )

@@ -432,7 +432,7 @@ def start_schedule(name: ScheduleName) -> Switched:
 @router.post(
     "/api/schedules/<name>/stop",
     summary="Stop a schedule",
-    description="Doing it twice is the same as once. A deployment puts it back to what the template's parameters say.",
+    description="Doing it twice is the same as once. It stays stopped until the settings change or it is started.",
     operation_id="stop_schedule",
     tags=SCHEDULES,
     responses=_SWITCHED,

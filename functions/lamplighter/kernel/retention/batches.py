@@ -460,7 +460,7 @@ class Work:
         self.failed += 1
         if len(self.failures) < NAMED_FAILURES:
             facts = facts_of(error)
-            reason = ": ".join(str(facts[name]) for name in ("M", "D") if name in facts)
+            reason = str(facts.get("M", ""))
             self.failures.append(f"{self.rule.table} {self.rule.key}={key[0]}: {reason}")
         if trouble == "late":
             self.late += 1
