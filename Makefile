@@ -61,6 +61,10 @@ check: .venv/stamp  ## Lint and type-check the code, lint the templates, compare
 bench: .venv/stamp  ## Measure the claims of docs/ against peers and floors
 	@$(PY) -m bench
 
+.PHONY: mutants
+mutants: .venv/stamp  ## Break each guard of the code in turn, and see that a test fails (ONLY=name, SEED=number)
+	@$(PY) -m tests.mutants $(if $(ONLY),--only "$(ONLY)" --random 0) $(if $(SEED),--seed $(SEED))
+
 EXPORT = uv export --quiet --frozen --no-default-groups --no-emit-project --no-header
 
 .PHONY: layer

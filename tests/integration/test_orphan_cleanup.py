@@ -14,7 +14,7 @@ from lamplighter.kernel.errors import DatabaseUnavailable, Permanent
 from lamplighter.kernel.job import Unfinished
 from lamplighter.kernel.ledger.ledger import Ledger
 from lamplighter.kernel.ledger.row import Policy, Trigger
-from lamplighter.media import listing, orphan_cleanup, scan, undo
+from lamplighter.media import fingerprints, listing, orphan_cleanup, scan, undo
 from tests.integration.media_world import STRICT, ScriptedRun, World, before, numbered
 from tests.memory_store import MemoryStore
 
@@ -436,6 +436,98 @@ def test_a_run_that_is_continued_again_and_again_counts_everything_once(world: W
     assert outcome.would_delete_files + outcome.deleted_files == 11
     assert list(world.outcomes(outcome.manifest)) == keys[1::2]
     assert world.keys() == (keys if dry_run else keys[::2])
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("reason", ["out_of_time", "cancelled"])
+def test_a_run_can_be_stopped_at_each_question_of_every_stage(world: World, reason: Any) -> None:
+    keys = numbered(range(9))
+    world.put(*keys)
+    world.refer(*keys[::2])
+    asked, stages = 0, set[str]()
+    while True:
+        asked += 1
+        first = world.run(stops={asked: reason})
+        outcome = world.attempt(first)
+        if first.asked < asked:
+            break
+        stages.add(first._progress[1].lstrip("0123456789 "))
+        if isinstance(outcome, Unfinished):
+            outcome = world.attempt(world.run(job_id=first.job_id, checkpoint=outcome.checkpoint))
+            assert isinstance(outcome, orphan_cleanup.Report)
+            assert (outcome.scanned_files, outcome.orphaned_files, outcome.deleted_files) == (9, 4, 4)
+        assert isinstance(outcome, orphan_cleanup.Report)
+        if outcome.deleted_files:
+            assert world.undo(outcome.manifest).restored_files == outcome.deleted_files
+        assert world.keys() == keys
+
+    assert stages == {"references read", "files scanned", "candidates looked at", "orphans dealt with"}
+
+
+def test_a_reading_that_never_comes_to_its_end_is_given_up(world: World) -> None:
+    world.put("a.jpg")
+    world.refer("a.jpg")
+    checkpoint = None
+    for _ in range(scan.MAX_RESTARTS):
+        outcome = world.attempt(world.run(checkpoint=checkpoint, stops={1: "out_of_time"}))
+        assert isinstance(outcome, Unfinished)
+        checkpoint = outcome.checkpoint
+
+    with pytest.raises(Permanent, match="references: the time was over after 1 values, 4 times in a row: raise"):
+        world.attempt(world.run(checkpoint=checkpoint, stops={1: "out_of_time"}))
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("damage", ["another hash", "lost", "altered", "of an earlier version"])
+def test_a_checkpoint_that_cannot_be_used_starts_the_scan_over(
+    world: World, damage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = numbered(range(12))
+    world.put(*keys)
+    world.refer(*keys[::2])
+    first = world.run(stops={3: "out_of_time"})
+    outcome = world.attempt(first)
+    assert isinstance(outcome, Unfinished)
+    checkpoint = outcome.checkpoint
+    assert checkpoint["after"]
+    state = f"runs/orphan_cleanup/{first.job_id}/{checkpoint['first_reading']['name']}"
+    match damage:
+        case "another hash":
+            monkeypatch.setattr(fingerprints, "PROBE", 7)
+        case "lost":
+            world.s3.delete_object(Bucket=world.archive, Key=state)
+        case "altered":
+            world.put(state, bucket=world.archive)
+        case _:  # a part of the bucket counted, and no account of the references
+            checkpoint = {"started_at": checkpoint["started_at"], "after": keys[4], "files": 5, "young": 0}
+            checkpoint |= {"not_media": 0, "parts": 1, "orphans": 2, "orphan_bytes": 2}
+
+    report = world.clean(world.run(job_id=first.job_id, checkpoint=checkpoint))
+
+    assert (report.scanned_files, report.orphaned_files, report.deleted_files, report.matched) == (12, 6, 6, 6)
+    assert world.keys() == keys[::2]
+
+
+def test_a_run_whose_knowledge_is_lost_before_it_deletes_touches_nothing_more(world: World) -> None:
+    world.put("used.jpg", "orphan.jpg")
+    world.refer("used.jpg")
+    first = world.run(stops={5: "out_of_time"})
+    world.attempt(first)
+    state = next(key for key in world.keys(world.archive) if "references-" in key)
+    world.s3.delete_object(Bucket=world.archive, Key=state)
+
+    with pytest.raises(Permanent, match=r"nothing more was touched\. Start a new run\."):
+        world.clean(world.run(job_id=first.job_id))
+    assert world.keys() == ["orphan.jpg", "used.jpg"]
+
+
+def test_a_report_of_an_earlier_version_is_still_read() -> None:
+    old = {"dry_run": True, "scanned_files": 3, "skipped_not_media": 1}
+    old |= {"references": [{"column": "t.c", "values": 3, "mapped": 2, "unmapped": 1, "unmapped_examples": ["/ (1)"]}]}
+
+    report = orphan_cleanup.Report.model_validate(old)
+
+    assert (report.references[0].matched, report.references[0].unmatched, report.missing_files) == (2, 1, 0)
 
 
 @pytest.mark.usefixtures("small")

@@ -362,6 +362,17 @@ def test_a_locked_table_is_reported_and_read_later(engine: Engine, monkeypatch: 
     assert read(engine, "t.v") == []
 
 
+def test_a_reading_that_a_standby_cancels_starts_over(engine: Engine) -> None:
+    sql(
+        engine,
+        "CREATE FUNCTION conflict() RETURNS text LANGUAGE plpgsql AS $$ BEGIN RAISE SQLSTATE '40001' USING MESSAGE ="
+        " 'canceling statement due to conflict with recovery'; END $$",
+        "CREATE VIEW t AS SELECT conflict() AS v",
+    )
+    with pytest.raises(Retryable, match=r"reading t\.v was interrupted \(canceling statement due to conflict"):
+        read(engine, "t.v")
+
+
 def test_a_table_rewritten_since_the_snapshot_is_not_taken_for_empty(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -217,3 +217,10 @@ def test_progress_of_another_reading_is_refused() -> None:
         one.add_progress(other.progress_to_bytes())
     with pytest.raises(ValueError, match="cut off"):
         one.add_sealed(other.sealed_to_bytes()[:-1])
+
+
+def test_a_key_that_was_not_listed_here_stays() -> None:
+    """Another attempt of the run may have listed it: no value was compared with it."""
+    account = account_of(["m/a.jpg"], ["m/a.jpg", "m/b.jpg"])
+    assert account.verdict("m/b.jpg") is None
+    assert account.verdict("m/c.jpg") is Kept.NAMED

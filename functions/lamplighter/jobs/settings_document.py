@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 logger = Logger(child=True)
 
 KEY: Final = "settings#effective"
-TRIES: Final = 5
+TRIES: Final = 10
 """How often a write that lost against another is tried again."""
 MAX_DEPLOYED: Final = 4096
 """Characters of the template parameter."""
@@ -368,11 +368,10 @@ def _bring_in_line(sha256: str) -> tuple[str, ...] | None:
     )
     if switched:
         logger.info("schedules brought in line", extra={"switched": switched})
-    return (
-        switched
-        if _put(item, {name: v for name, v in item.items() if name != "version"} | {"scheduled": sha256})
-        else None
-    )
+    elif item.get("scheduled") == sha256:
+        return switched
+    marked = {name: value for name, value in item.items() if name != "version"} | {"scheduled": sha256}
+    return switched if _put(item, marked) else None
 
 
 def _sha256(text: str) -> str:

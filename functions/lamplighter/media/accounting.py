@@ -316,8 +316,8 @@ class Account:
             return Kept.EXCLUDED
         new, new_folders = self._list_ended()
         folded = fold(key)
-        if new.marked([fingerprint(folded)])[0]:
-            return Kept.NAMED
+        if fingerprint(folded) not in new or new.marked([fingerprint(folded)])[0]:
+            return Kept.NAMED  # what was not listed here was not compared with the second reading: it stays
         if len(new_folders) and True in new_folders.marked(fingerprint_batch(ancestors(folded))):
             return Kept.NAMED
         paths, _ = self._seal()

@@ -14,7 +14,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
@@ -40,7 +41,11 @@ if TYPE_CHECKING:
 OWN: Final = ".lamplighter/"
 """What keys begin with that are Lamplighter's own, and never touched."""
 NAMED_MISSING: Final = 1000
-"""Missing files that a manifest names; a document of half a megabyte. Their number is always exact."""
+"""Missing files that a manifest names. Their number is always exact."""
+LONGEST_SHOWN: Final = 1000
+"""Characters of a missing file's value that a manifest shows: a value may be a document."""
+KEPT_GROUPS: Final = 20
+"""Groups of unmatched values of a column that a report has: it has to fit into the job's row."""
 PROBED: Final = 1000
 """Values without a file up to which the bucket is asked for each: their objects may be younger than the listing."""
 THREADS: Final = 16
@@ -114,9 +119,13 @@ class Reading:
     """Values with the extension of a media file whose object is gone."""
     missing: tuple[Missing, ...]
     """The first of them."""
+    planned: bool = False
+    """Whether the whole plan was made by this reading, so that each file of the plan is an orphan by it."""
 
     def verdicts(self, candidates: Sequence[Entry]) -> list[str | None]:
         """Why each is kept, as an outcome, or None for an orphan."""
+        if self.planned:
+            return [None] * len(candidates)
         return [(kept := self.account.verdict(one.key)) and OUTCOMES[kept] for one in candidates]
 
 
@@ -165,9 +174,9 @@ class Scan:
         account = self._opened(scanned)
         if not scanned.listed:
             self._list(account, scanned)
-        reading = self.read(account, scanned)
+        reading, begun = self.read(account, scanned), scanned.parts
         self._rescue(reading, scanned)
-        return reading
+        return replace(reading, planned=not begun)
 
     def reopened(self, scanned: Scanned) -> Reading:
         """A new reading for a run whose scan is complete.
@@ -289,7 +298,9 @@ class Scan:
         found = account.counts()
         appeared = self._appeared(found)
         gone = [(column, [value for value in column.missing if value not in appeared]) for column in found]
-        missing = [Missing(column=column.column, value=value) for column, values in gone for value in values]
+        missing = [
+            Missing(column=column.column, value=value[:LONGEST_SHOWN]) for column, values in gone for value in values
+        ]
         return Reading(
             account=account,
             read_at=read_at,
@@ -313,18 +324,19 @@ class Scan:
         from lamplighter.media.values import read
 
         count = 0
-        for batch in read(self._connection, self._references, max_lag=self._min_age):
-            count += len(batch.values)
-            self._run.progress(10, f"{count} references read")
-            if reason := self._run.stop():
-                scanned.restarts += 1
-                if reason == "out_of_time" and scanned.restarts > MAX_RESTARTS:
-                    raise Permanent(
-                        f"references: the time was over after {count} values, {scanned.restarts} times in a row: raise "
-                        "the timeout of the function, or divide the columns among several runs."
-                    )
-                raise Stopped(reason)
-            yield batch
+        with closing(read(self._connection, self._references, max_lag=self._min_age)) as batches:
+            for batch in batches:
+                count += len(batch.values)
+                self._run.progress(10, f"{count} references read")
+                if reason := self._run.stop():
+                    scanned.restarts += 1
+                    if reason == "out_of_time" and scanned.restarts > MAX_RESTARTS:
+                        raise Permanent(
+                            f"references: the time was over after {count} values, {scanned.restarts} times in a row: "
+                            "raise the timeout of the function, or divide the columns among several runs."
+                        )
+                    raise Stopped(reason)
+                yield batch
 
     def _appeared(self, found: Sequence[ColumnAccount]) -> set[str]:
         """Values whose objects were written behind the listing: rows and uploads do not wait for a run."""
@@ -376,7 +388,7 @@ def _source(column: ColumnAccount, reference: Reference, appeared: int) -> Sourc
             examples=group.examples,
             declaration=group.declaration,
         )
-        for group in column.groups
+        for group in column.groups[:KEPT_GROUPS]
     ]
     return SourceCount(
         column=column.column,

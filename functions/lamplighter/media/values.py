@@ -12,7 +12,7 @@ referenced files orphans.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -79,7 +79,7 @@ class _Leaf:
     """The file that held it as of the snapshot; another one now means that it was rewritten since."""
 
 
-def read(connection: Connection, references: Sequence[Reference], *, max_lag: timedelta) -> Iterator[Batch]:
+def read(connection: Connection, references: Sequence[Reference], *, max_lag: timedelta) -> Generator[Batch]:
     """All values of the columns as of one moment, NULL left out.
 
     Args:
@@ -108,18 +108,6 @@ def read(connection: Connection, references: Sequence[Reference], *, max_lag: ti
             with _explained(column.reference):  # closed over the yields: nothing of the caller's is a DBAPIError
                 for texts in _ranges(connection, column) if column.leaves else _fetches(connection, column):
                     yield _batch(column, texts)
-
-
-def check(connection: Connection, references: Sequence[Reference]) -> None:
-    """That the columns are there and of types that can be read.
-
-    Raises:
-        Permanent: one is not; names it.
-    """
-    with connection.begin():
-        for position, reference in enumerate(references):
-            with _explained(reference):
-                _identify(connection, position, reference)
 
 
 # -- the catalogue ---------------------------------------------------------------------------------------------------
