@@ -32,7 +32,7 @@ DUE: Final = 10
 RUNNING: Final = 150
 WAITING: Final = 90
 OLD: Final = 200
-ORPHAN_SHARE: Final = 0.01
+ORPHAN_SHARE: Final = 0.007
 CDN: Final = "https://cdn.example.com/"
 PREFIXED: Final = 40
 """Rows that an importer wrote with `PREFIX`, which is no part of the keys."""
@@ -92,7 +92,7 @@ class Media:
 
 
 def media(bucket: str) -> list[Media]:
-    """All objects: mostly media, of which one in a hundred is orphaned; the rest are other files."""
+    """All objects: mostly media, of which seven in a thousand are orphaned; the rest are other files."""
     random = Random(20_000)
     found = []
     for number in range(OBJECTS):
