@@ -47,7 +47,7 @@ def main(arguments: Sequence[str]) -> int:
     began = time.monotonic()
     try:
         guards = [] if given.no_curated else curated.mutants(given.only)
-        others = at_random.drawn(given.seed, given.random, given.only)
+        others = at_random.drawn(given.seed, given.random, given.only) if given.random else []
     except ListError as error:
         print(error, file=sys.stderr)
         return 2
@@ -83,10 +83,11 @@ def workshop() -> Iterator[RunAll]:
             finally:
                 free.put(copy)
 
+        pool = ThreadPoolExecutor(AT_A_TIME)
         try:
-            with ThreadPoolExecutor(AT_A_TIME) as pool:
-                yield lambda works: pool.map(done, works)
+            yield lambda works: pool.map(done, works)
         finally:
+            pool.shutdown(wait=False, cancel_futures=True)
             for copy in copies:
                 copy.close()
 

@@ -2,8 +2,8 @@
 
 Which ones are drawn follows from a seed and from the mutated places themselves, so a change in one place changes the
 draw there and nowhere else. At most one mutant is drawn of a place. Not drawn from: annotations, what only a type
-checker reads, decorators' arguments, log lines, and numbers that a module-level constant is set to (how many, how long;
-those that guard are among the curated ones).
+checker reads, decorators' arguments, log lines, and numbers that a constant of a module, or a field of a class, is set
+to (how many, how long; those that guard are among the curated ones).
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ from tests.mutants.curated import ListError
 MODULES = Path(__file__).with_name("modules.toml")
 SURVIVORS = Path(__file__).with_name("survivors.toml")
 
-_ORDERED: Final = ("Eq", "NotEq", "Lt", "LtE", "Gt", "GtE")
+_ORDERED: Final = ("Lt", "LtE", "Gt", "GtE")
 OPERATORS: Final = (
     *(f"ReplaceComparisonOperator_{one}_{other}" for one in _ORDERED for other in _ORDERED if one != other),
+    *("ReplaceComparisonOperator_Eq_NotEq", "ReplaceComparisonOperator_NotEq_Eq"),
     *("ReplaceComparisonOperator_Is_IsNot", "ReplaceComparisonOperator_IsNot_Is"),
     *("ReplaceBinaryOperator_Add_Sub", "ReplaceBinaryOperator_Sub_Add", "ReplaceBinaryOperator_Mul_Add"),
     *("ReplaceBinaryOperator_Div_Mul", "ReplaceBinaryOperator_FloorDiv_Mul", "ReplaceBinaryOperator_Mod_Mul"),
@@ -43,8 +44,8 @@ OPERATORS: Final = (
     *("ReplaceOrWithAnd", "ReplaceTrueWithFalse", "ReplaceFalseWithTrue", "ReplaceBreakWithContinue"),
     *("ReplaceContinueWithBreak", "ExceptionReplacer", "NumberReplacer", "RemoveDecorator", "ZeroIterationForLoop"),
 )
-"""Those of cosmic-ray that make a mistake which somebody could make. `==` as `is` is left out: for the small numbers,
-enums and None that are compared here it is no mistake."""
+"""Those of cosmic-ray that make a mistake which somebody could make: a comparison that is turned around or has another
+boundary, and not `==` as `is` or `<`."""
 
 Position = tuple[tuple[int, int], tuple[int, int]]
 
@@ -210,7 +211,8 @@ def _barred(tree: ast.Module) -> list[Position]:
 
 
 def _constants(tree: ast.Module) -> list[Position]:
-    return [_span(node) for node in tree.body if isinstance(node, ast.AnnAssign | ast.Assign)]
+    bodies = [tree.body, *(node.body for node in ast.walk(tree) if isinstance(node, ast.ClassDef))]
+    return [_span(node) for body in bodies for node in body if isinstance(node, ast.AnnAssign | ast.Assign)]
 
 
 def _within(start: tuple[int, int], end: tuple[int, int], spans: list[Position]) -> bool:

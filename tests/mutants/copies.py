@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -87,12 +88,12 @@ class Copy:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            process_group=0,  # an interrupt comes from here, and not from the terminal as well
         )
 
     def close(self) -> None:
-        """Ends the process."""
-        assert self._warm.stdin
-        self._warm.stdin.close()
+        """Ends the process, and a run of pytest that it may be at."""
+        self._warm.send_signal(signal.SIGINT)
         self._warm.wait()
 
     def run(self, tests: Sequence[str], timeout: float) -> Run:

@@ -53,6 +53,9 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
     ended = os.pidfd_open(child)
     try:
         code = wait(child, ended, request["timeout"])
+    except KeyboardInterrupt:
+        stop(child, ended)
+        raise
     finally:
         os.close(ended)
     return {"code": code, "seconds": time.monotonic() - began}
@@ -82,11 +85,16 @@ def wait(child: int, ended: int, timeout: float) -> int | None:
     if ready(ended, timeout):
         _, status = os.waitpid(child, 0)
         return os.waitstatus_to_exitcode(status)
+    stop(child, ended)
+    return None
+
+
+def stop(child: int, ended: int) -> None:
+    """End the fork, which first stops its servers if it can."""
     os.kill(child, signal.SIGINT)
     if not ready(ended, GRACE):
         os.killpg(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    return None
 
 
 def ready(ended: int, timeout: float) -> bool:
@@ -94,4 +102,5 @@ def ready(ended: int, timeout: float) -> bool:
 
 
 if __name__ == "__main__":
-    main()
+    with contextlib.suppress(KeyboardInterrupt):
+        main()

@@ -20,7 +20,7 @@ from lamplighter.kernel.deletion import (
     verified,
 )
 from lamplighter.kernel.errors import Permanent, Retryable
-from tests.memory_objects import MemoryS3
+from tests.memory_s3 import MemoryS3
 
 NOW = datetime(2026, 11, 22, 3, 0, tzinfo=UTC)
 JOB = "01KB2T5V8Q4W3N6E7R8T9Y0Z1A"

@@ -19,7 +19,7 @@ from lamplighter.admin.audit_chain import (
     unpacked,
     whole_lines,
 )
-from tests.memory_objects import MemoryS3
+from tests.memory_s3 import MemoryS3
 
 CONTENTS = Contents(rows=2, rows_sha256="a" * 64, bytes=9, sha256="b" * 64)
 FIRST = Link(

@@ -12,7 +12,7 @@ from lamplighter.kernel.errors import Permanent
 from lamplighter.kernel.ledger.ledger import Ledger
 from lamplighter.kernel.ledger.row import Policy
 from lamplighter.kernel.undo import UndoParams, deeds
-from tests.memory_objects import MemoryS3
+from tests.memory_s3 import MemoryS3
 
 HASH = "0" * 64
 
