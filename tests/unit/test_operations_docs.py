@@ -104,8 +104,8 @@ def the_refusal() -> SourceCount:
     prefixed = [f"static/avatars/{n}.png" for n in (1, 2, 3)]
     host = "//gravatar.com/avatar/"
     groups = [
-        Group(start="static/", count=40, examples=prefixed, declaration="strip: [static/]"),
-        Group(start=host, count=25, examples=[f"https:{host}4.jpg"], declaration="elsewhere: [gravatar.com]"),
+        Group(start="static/", count=40, examples=prefixed, declaration='"strip": ["static/"]'),
+        Group(start=host, count=25, examples=[f"https:{host}4.jpg"], declaration='"elsewhere": ["gravatar.com"]'),
         Group(start="campaigns/", count=12, examples=["campaigns/5.jpg"]),
     ]
     return counted("media_files.storage_key", 1000, 77, groups=groups)
