@@ -161,6 +161,62 @@ def test_hints_keep_and_are_not_counted() -> None:
     assert account.verdict("c.jpg") is Kept.NAMED
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        "/m/a.jpg?w=1 1x, /m/b c.jpg?w=2 2x",
+        "https://cdn.net/m/a.jpg?v=1,https://cdn.net/m/b%20c.jpg?v=1",
+        "m/a.jpg#m/b%20c.jpg#",
+        "https://x.imgix.net/m/a.jpg?w=3&mark=%2Fm%2Fb+c.jpg",
+        'm/a.jpg?crop={"of": ["m/b c.jpg"]}',
+        "m/a.jpg?crop=%7B%22of%22%3A%22m%5C%2Fb%20c.jpg%22%7D",
+        "https%3A%2F%2Fcdn.net%2Fm%2Fa.jpg%3Fmark%3Dm%2Fb%2520c.jpg",
+    ],
+)
+def test_a_value_that_matches_by_its_first_path_keeps_what_it_names_behind_it(value: str) -> None:
+    account = account_of([value], ["m/a.jpg", "m/b c.jpg", "m/d.jpg", "m/b c-2.jpg"])
+    assert figures(account.counts()[0]) == (1, 1, 0, 0, 0)
+    assert account.verdict("m/b c.jpg") is Kept.AMBIGUOUS
+    assert account.verdict("m/d.jpg") is None
+    assert account.verdict("m/b c-2.jpg") is None
+
+
+@pytest.mark.parametrize("wrong", ["latin-1", "cp1252"])
+def test_a_name_in_utf8_that_was_encoded_twice_keeps_its_file(wrong: str) -> None:
+    """ewww-image-optimizer 3, paperclip 2325: such rows are stored where a path is taken for Latin-1."""
+    keys = [
+        "m/\u03c4\u03b5\u03c3\u03c4 1.jpg",
+        "m/\u00fc 2.jpg",
+        "m/\ud55c\uae00 3.jpg" if wrong == "latin-1" else "m/\u00e9 3.jpg",
+    ]
+    account = account_of(["m/a.jpg", *(key.encode().decode(wrong) for key in keys)], ["m/a.jpg", *keys, "m/b.jpg"])
+    assert account.counts()[0].unmatched == 3
+    assert {account.verdict(key) for key in keys} == {Kept.AMBIGUOUS}
+    assert account.verdict("m/b.jpg") is None
+
+
+def test_a_hint_without_folder_or_extension_keeps_what_has_its_name() -> None:
+    account = Account(Scope("bucket"), [Declared()])
+    account.first(0, ["m/a.jpg"], ["photo_1a2b", "m/other"])
+    account.listed(["m/a.jpg", "m/photo_1a2b.jpg", "m/other.png", "m/third.png"])
+    account.second(0, ["m/a.jpg"], ["photo_1a2b", "m/other"])
+    assert figures(account.counts()[0]) == (1, 1, 0, 0, 0)
+    assert account.verdict("m/photo_1a2b.jpg") is account.verdict("m/other.png") is Kept.AMBIGUOUS
+    assert account.verdict("m/third.png") is None
+
+
+def test_a_playlist_keeps_its_segments() -> None:
+    """A row names the playlist of a video, and the playlist, which nothing reads, names the rest."""
+    keys = ["v/1/index.m3u8", "v/1/720p/seg-1.mp4", "v/1/init.mp4", "v/2/seg-1.mp4"]
+    account = account_of(["/v/1/index.m3u8"], keys)
+    assert [account.verdict(key) for key in keys[1:]] == [Kept.AMBIGUOUS, Kept.AMBIGUOUS, None]
+
+    many = [f"v/clip{n}.mpd" for n in range(9)]
+    account = account_of(many, [*many, "v/clip3_00001.mp4", "v/other_00001.mp4"])
+    assert account.verdict("v/clip3_00001.mp4") is Kept.AMBIGUOUS
+    assert account.verdict("v/other_00001.mp4") is None
+
+
 def test_excluded_is_said_first() -> None:
     account = Account(Scope("bucket", "m/"), [Declared()], exclude=["*.svg"])
     account.first(0, ["m/a.jpg"])

@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
+from urllib.parse import unquote
 
 from lamplighter.kernel.media import DERIVED
 from lamplighter.media.extensions import is_media
@@ -239,6 +240,7 @@ class Account:
         tally.values += len(values)
         matched: list[str] = []
         left: list[tuple[str, Spread]] = []
+        names: list[str] = []
         end = 0
         for value, spread in zip(values, spreads, strict=False):
             start, middle = end, end + len(spread.absolute)
@@ -252,7 +254,18 @@ class Account:
                 matched.append(flat[hit.index(True, middle)])
             else:
                 left.append((value, spread))
+                continue
+            if "?" in value or "#" in value or "%" in value:
+                names += _names_behind(value, spread)
+        for spread in spreads[len(values) :]:
+            start, end = end, end + len(spread.absolute) + len(spread.relative)
+            if True in hit[start:end]:
+                matched.append(flat[hit.index(True, start)])
+            else:  # without its folder or its extension
+                names += (*spread.absolute, *spread.beyond, *spread.relative)[:1]
         self._names.add_segments(matched, matched=True)
+        if names:
+            self._names.add_hints(names)
         if left:
             self._unmatched(column, tally, left)
 
@@ -265,6 +278,7 @@ class Account:
         texts = fold_batch([value for value, _ in left])
         self._names.add_unmatched(texts)
         self._names.add_unmatched(fold_batch([text for value, _ in left for text in _strings_of_json(value)]))
+        self._names.add_unmatched(fold_batch([text for value, _ in left if (text := _read_once(value))]))
         self._names.add_segments([path for text in texts for path in (text, *uncut(text))], matched=False)
         for (value, spread), text in zip(left, texts, strict=True):
             host = host_of(value)
@@ -421,6 +435,41 @@ class _Tally:
             groups=tuple(groups),
             missing=tuple([value for one in remains for value in one.missing][:MAX_MISSING]),
         )
+
+
+def _names_behind(value: str, spread: Spread) -> list[str]:
+    """The folded texts behind a `?` or `#` of a matched value that hold other files' names.
+
+    A list of URLs with queries, a srcset, or an image with a watermark matches by its first path alone.
+    """
+    whole = max((*spread.absolute, *spread.beyond), key=len, default="")
+    cut = min(whole.find("?") % (len(whole) + 1), whole.find("#") % (len(whole) + 1))
+    behind = whole[cut + 1 :]
+    if not has_media_name(behind):
+        return []
+    plain = unquote(value)
+    parts = [part.partition("=")[2] or part for part in re.split(r"[?#&]", plain)[1:]]
+    parts.append(re.split(r"[?#]", plain, maxsplit=1)[-1])
+    return [behind, *fold_batch([text for part in parts for text in _strings_of_json(part)])]
+
+
+def _read_once(value: str) -> str:
+    """A value whose UTF-8 was taken for cp1252 or Latin-1, as it was before; empty where that is not so."""
+    value = html.unescape(unquote(value))
+    if value.isascii():
+        return ""
+    try:
+        return b"".join(map(_byte, value)).decode()
+    except UnicodeError:
+        return ""
+
+
+def _byte(character: str) -> bytes:
+    """Windows reads five bytes as control characters that Python's cp1252 does not have."""
+    try:
+        return character.encode("cp1252")
+    except UnicodeEncodeError:
+        return character.encode("latin-1")
 
 
 def _strings_of_json(value: str) -> list[str]:
