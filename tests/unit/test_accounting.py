@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
@@ -81,13 +82,58 @@ def test_forty_of_a_hundred_rows_in_another_form_are_not_lost() -> None:
 def test_rows_of_another_folder_are_outside_unless_the_column_is_relative() -> None:
     scope = Scope("bucket", "up/")
     keys = ["up/a.jpg", "up/b.jpg"]
-    assert figures(count_of(["up/a.jpg", "other/x.jpg"], keys, scope=scope)) == (2, 1, 1, 0, 0)
+    others = {"other/x.jpg", "up-2/y.jpg"}
+    (count,) = account_of(["up/a.jpg", "other/x.jpg"], keys, scope=scope).counts(is_there(others))
+    assert figures(count) == (2, 1, 1, 0, 0)
     count = count_of(["up/a.jpg", "b.jpg", "other/x.jpg"], keys, scope=scope)
     assert figures(count) == (3, 2, 0, 1, 0)
     assert "other/: 1 (other/x.jpg) -> elsewhere: [other/]" in str(count.explained(max_unmatched=0, max_unreadable=0))
     declared = count_of(["up/a.jpg", "b.jpg", "other/x.jpg"], keys, scope=scope, elsewhere=("other/",))
     assert figures(declared) == (3, 2, 1, 0, 0)
     assert figures(count_of(["up/a.jpg", "x.jpg", "up/gone.jpg"], keys, scope=scope)) == (3, 1, 0, 2, 0)
+
+
+def is_there(keys: set[str]) -> Callable[[str], bool]:
+    """A bucket to ask for a prefix."""
+    return lambda prefix: any(key.startswith(prefix) for key in keys)
+
+
+@pytest.mark.parametrize(
+    ("folder", "value", "declaration"),
+    [
+        ("up/", "img/5f2b.jpg", "img/"),
+        ("up/", "https://i.net/img/5f2b.jpg", "i.net"),
+        ("m/up/", "m/img/5f2b.jpg", "m/img/"),
+        ("up/", "/sig/rs:fit:300/czM6.jpg", "sig/"),
+    ],
+)
+def test_a_path_of_a_folder_that_is_not_there_is_unmatched(folder: str, value: str, declaration: str) -> None:
+    """An application may call `up/photo.jpg` so: counted as outside, no limit stopped the removal of its file."""
+    scope, keys = Scope("bucket", folder), {f"{folder}a.jpg", f"{folder}photo.jpg"}
+    account = account_of([f"{folder}a.jpg", value], sorted(keys), scope=scope)
+    (count,) = account.counts(is_there({*keys, "m/other/z.jpg"}))
+    assert figures(count) == (2, 1, 0, 1, 0)
+    assert f"-> elsewhere: [{declaration}]" in str(count.explained(max_unmatched=0, max_unreadable=0))
+    declared = account_of([f"{folder}a.jpg", value], sorted(keys), scope=scope, elsewhere=(declaration,))
+    assert figures(declared.counts(is_there(keys))[0]) == (2, 1, 1, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("folder", "value", "key"),
+    [
+        ("up/", "other/x.jpg", "other/y.jpg"),
+        ("up/", "https://cdn.net/other%201/x.jpg?v=1", "other 1/y.jpg"),
+        ("up/", "s3://bucket/other/x.jpg", "other/y.jpg"),
+        ("up/", "https://s3.amazonaws.com/bucket/other/x.jpg", "other/y.jpg"),
+        ("m/up/", "m/other/x.jpg", "m/other/y.jpg"),
+        ("m/up/", "m/x.jpg", "m/x.jpg"),
+        ("up/", "up-2/x.jpg", "up-2/y.jpg"),
+    ],
+)
+def test_a_path_of_a_folder_that_is_there_is_outside(folder: str, value: str, key: str) -> None:
+    account = account_of([f"{folder}a.jpg", value], [f"{folder}a.jpg"], scope=Scope("bucket", folder))
+    assert figures(account.counts(is_there({f"{folder}a.jpg", key}))[0]) == (2, 1, 1, 0, 0)
+    assert figures(account.counts(is_there({f"{folder}a.jpg"}))[0]) == (2, 1, 0, 1, 0)
 
 
 def test_declared_hosts_and_prefixes_are_elsewhere() -> None:
