@@ -222,7 +222,7 @@ def _unmatched(source: SourceCount) -> list[str]:
         f"{source.unmatched} of {source.values} references in {source.column} {', '.join(over)}. {listed}{more}. "
         f"Declare of {source.column} what they are: strip for a prefix that is no part of a key, elsewhere for a host "
         "or prefix of other files, folder for a column of folders, or max_unmatched for files that are known to be "
-        "missing."
+        "missing. Of names without their folder, lists and encoded names, declare a view that gives each file's key."
     ]
 
 
