@@ -551,13 +551,13 @@ class World:
 
     def _add_playlists(self) -> None:
         """Videos in segments: a row names the playlist, which names the segments."""
-        column = Column("videos.playlist", "text")
-        flat = self._rng.random() < 0.3
-        for number in range(self._rng.randint(1, 6)):
-            name = f"clip {self._rng.getrandbits(40):010x}"
-            folder = f"{self.base_path}hls" if flat else f"{self.base_path}hls/{number}"
-            playlist = f"{folder}/{name if flat else 'index'}.{self._rng.choice(['m3u8', 'mpd'])}"
-            segments = [f"{folder}/{name}_{n:05}.mp4" if flat else f"{folder}/720p/seg-{n}.mp4" for n in range(3)]
+        rng, column = self._rng, Column("videos.playlist", "text")
+        flat = rng.random() < 0.5
+        for number in range(rng.randint(1, 6)):
+            name = f"clip {rng.getrandbits(40):010x}"
+            folder = f"{self.base_path}{rng.choice(['', 'hls/'])}" if flat else f"{self.base_path}hls/{number}/"
+            playlist = f"{folder}{name if flat else 'index'}.{rng.choice(['m3u8', 'mpd'])}"
+            segments = [f"{folder}{name}_{n:05}.mp4" if flat else f"{folder}720p/seg-{n}.mp4" for n in range(3)]
             column.values.append(self._matched_form("")[1](playlist, self))
             self.objects += [playlist, *segments]
             self.referenced.update(segments)

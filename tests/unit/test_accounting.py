@@ -257,6 +257,11 @@ def test_a_playlist_keeps_its_segments() -> None:
     account = account_of(["/v/1/index.m3u8"], keys)
     assert [account.verdict(key) for key in keys[1:]] == [Kept.AMBIGUOUS, Kept.AMBIGUOUS, None]
 
+    for folder in ("", "up/"):  # what is listed is no video's folder
+        keys = [f"{folder}intro.m3u8", f"{folder}intro_00001.mp4", f"{folder}photo.jpg", f"{folder}2024/photo.jpg"]
+        account = account_of(keys[:1], keys, scope=Scope("bucket", folder))
+        assert [account.verdict(key) for key in keys[1:]] == [Kept.AMBIGUOUS, None, None]
+
     many = [f"v/clip{n}.mpd" for n in range(9)]
     account = account_of(many, [*many, "v/clip3_00001.mp4", "v/other_00001.mp4"])
     assert account.verdict("v/clip3_00001.mp4") is Kept.AMBIGUOUS

@@ -32,7 +32,8 @@ MIN_BEGINNING: Final = 12
 LONGEST_NAME: Final = 1024
 """Characters of a name that are read: a key has no more bytes."""
 PACKAGED: Final = 4
-"""Playlists up to which a folder is taken for one video's: all below it is kept. In fuller ones, names decide."""
+"""Playlists up to which a folder is taken for one video's: all below it is kept. In fuller ones, and in the folder that
+is listed itself, names decide."""
 DERIVATIONS: Final = 4
 """How often a file may be derived from one that is derived itself."""
 
@@ -155,11 +156,11 @@ class Names:
 
     def add_segments(self, paths: Iterable[str], *, matched: bool) -> None:
         """Add folded paths that values name, of which the last segment may be a folder of candidates."""
-        if not self._folders:
-            return
         paths = list(paths)
         if matched:
             self._add_playlists([path for path in paths if path.endswith(_PLAYLISTS)])
+        if not self._folders:
+            return
         names = {name_of(path) for path in paths}
         names |= {_EXTENSION.sub("", name) for name in names}
         if matched:  # 12.jpg does not name the folder of December
@@ -249,19 +250,21 @@ class Names:
         whole = skeleton(name)
         if (print_ := fingerprint(whole)) in self._longer or print_ in self._hinted or print_ in others:
             return True
-        if self._playlists and self._is_segment(folded, whole):
+        if self._playlists and self._is_segment(folded, whole, root):
             return True
         beginnings = [whole[:end] for end in self._name_lengths if MIN_BEGINNING <= end < len(whole)]
         tried = {whole, *cuts(name), *beginnings}
         return True in full.contains(fingerprint_batch(list(tried)))
 
-    def _is_segment(self, folded: str, name: str) -> bool:
+    def _is_segment(self, folded: str, name: str, root: str) -> bool:
         """Whether a file may belong to a video whose playlist a value names."""
-        folders = [self._playlists[one] for one in fingerprint_batch(ancestors(folded))]
-        if not any(folders):
-            return False
-        if any(0 < count <= PACKAGED for count in folders):
+        above = ["", *ancestors(folded)]
+        counts = [self._playlists[one] for one in fingerprint_batch(above)]
+        own = [count for folder, count in zip(above, counts, strict=True) if folder and len(folder) >= len(root)]
+        if any(0 < count <= PACKAGED for count in own):
             return True
+        if not any(counts):
+            return False
         beginnings = [name[:end] for end in self._playlist_lengths if 0 < end <= len(name)]
         return not self._playlist_names.isdisjoint(fingerprint_batch(beginnings))
 
