@@ -73,6 +73,7 @@ class Seen:
 def judge(seeds: Iterable[int]) -> Seen:
     """Clean the worlds of these seeds, on a database server of this process's own."""
     from lamplighter.kernel.database import engine
+    from lamplighter.kernel.deletion import PART
     from tests.media_stage import theatre
 
     logging.disable(logging.WARNING)
@@ -80,7 +81,7 @@ def judge(seeds: Iterable[int]) -> Seen:
     with postgres() as url:
         os.environ["DATABASE_URL"] = url
         subprocess.run([*psql(), "-qc", "ALTER DATABASE postgres SET synchronous_commit = off"], check=True)
-        with theatre(engine()) as set_up:
+        with theatre(engine(), page=1000, part=PART) as set_up:
             for number, seed in enumerate(seeds, 1):
                 clean = seed % CLEAN == 0
                 _judge(set_up(seed, clean=clean), "clean" if clean else "mixed", seen)

@@ -34,6 +34,13 @@ from tests.worlds import World
 ARCHIVE = "archive"
 OLD = datetime(2026, 1, 1, tzinfo=UTC)
 TYPES = {"text": ["text", "varchar"], "array": ["text[]"], "json": ["jsonb", "json", "text"], "html": ["text"]}
+TYPES |= {"strings": TYPES["json"], "document": ["text"]}
+DECLARED: dict[str, dict[str, Any]] = {
+    "json": {"kind": "json", "path": "$.files[*].url"},
+    "strings": {"kind": "json"},
+    "html": {"kind": "html"},
+    "document": {"kind": "html"},
+}
 PART = 10
 """Entries in a part: a world has several of each kind."""
 ENVIRONMENT = {
@@ -102,9 +109,7 @@ class Stage:
             declared: dict[str, Any] = {"table": table, "column": name, "folder": column.folder}
             declared |= {"strip": column.strip, "elsewhere": column.elsewhere, "max_unmatched": column.missing}
             declared |= {"max_unreadable": column.missing if column.folder else 0}
-            declared |= {"json": {"kind": "json", "path": "$.files[*].url"}, "html": {"kind": "html"}}.get(
-                column.kind, {}
-            )
+            declared |= DECLARED.get(column.kind, {})
             found.append(declared)
         return found
 
@@ -127,7 +132,7 @@ class Stage:
                     {"values": json.dumps([*column.values, None][:-1])},
                 )
         self.s3.buckets |= {self.world.bucket: {}, ARCHIVE: {}}
-        for key in [*self.world.objects, f"{self.world.base_path}notes.txt"]:
+        for key in [*self.world.objects, *self.world.neighbours, f"{self.world.base_path}notes.txt"]:
             self.s3.put(self.world.bucket, key, key.encode(), modified=OLD)
 
     def adopt(self, forms: Sequence[Callable[[str], str]]) -> None:

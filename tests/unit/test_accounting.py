@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
@@ -81,7 +82,9 @@ def test_forty_of_a_hundred_rows_in_another_form_are_not_lost() -> None:
 def test_rows_of_another_folder_are_outside_unless_the_column_is_relative() -> None:
     scope = Scope("bucket", "up/")
     keys = ["up/a.jpg", "up/b.jpg"]
-    assert figures(count_of(["up/a.jpg", "other/x.jpg"], keys, scope=scope)) == (2, 1, 1, 0, 0)
+    others = {"other/x.jpg", "up-2/y.jpg"}
+    (count,) = account_of(["up/a.jpg", "other/x.jpg"], keys, scope=scope).counts(is_there(others))
+    assert figures(count) == (2, 1, 1, 0, 0)
     count = count_of(["up/a.jpg", "b.jpg", "other/x.jpg"], keys, scope=scope)
     assert figures(count) == (3, 2, 0, 1, 0)
     assert 'other/: 1 (other/x.jpg) -> "elsewhere": ["other/"]' in str(
@@ -90,6 +93,49 @@ def test_rows_of_another_folder_are_outside_unless_the_column_is_relative() -> N
     declared = count_of(["up/a.jpg", "b.jpg", "other/x.jpg"], keys, scope=scope, elsewhere=("other/",))
     assert figures(declared) == (3, 2, 1, 0, 0)
     assert figures(count_of(["up/a.jpg", "x.jpg", "up/gone.jpg"], keys, scope=scope)) == (3, 1, 0, 2, 0)
+
+
+def is_there(keys: set[str]) -> Callable[[str], bool]:
+    """A bucket to ask for a prefix."""
+    return lambda prefix: any(key.startswith(prefix) for key in keys)
+
+
+@pytest.mark.parametrize(
+    ("folder", "value", "declaration"),
+    [
+        ("up/", "img/5f2b.jpg", "img/"),
+        ("up/", "https://i.net/img/5f2b.jpg", "i.net"),
+        ("m/up/", "m/img/5f2b.jpg", "m/img/"),
+        ("up/", "/sig/rs:fit:300/czM6.jpg", "sig/"),
+    ],
+)
+def test_a_path_of_a_folder_that_is_not_there_is_unmatched(folder: str, value: str, declaration: str) -> None:
+    """An application may call `up/photo.jpg` so: counted as outside, no limit stopped the removal of its file."""
+    scope, keys = Scope("bucket", folder), {f"{folder}a.jpg", f"{folder}photo.jpg"}
+    account = account_of([f"{folder}a.jpg", value], sorted(keys), scope=scope)
+    (count,) = account.counts(is_there({*keys, "m/other/z.jpg"}))
+    assert figures(count) == (2, 1, 0, 1, 0)
+    assert f'-> "elsewhere": ["{declaration}"]' in str(count.explained(max_unmatched=0, max_unreadable=0))
+    declared = account_of([f"{folder}a.jpg", value], sorted(keys), scope=scope, elsewhere=(declaration,))
+    assert figures(declared.counts(is_there(keys))[0]) == (2, 1, 1, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("folder", "value", "key"),
+    [
+        ("up/", "other/x.jpg", "other/y.jpg"),
+        ("up/", "https://cdn.net/other%201/x.jpg?v=1", "other 1/y.jpg"),
+        ("up/", "s3://bucket/other/x.jpg", "other/y.jpg"),
+        ("up/", "https://s3.amazonaws.com/bucket/other/x.jpg", "other/y.jpg"),
+        ("m/up/", "m/other/x.jpg", "m/other/y.jpg"),
+        ("m/up/", "m/x.jpg", "m/x.jpg"),
+        ("up/", "up-2/x.jpg", "up-2/y.jpg"),
+    ],
+)
+def test_a_path_of_a_folder_that_is_there_is_outside(folder: str, value: str, key: str) -> None:
+    account = account_of([f"{folder}a.jpg", value], [f"{folder}a.jpg"], scope=Scope("bucket", folder))
+    assert figures(account.counts(is_there({f"{folder}a.jpg", key}))[0]) == (2, 1, 1, 0, 0)
+    assert figures(account.counts(is_there({f"{folder}a.jpg"}))[0]) == (2, 1, 0, 1, 0)
 
 
 def test_declared_hosts_and_prefixes_are_elsewhere() -> None:
@@ -161,6 +207,67 @@ def test_hints_keep_and_are_not_counted() -> None:
     account.second(0, ["a.jpg"], ["b.jpg", "nothing", "c.jpg"])
     assert figures(account.counts()[0]) == (1, 1, 0, 0, 0)
     assert account.verdict("c.jpg") is Kept.NAMED
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "/m/a.jpg?w=1 1x, /m/b c.jpg?w=2 2x",
+        "https://cdn.net/m/a.jpg?v=1,https://cdn.net/m/b%20c.jpg?v=1",
+        "m/a.jpg#m/b%20c.jpg#",
+        "https://x.imgix.net/m/a.jpg?w=3&mark=%2Fm%2Fb+c.jpg",
+        'm/a.jpg?crop={"of": ["m/b c.jpg"]}',
+        "m/a.jpg?crop=%7B%22of%22%3A%22m%5C%2Fb%20c.jpg%22%7D",
+        "https%3A%2F%2Fcdn.net%2Fm%2Fa.jpg%3Fmark%3Dm%2Fb%2520c.jpg",
+    ],
+)
+def test_a_value_that_matches_by_its_first_path_keeps_what_it_names_behind_it(value: str) -> None:
+    account = account_of([value], ["m/a.jpg", "m/b c.jpg", "m/d.jpg", "m/b c-2.jpg"])
+    assert figures(account.counts()[0]) == (1, 1, 0, 0, 0)
+    assert account.verdict("m/b c.jpg") is Kept.AMBIGUOUS
+    assert account.verdict("m/d.jpg") is None
+    assert account.verdict("m/b c-2.jpg") is None
+
+
+@pytest.mark.parametrize("wrong", ["latin-1", "cp1252"])
+def test_a_name_in_utf8_that_was_encoded_twice_keeps_its_file(wrong: str) -> None:
+    """ewww-image-optimizer 3, paperclip 2325: such rows are stored where a path is taken for Latin-1."""
+    keys = [
+        "m/\u03c4\u03b5\u03c3\u03c4 1.jpg",
+        "m/\u00fc 2.jpg",
+        "m/\ud55c\uae00 3.jpg" if wrong == "latin-1" else "m/\u00e9 3.jpg",
+    ]
+    account = account_of(["m/a.jpg", *(key.encode().decode(wrong) for key in keys)], ["m/a.jpg", *keys, "m/b.jpg"])
+    assert account.counts()[0].unmatched == 3
+    assert {account.verdict(key) for key in keys} == {Kept.AMBIGUOUS}
+    assert account.verdict("m/b.jpg") is None
+
+
+def test_a_hint_without_folder_or_extension_keeps_what_has_its_name() -> None:
+    account = Account(Scope("bucket"), [Declared()])
+    account.first(0, ["m/a.jpg"], ["photo_1a2b", "m/other"])
+    account.listed(["m/a.jpg", "m/photo_1a2b.jpg", "m/other.png", "m/third.png"])
+    account.second(0, ["m/a.jpg"], ["photo_1a2b", "m/other"])
+    assert figures(account.counts()[0]) == (1, 1, 0, 0, 0)
+    assert account.verdict("m/photo_1a2b.jpg") is account.verdict("m/other.png") is Kept.AMBIGUOUS
+    assert account.verdict("m/third.png") is None
+
+
+def test_a_playlist_keeps_its_segments() -> None:
+    """A row names the playlist of a video, and the playlist, which nothing reads, names the rest."""
+    keys = ["v/1/index.m3u8", "v/1/720p/seg-1.mp4", "v/1/init.mp4", "v/2/seg-1.mp4"]
+    account = account_of(["/v/1/index.m3u8"], keys)
+    assert [account.verdict(key) for key in keys[1:]] == [Kept.AMBIGUOUS, Kept.AMBIGUOUS, None]
+
+    for folder in ("", "up/"):  # what is listed is no video's folder
+        keys = [f"{folder}intro.m3u8", f"{folder}intro_00001.mp4", f"{folder}photo.jpg", f"{folder}2024/photo.jpg"]
+        account = account_of(keys[:1], keys, scope=Scope("bucket", folder))
+        assert [account.verdict(key) for key in keys[1:]] == [Kept.AMBIGUOUS, None, None]
+
+    many = [f"v/clip{n}.mpd" for n in range(9)]
+    account = account_of(many, [*many, "v/clip3_00001.mp4", "v/other_00001.mp4"])
+    assert account.verdict("v/clip3_00001.mp4") is Kept.AMBIGUOUS
+    assert account.verdict("v/other_00001.mp4") is None
 
 
 def test_excluded_is_said_first() -> None:

@@ -223,7 +223,8 @@ def _unmatched(source: SourceCount) -> list[str]:
     return [
         f"{source.unmatched} of {source.values} references in {source.column} {', '.join(over)}. {listed}{more}. "
         f"For {source.column} declare strip for a prefix that is no part of a key, elsewhere for a host or prefix of "
-        "other files, folder for a column of folders, or max_unmatched for files that you know to be missing."
+        "other files, folder for a column of folders, or max_unmatched for files that you know to be missing. For "
+        "names without their folder, lists and encoded names, declare a view that gives the key of each file."
     ]
 
 

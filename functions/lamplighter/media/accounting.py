@@ -5,6 +5,10 @@
 3. `second` takes the values again, from a later snapshot, and counts each: matched, outside or unmatched.
 4. `verdict` says why a candidate is kept; None: no value names it or may mean it.
 
+A path of another folder is outside only where the bucket has that folder: `img/<hash>.jpg` may be a name that an
+application gives to `uploads/photo.jpg`, which nothing here can read. Where both folders exist, such a name stays
+unseen; declare the column's files by what they are called in the bucket, or do not list that folder alone.
+
 All take batches of some thousand. The memory is that of `fingerprints` and `rescue`, and a bounded number of examples.
 A listing that goes on elsewhere takes `sealed_to_bytes` and `progress_to_bytes`; ranges of keys that were listed side
 by side are combined by `add_progress`.
@@ -17,9 +21,10 @@ import json
 import re
 import string
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
+from urllib.parse import unquote
 
 from lamplighter.kernel.media import DERIVED
 from lamplighter.media.extensions import is_media
@@ -80,6 +85,8 @@ class Group:
     examples: list[str] = field(default_factory=list)
     fitting: Counter[str] = field(default_factory=Counter)
     """Prefixes without which values would match, and how many."""
+    places: tuple[str, ...] = ()
+    """Of paths of another folder, what the keys there would begin with; not folded."""
 
     def __str__(self) -> str:
         examples = ", ".join(self.examples)
@@ -91,7 +98,7 @@ class Group:
         """What to declare if these values are no faults."""
         if self.fitting:
             return f'"strip": {json.dumps([self.fitting.most_common(1)[0][0]], ensure_ascii=False)}'
-        if self.host or (self.far and self.segment):
+        if self.host or (self.far and self.segment.endswith("/")):
             return f'"elsewhere": {json.dumps([self.host or self.segment], ensure_ascii=False)}'
         return None
 
@@ -106,7 +113,7 @@ class ColumnAccount:
     matched: int
     """Name a listed key."""
     outside: int
-    """Name what is not below the listed folder, or declared elsewhere."""
+    """Name what is below another folder that the bucket has, in a column of whole keys, or is declared elsewhere."""
     unmatched: int
     unreadable: int
     """Unmatched values without the extension of a media file."""
@@ -239,6 +246,7 @@ class Account:
         tally.values += len(values)
         matched: list[str] = []
         left: list[tuple[str, Spread]] = []
+        names: list[str] = []
         end = 0
         for value, spread in zip(values, spreads, strict=False):
             start, middle = end, end + len(spread.absolute)
@@ -252,7 +260,18 @@ class Account:
                 matched.append(flat[hit.index(True, middle)])
             else:
                 left.append((value, spread))
+                continue
+            if "?" in value or "#" in value or "%" in value:
+                names += _names_behind(value, spread)
+        for spread in spreads[len(values) :]:
+            start, end = end, end + len(spread.absolute) + len(spread.relative)
+            if True in hit[start:end]:
+                matched.append(flat[hit.index(True, start)])
+            else:  # without its folder or its extension
+                names += (*spread.absolute, *spread.beyond, *spread.relative)[:1]
         self._names.add_segments(matched, matched=True)
+        if names:
+            self._names.add_hints(names)
         if left:
             self._unmatched(column, tally, left)
 
@@ -265,6 +284,7 @@ class Account:
         texts = fold_batch([value for value, _ in left])
         self._names.add_unmatched(texts)
         self._names.add_unmatched(fold_batch([text for value, _ in left for text in _strings_of_json(value)]))
+        self._names.add_unmatched(fold_batch([text for value, _ in left if (text := _read_once(value))]))
         self._names.add_segments([path for text in texts for path in (text, *uncut(text))], matched=False)
         for (value, spread), text in zip(left, texts, strict=True):
             host = host_of(value)
@@ -273,10 +293,24 @@ class Account:
                 continue
             path = (*spread.absolute, *spread.beyond, *spread.relative, "")[0]
             readable = has_media_name(text)
-            # A path in another folder of the bucket. Whether the column's values are whole keys is known at the end.
-            far = bool(self._root) and not spread.absolute and readable and "/" in (*spread.beyond, "")[0]
-            remains = tally.far if far else tally.near
-            remains.add(value, host, path, readable=readable, fitting=self._fitting(value))
+            fitting = self._fitting(value)
+            # A path in another folder of the bucket. Whether the column's values are whole keys, and whether there is
+            # such a folder, is known at the end.
+            if self._root and not spread.absolute and readable and "/" in (*spread.beyond, "")[0]:
+                places = self._places(value)
+                group = _departing(path, self._root)
+                tally.far.add(value, host, group, readable=True, fitting=fitting, places=places)
+            else:
+                segment, slash, _ = path.partition("/")
+                tally.near.add(value, host, segment + slash if slash else "", readable=readable, fitting=fitting)
+
+    def _places(self, value: str) -> tuple[str, ...]:
+        """What keys would begin with that are where the value's path is, without that of the folder that is listed."""
+        path = bare_paths(value)[-1].strip().lstrip("/\\")
+        written = dict.fromkeys([path, unquote(path)])
+        bucket = self._scope.bucket + "/"
+        in_bucket = [one.removeprefix(bucket) for one in written if one.startswith(bucket)]
+        return tuple(dict.fromkeys(_departing(one, self._scope.folder) for one in (*written, *in_bucket)))
 
     def _is_elsewhere(self, column: int, value: str, host: str) -> bool:
         bare = value.strip().casefold()
@@ -306,9 +340,15 @@ class Account:
 
     # -- the result ------------------------------------------------------------------------------------------------
 
-    def counts(self) -> list[ColumnAccount]:
-        """The account of each column."""
-        return [tally.account(str(column)) for column, tally in zip(self._columns, self._tallies, strict=True)]
+    def counts(self, is_there: Callable[[str], bool] = lambda _: False) -> list[ColumnAccount]:
+        """The account of each column.
+
+        Args:
+            is_there: whether the bucket has a key with this prefix. Asked of each other folder that values name.
+        """
+        return [
+            tally.account(str(column), is_there) for column, tally in zip(self._columns, self._tallies, strict=True)
+        ]
 
     def verdict(self, key: str) -> Kept | None:
         """Why a listed key, which `listed` did not find named, is kept; None: it is an orphan."""
@@ -374,21 +414,21 @@ class _Remains:
     """Values that match nothing."""
 
     far: bool = False
-    count: int = 0
     unreadable: int = 0
     groups: dict[tuple[str, str], Group] = field(default_factory=dict)
-    missing: list[str] = field(default_factory=list)
+    missing: list[tuple[tuple[str, str], str]] = field(default_factory=list)
+    """Values by the key of their group."""
 
-    def add(self, value: str, host: str, path: str, *, readable: bool, fitting: str) -> None:
-        self.count += 1
+    def add(
+        self, value: str, host: str, segment: str, *, readable: bool, fitting: str, places: tuple[str, ...] = ()
+    ) -> None:
         self.unreadable += not readable
-        if readable and len(self.missing) < MAX_MISSING:
-            self.missing.append(value)
-        segment, slash, _ = path.partition("/")
-        key = (host, (segment + slash)[:100] if slash else "")
+        key = (host, segment[:100])
         if key not in self.groups and len(self.groups) >= MAX_GROUPS:
-            key = ("", "other folders")
-        group = self.groups.setdefault(key, Group(*key, far=self.far))
+            key, places = ("", "other folders"), ()
+        if readable and len(self.missing) < MAX_MISSING:
+            self.missing.append((key, value))
+        group = self.groups.setdefault(key, Group(*key, far=self.far, places=places))
         group.count += 1
         if len(group.examples) < EXAMPLES:
             group.examples.append(value if len(value) <= 120 else value[:117] + "...")
@@ -405,22 +445,71 @@ class _Tally:
     outside: int = 0
     near: _Remains = field(default_factory=_Remains)
     far: _Remains = field(default_factory=lambda: _Remains(far=True))
-    """Below another folder of the bucket if the column holds whole keys; else unmatched."""
+    """Below another folder of the bucket if the column holds whole keys and there is such a folder; else unmatched."""
 
-    def account(self, column: str) -> ColumnAccount:
-        whole = self.relative == 0
-        remains = [self.near] if whole else [self.near, self.far]
-        groups = sorted((group for one in remains for group in one.groups.values()), key=lambda group: -group.count)
+    def account(self, column: str, is_there: Callable[[str], bool]) -> ColumnAccount:
+        outside = set[tuple[str, str]]()
+        if self.relative == 0:
+            outside = {key for key, group in self.far.groups.items() if any(map(is_there, group.places))}
+        remains = [(key, group) for key, group in self.far.groups.items() if key not in outside]
+        groups = sorted((group for _, group in [*self.near.groups.items(), *remains]), key=lambda group: -group.count)
+        missing = [value for key, value in self.far.missing if key not in outside]
+        missing = [*(value for _, value in self.near.missing), *missing][:MAX_MISSING]
         return ColumnAccount(
             column=column,
             values=self.values,
             matched=self.matched,
-            outside=self.outside + (self.far.count if whole else 0),
-            unmatched=sum(one.count for one in remains),
-            unreadable=sum(one.unreadable for one in remains),
+            outside=self.outside + sum(self.far.groups[key].count for key in outside),
+            unmatched=sum(group.count for group in groups),
+            unreadable=self.near.unreadable,
             groups=tuple(groups),
-            missing=tuple([value for one in remains for value in one.missing][:MAX_MISSING]),
+            missing=tuple(missing),
         )
+
+
+def _departing(path: str, folder: str) -> str:
+    """The beginning of a path up to the first segment that is not the folder's, and the slash behind it, if any."""
+    end = 0
+    for segment in folder.split("/"):
+        before, end = end, path.find("/", end) + 1
+        if not end or path[before : end - 1] != segment:
+            break
+    return path[:end] if end else path
+
+
+def _names_behind(value: str, spread: Spread) -> list[str]:
+    """The folded texts behind a `?` or `#` of a matched value that hold other files' names.
+
+    A list of URLs with queries, a srcset, or an image with a watermark matches by its first path alone.
+    """
+    whole = max((*spread.absolute, *spread.beyond), key=len, default="")
+    cut = min(whole.find("?") % (len(whole) + 1), whole.find("#") % (len(whole) + 1))
+    behind = whole[cut + 1 :]
+    if not has_media_name(behind):
+        return []
+    plain = unquote(value)
+    parts = [part.partition("=")[2] or part for part in re.split(r"[?#&]", plain)[1:]]
+    parts.append(re.split(r"[?#]", plain, maxsplit=1)[-1])
+    return [behind, *fold_batch([text for part in parts for text in _strings_of_json(part)])]
+
+
+def _read_once(value: str) -> str:
+    """A value whose UTF-8 was taken for cp1252 or Latin-1, as it was before; empty where that is not so."""
+    value = html.unescape(unquote(value))
+    if value.isascii():
+        return ""
+    try:
+        return b"".join(map(_byte, value)).decode()
+    except UnicodeError:
+        return ""
+
+
+def _byte(character: str) -> bytes:
+    """Windows reads five bytes as control characters that Python's cp1252 does not have."""
+    try:
+        return character.encode("cp1252")
+    except UnicodeEncodeError:
+        return character.encode("latin-1")
 
 
 def _strings_of_json(value: str) -> list[str]:

@@ -73,6 +73,17 @@ def look(s3: Any, bucket: str, key: str) -> Listed | None:
     return next((_from_boto(entry) for entry in page.get("Contents", ()) if entry["Key"] == key), None)
 
 
+def has(s3: Any, bucket: str, prefix: str) -> bool:
+    """Whether there is an object whose key begins with `prefix`.
+
+    Raises:
+        Permanent: the bucket cannot be listed.
+    """
+    if not 0 < len(prefix.encode()) <= MAX_KEY_BYTES:
+        return False
+    return bool(_list(s3, Bucket=bucket, Prefix=prefix, MaxKeys=1).get("Contents"))
+
+
 def _fetch(client: Any, request: dict[str, str]) -> tuple[list[Listed], str | None]:
     objects: list[Listed] = []
     token: str | None = None

@@ -14,6 +14,7 @@ from __future__ import annotations
 import glob
 import re
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import Enum
 from typing import Final
@@ -22,7 +23,7 @@ from unicodedata import combining, normalize
 from lamplighter.kernel.media import DERIVED, derived_parts, derived_pattern
 from lamplighter.media.extensions import MEDIA
 from lamplighter.media.fingerprints import Builder, Fingerprints, frame, from_bytes, unframe
-from lamplighter.media.folding import QUOTES, fingerprint, fingerprint_batch, fold
+from lamplighter.media.folding import QUOTES, ancestors, fingerprint, fingerprint_batch, fold
 
 MAX_NAMES: Final = 4_000_000
 """Names of unmatched and outside values; above, every candidate is kept as ambiguous."""
@@ -30,6 +31,9 @@ MIN_BEGINNING: Final = 12
 """Letters and digits from which a name that is another's beginning counts."""
 LONGEST_NAME: Final = 1024
 """Characters of a name that are read: a key has no more bytes."""
+PACKAGED: Final = 4
+"""Playlists up to which a folder is taken for one video's: all below it is kept. In fuller ones, and in the folder that
+is listed itself, names decide."""
 DERIVATIONS: Final = 4
 """How often a file may be derived from one that is derived itself."""
 
@@ -40,6 +44,8 @@ _MEDIA_ENDS: Final = re.compile(rf"\.(?:{'|'.join(_EXTENSIONS)})(?![a-z0-9])")
 _EXTENSION: Final = re.compile(r"\.[a-z0-9]{1,5}$")
 _SEPARATORS: Final = re.compile(r"[^\w/.\-~]+|(?<![a-z0-9])-+(?![a-z0-9])|[/=]+")
 _WORDS: Final = re.compile(r"[\W_]+")
+_PLAYLISTS: Final = (".m3u8", ".mpd", ".ism", ".f4m")
+"""Ends of the names of playlists, which name the segments of a video."""
 
 
 class Kept(Enum):
@@ -132,7 +138,12 @@ class Names:
         self._asked: tuple[Fingerprints, Fingerprints] | None = None
         self._count = 0
         self._longer: set[int] = set()
+        self._hinted: set[int] = set()
         self._named_folders: set[int] = set()
+        self._playlists: Counter[int] = Counter()
+        """Of folders, how many values name a playlist in them."""
+        self._playlist_names: set[int] = set()
+        self._playlist_lengths: set[int] = set()
 
     def add_candidates(self, folded: Sequence[str], *, root: str = "") -> None:
         """Add the folded keys of candidates; folders that `root` ("" or ending with a slash) names are not counted."""
@@ -145,6 +156,9 @@ class Names:
 
     def add_segments(self, paths: Iterable[str], *, matched: bool) -> None:
         """Add folded paths that values name, of which the last segment may be a folder of candidates."""
+        paths = list(paths)
+        if matched:
+            self._add_playlists([path for path in paths if path.endswith(_PLAYLISTS)])
         if not self._folders:
             return
         names = {name_of(path) for path in paths}
@@ -152,6 +166,20 @@ class Names:
         if matched:  # 12.jpg does not name the folder of December
             names = {name for name in names if not (len(name) <= 4 and name.isdecimal())}
         self._named_folders.update(self._folders.intersection(fingerprint_batch(list(names))))
+
+    def _add_playlists(self, paths: Sequence[str]) -> None:
+        names = [skeleton(name_of(path).rpartition(".")[0]) for path in paths]
+        self._playlists.update(fingerprint_batch([path.rpartition("/")[0] for path in paths]))
+        self._playlist_names.update(fingerprint_batch(names))
+        self._playlist_lengths.update(map(len, names))
+
+    def add_hints(self, texts: Iterable[str]) -> None:
+        """Add folded texts that may hold names of candidates, in full. They take no memory where they do not."""
+        if self._sealed is None:
+            self._sealed = self._candidates.seal()
+        names = [skeleton(one) for text in texts for some in pieces(text) for one in some]
+        prints = fingerprint_batch(names)
+        self._hinted.update(one for one, hit in zip(prints, self._sealed.contains(prints), strict=True) if hit)
 
     def add_unmatched(self, texts: Iterable[str]) -> None:
         """Add the folded texts of values that match nothing, or are outside."""
@@ -176,6 +204,10 @@ class Names:
         """Forget what was added of values: they are read again."""
         self._names, self._asked, self._count = (Builder(), Builder()), None, 0
         self._longer.clear()
+        self._hinted.clear()
+        self._playlists.clear()
+        self._playlist_names.clear()
+        self._playlist_lengths.clear()
         self._name_lengths.clear()
         self._named_folders.clear()
 
@@ -216,11 +248,25 @@ class Names:
             return True
         name = stem(segments[-1])
         whole = skeleton(name)
-        if (print_ := fingerprint(whole)) in self._longer or print_ in others:
+        if (print_ := fingerprint(whole)) in self._longer or print_ in self._hinted or print_ in others:
+            return True
+        if self._playlists and self._is_segment(folded, whole, root):
             return True
         beginnings = [whole[:end] for end in self._name_lengths if MIN_BEGINNING <= end < len(whole)]
         tried = {whole, *cuts(name), *beginnings}
         return True in full.contains(fingerprint_batch(list(tried)))
+
+    def _is_segment(self, folded: str, name: str, root: str) -> bool:
+        """Whether a file may belong to a video whose playlist a value names."""
+        above = ["", *ancestors(folded)]
+        counts = [self._playlists[one] for one in fingerprint_batch(above)]
+        own = [count for folder, count in zip(above, counts, strict=True) if folder and len(folder) >= len(root)]
+        if any(0 < count <= PACKAGED for count in own):
+            return True
+        if not any(counts):
+            return False
+        beginnings = [name[:end] for end in self._playlist_lengths if 0 < end <= len(name)]
+        return not self._playlist_names.isdisjoint(fingerprint_batch(beginnings))
 
 
 def _suffixes(folded: str) -> list[str]:

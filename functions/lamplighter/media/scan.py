@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
 
@@ -295,7 +296,7 @@ class Scan:
         account.begin_second()
         for batch in self._values(scanned):
             account.second(batch.column, batch.values, batch.hints)
-        found = account.counts()
+        found = account.counts(cache(lambda prefix: listing.has(self._s3, self._bucket, prefix)))
         appeared = self._appeared(found)
         gone = [(column, [value for value in column.missing if value not in appeared]) for column in found]
         missing = [
