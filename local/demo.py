@@ -15,26 +15,27 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
-from rich.filesize import decimal
-
 from local import demo_data
 from local.console import console, say, step, table
-from local.demo_cloud import SETTINGS, Cloud
+from local.demo_cloud import Cloud
+from local.demo_data import Media
 from local.demo_evidence import Alerts, Evidence
 from local.demo_housekeeping import Housekeeping
-from local.demo_stage import Stage, number, reports, short
+from local.demo_orphans import Orphans
+from local.demo_stage import Stage, number, short
 from local.servers import LocalAwsError
 from local.stack import FIRST_PORT, ROOT, LocalAws
 
 if TYPE_CHECKING:
     from lamplighter.kernel.ledger.row import Job
+    from lamplighter.kernel.schedules import Schedule
 
-NOW: Final = {"min_age_hours": 0}
-"""The demo's files are minutes old; by default younger ones than a day are left alone."""
+OLD_NAMES: Final = {"orphan_cleanup_enabled": False, "orphan_cleanup_scan_interval_hours": 12}
+"""What an operator of version 0.1 may have left in the SSM parameter."""
 
 
 class Demo:
-    """One run on a deployed local AWS; the chapters are told in the order of the methods."""
+    """One run on a deployed local AWS; the chapters come in the order of the methods."""
 
     def __init__(self, stage: Stage) -> None:
         self.stage = stage
@@ -46,11 +47,9 @@ class Demo:
 
     def run(self) -> None:
         cloud, housekeeping = Cloud(self.stage), Housekeeping(self.stage)
-        live, before = self._fill(cloud)
-        preview = self._preview()
-        self._governor(before)
-        cleanup = self._cleanup(preview, before)
-        self._undo(cleanup, before)
+        wanted = demo_data.media(self.bucket)
+        live, before = self._fill(cloud, wanted)
+        cleanups = Orphans(self.stage).run(wanted, before)
         housekeeping.upload()
         cloud.run()
         self._stuck_jobs(live)  # by now the checker's schedule has come round
@@ -59,15 +58,14 @@ class Demo:
         self._schedules()
         self._settings()
         self._history()
-        self._close(cleanup)
+        self._close(cleanups[-1])
 
-    def _fill(self, cloud: Cloud) -> tuple[demo_data.LiveJobs, dict[str, str]]:
+    def _fill(self, cloud: Cloud, wanted: Sequence[Media]) -> tuple[demo_data.LiveJobs, dict[str, str]]:
         """The live jobs, and the bucket's listing."""
         self.stage.chapter(
             "Demo data", "A media bucket with orphans in it, rows that name the other files, a job ledger."
         )
         cloud.set_up()
-        wanted = demo_data.media(self.bucket)
         with step("Objects", total=len(wanted)) as current:
             put, before = demo_data.put_objects(self.aws, self.bucket, wanted, current.advance)
             current.say(f"{number(put)} put")
@@ -90,100 +88,6 @@ class Demo:
             right=("how many",),
         )
         return live, before
-
-    def _preview(self) -> dict[str, Any]:
-        self.stage.chapter(
-            "Orphan cleanup: the preview",
-            "It only previews unless told otherwise, and leaves files alone that are younger than a day. Here all are, "
-            "so from now on it is run by hand with min_age_hours 0.",
-        )
-        careful = self.stage.invoke("orphan-cleanup", {"dry_run": True})
-        report = self.stage.invoke("orphan-cleanup", NOW | {"dry_run": True})
-        names = ["scanned_files", "skipped_young", "skipped_not_media", "orphaned_files", "orphaned_bytes"]
-        names += ["would_delete_files", "deleted_files", "duration_seconds"]
-        reports(names, {"by its defaults": careful, "min_age_hours 0": report})
-        (column,) = report["references"]
-        say(
-            f"{column['column']} holds {number(column['values'])} references in several forms: "
-            f"{number(column['mapped'])} could be mapped to keys, {number(column['unmapped'])} could not."
-        )
-        entries = self.evidence.manifest(report["manifest"])
-        odd = {entry["key"].rpartition("/")[2]: entry for entry in entries if entry["key"].startswith("odd/")}
-        table(
-            ("some of the orphans", "bytes", "outcome"),
-            [(short(entry["key"], 44), entry["size"], entry["outcome"]) for entry in [*entries[:3], *odd.values()]],
-            right=("bytes",),
-        )
-        say(f"The manifest names all {number(len(entries))}:")
-        console.print(f"s3://{report['manifest']['bucket']}/{report['manifest']['key']}", markup=False, soft_wrap=True)
-        self.stage.did(
-            "orphan-cleanup", f"found {number(len(entries))} orphans", report["duration_seconds"], "its manifest in S3"
-        )
-        return report
-
-    def _governor(self, before: dict[str, str]) -> None:
-        self.stage.chapter(
-            "The governor",
-            "Now in earnest (dry_run false), but with something wrong each time. It has to refuse, and to say why.",
-        )
-        earnest: dict[str, Any] = {**NOW, "dry_run": False}
-        tries: dict[str, dict[str, Any]] = {
-            "a table that is empty": {"references": [{"table": "demo_empty", "column": "storage_key"}]},
-            "paths of another server": {"references": [{"table": "demo_other_server", "column": "path"}]},
-            "a column that is not there": {"references": [{"table": "media_files", "column": "path"}]},
-            "a misspelt parameter": {"dry-run": False},
-        }
-        began = time.monotonic()
-        self.database.run("DROP TABLE IF EXISTS demo_empty, demo_other_server")
-        self.database.run("CREATE TABLE demo_empty (storage_key text)")
-        self.database.run(
-            "CREATE TABLE demo_other_server AS SELECT '/srv/old/' || id || '.jpg' AS path FROM media_files LIMIT 5000"
-        )
-        try:
-            answers = [(what, self.stage.refusal("orphan-cleanup", earnest | event)) for what, event in tries.items()]
-        finally:
-            self.database.run("DROP TABLE demo_empty, demo_other_server")
-        table(("what was wrong", "the answer"), answers, lines=True)
-        self.stage.expect(self._listing() == before, "The governor refused, but the bucket has changed.")
-        say(f"The bucket still holds the same {number(len(before))} objects.")
-        self.stage.did("orphan-cleanup", f"refused {len(answers)} times", time.monotonic() - began, "the dead letters")
-
-    def _cleanup(self, preview: dict[str, Any], before: dict[str, str]) -> dict[str, Any]:
-        self.stage.chapter("Orphan cleanup: for real", "The same as the preview, with dry_run false.")
-        report = self.stage.invoke("orphan-cleanup", NOW | {"dry_run": False})
-        names = ["orphaned_files", "would_delete_files", "would_delete_bytes", "deleted_files", "deleted_bytes"]
-        names += ["kept_referenced_again", "kept_changed", "failed_deletions", "duration_seconds"]
-        reports(names, {"preview": preview, "for real": report})
-        self.stage.expect(
-            report["deleted_files"] == preview["would_delete_files"] > 0, "The deletion differs from its preview."
-        )
-        after = self._listing()
-        stored = self.database.run("SELECT storage_key FROM media_files")
-        named = {demo_data.key_of(key, self.bucket) for (key,) in stored}
-        gone = before.keys() - after.keys()
-        self.stage.expect(len(gone) == report["deleted_files"], "The bucket lacks other than what the report says.")
-        self.stage.expect(not gone & named, "An object that a row names was deleted.")
-        say(
-            f"Counted apart from the job: {number(len(before))} objects before, {number(len(after))} now; of the "
-            f"{number(len(named & before.keys()))} that a row names, {len(gone & named)} are gone."
-        )
-        did = f"deleted {number(report['deleted_files'])} files, {decimal(report['deleted_bytes'])}"
-        self.stage.did("orphan-cleanup", did, report["duration_seconds"], "system_logs")
-        return report
-
-    def _undo(self, cleanup: dict[str, Any], before: dict[str, str]) -> None:
-        self.stage.chapter("Undo", "The job's id is enough to bring all of it back: first a preview, then for real.")
-        event = {"job_id": cleanup["job_id"]}
-        preview = self.stage.invoke("undo", event)
-        report = self.stage.invoke("undo", event | {"dry_run": False})
-        again = self.stage.invoke("undo", event | {"dry_run": False})
-        names = ["would_restore_files", "restored_files", "restored_bytes", "already_restored", "left_alone"]
-        names += ["not_restorable", "duration_seconds"]
-        reports(names, {"preview": preview, "for real": report, "once more": again})
-        self.stage.expect(self._listing() == before, "After the undo the bucket is not as it was.")
-        say(f"The bucket is as it was: {number(len(before))} objects, each with the ETag it had.")
-        did = f"restored {number(report['restored_files'])} files, {decimal(report['restored_bytes'])}"
-        self.stage.did("undo", did, report["duration_seconds"], "system_logs")
 
     def _stuck_jobs(self, live: demo_data.LiveJobs) -> None:
         stuck = [*live.stuck, live.poison]
@@ -288,36 +192,51 @@ class Demo:
         name = self.outputs["SettingsParameterName"]
         self.stage.chapter(
             "Settings at run time",
-            f"The SSM parameter {name} overrides settings without a deployment. The timeout checker looks at it once a "
-            "minute; the function `settings` applies it at once. First comes a bad value, which must change nothing, "
-            "then a good one, which stops the schedule of the orphan cleanup.",
+            f"The SSM parameter {name} overrides settings without a deployment. The timeout checker reads it once a "
+            "minute; the function `settings` applies it at once. A bad document changes nothing. Names of version 0.1 "
+            "are still read.",
         )
-        bad, good = {"media": {"max_orphan_share": 1.7}}, {"media": {"enabled": False}}
-        ssm, heard = self.aws.client("ssm"), len(self.alerts.listen())
-
-        def override(**more: Any) -> None:
-            ssm.put_parameter(Name=name, Value=json.dumps({**SETTINGS, **more}), Overwrite=True)
+        heard, declared = len(self.alerts.listen()), self.stage.settings["media"]
+        bad = {"media": declared | {"max_orphan_share": 1.7}}
 
         def alerted() -> str | None:
             return next((text for subject, text in self.alerts.listen()[heard:] if "settings" in subject), None)
 
         began = time.monotonic()
-        try:
+        before = self.evidence.schedule("orphan-cleanup").expression
+        with self.stage.overridden():
             with step("Bad value") as current:
-                override(**bad)
-                self.stage.refusal("settings", {})
+                self.stage.refusal_of(lambda: self.stage.override(self.stage.settings | bad))
                 alert = self.stage.wait("The alert about the bad value", alerted)
                 current.say("refused, and an alert raised")
-            with step("Good value") as current:
-                override(**good)
-                applied = self.stage.invoke("settings", {})
-                refusal = self.stage.refusal("schedules", {"schedule": "orphan-cleanup", "action": "start"})
-                current.say(f"in force; switched: {', '.join(applied['switched'])}")
-        finally:
-            override()
-            self.stage.invoke("settings", {})
-        table(("override", "what came of it"), [(json.dumps(bad), alert), (json.dumps(good), refusal)], lines=True)
-        say("Both are taken back.")
+            with step("Old names") as current:
+                applied = self.stage.override(self.stage.settings | OLD_NAMES)
+                current.say(f"in force; schedules switched: {', '.join(applied['switched'])}")
+            effective = self.evidence.effective_settings()
+            during = self.evidence.schedule("orphan-cleanup")
+            refusal = self.stage.refusal("schedules", {"schedule": "orphan-cleanup", "action": "start"})
+        after = self.evidence.schedule("orphan-cleanup")
+        say(f"The alert: {alert}")
+        media = {field: effective["media"][field] for field in ("enabled", "scan_interval_hours")}
+        sections = ", ".join(effective)
+        table(
+            ("what", "is"),
+            [
+                ("the override", json.dumps(OLD_NAMES)),
+                ("the document in the jobs table", json.dumps({"media": media})),
+                ("its sections and switches", sections),
+                ("the schedule", f"{before} -> {during.expression}, {_state(during)}"),
+                ("to start it now", refusal),
+                ("taken back", f"{after.expression}, {_state(after)}"),
+            ],
+            lines=True,
+        )
+        self.stage.expect(media == {"enabled": False, "scan_interval_hours": 12}, f"The document says {media}.")
+        self.stage.expect(
+            (during.expression, during.enabled, after.expression, after.enabled)
+            == ("rate(12 hours)", False, before, True),
+            "The schedule is not as the settings say.",
+        )
         self.stage.did("settings", "refused a bad setting", time.monotonic() - began, "the alerts")
 
     def _history(self) -> None:
@@ -350,14 +269,14 @@ class Demo:
         told = Counter(subject for subject, _ in self.alerts.listen())
         table(("alerts since this demo began", "times"), list(told.items()), right=("times",))
 
-    def _close(self, cleanup: dict[str, Any]) -> None:
+    def _close(self, job_id: str) -> None:
         self.stage.chapter("In short", "The local AWS is still up, and its schedules go on.")
         table(("job", "what it did", "seconds", "where to look"), self.stage.summary, right=("seconds",))
         environment, stack = self.aws.write_environment(), self.aws.stack_name
         if environment.is_relative_to(ROOT):
             environment = environment.relative_to(ROOT)
         for line in _LOOK_FURTHER.format(
-            environment=environment, stack=stack, job_id=cleanup["job_id"], **self.outputs
+            environment=environment, stack=stack, job_id=job_id, **self.outputs
         ).splitlines():
             console.print(line, style="dim" if line.startswith("  #") else "cyan", markup=False, soft_wrap=True)
         say("\ndocs/operations.md tells the rest. make down stops the local AWS and forgets its data.")
@@ -369,9 +288,6 @@ class Demo:
         job: dict[str, Any] = answer["jobs"][0]
         return job
 
-    def _listing(self) -> dict[str, str]:
-        return demo_data.listing(self.aws, self.bucket)
-
 
 _LOOK_FURTHER: Final = """\
   source {environment}
@@ -382,8 +298,8 @@ _LOOK_FURTHER: Final = """\
   call JobControlFunction '{{"action": "show", "job_id": "{job_id}"}}'
   call JobControlFunction '{{"action": "dead_letters"}}'
 
-  # an orphan cleanup of your own; what runs wrote down (with the AWS CLI)
-  call OrphanCleanupFunction '{{"base_path": "odd", "min_age_hours": 0}}'
+  # a preview of your own; what runs wrote down (with the AWS CLI)
+  call OrphanCleanupFunction '{{"base_path": "odd", "min_age_hours": 0, "dry_run": true}}'
   aws s3 ls --recursive s3://{ArchiveBucketName}/manifests/
 
   # history; logs, as they come
@@ -395,8 +311,16 @@ def _count(jobs: Sequence[Job], status: str) -> int:
     return sum(job.status == status for job in jobs)
 
 
+def _state(schedule: Schedule) -> str:
+    return "enabled" if schedule.enabled else "disabled"
+
+
 def _form(stored: str) -> str:
     """How a row of the demo spells its key, in words."""
+    if demo_data.HOST in stored:
+        return f"pictures at {demo_data.HOST}"
+    if stored.startswith(demo_data.PREFIX):
+        return f"with the prefix {demo_data.PREFIX}"
     if "://" in stored:
         return f"{stored.partition('://')[0]}:// URLs"
     return "leading slash" if stored.startswith("/") else "plain keys"

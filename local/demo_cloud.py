@@ -42,14 +42,10 @@ class Cloud:
 
     def set_up(self) -> None:
         """Have the demo accounts scanned from now on, by their schedules, too."""
-        ssm, name = self.stage.aws.client("ssm"), self.stage.outputs["SettingsParameterName"]
-        wanted = json.dumps(SETTINGS)
+        self.stage.settings |= SETTINGS
         with step("Accounts") as current:
+            self.stage.override(self.stage.settings)
             current.say(f"{len(TARGETS[0]['accounts']) + len(TARGETS[1]['accounts'])} cloud accounts to be scanned")
-            if ssm.get_parameter(Name=name)["Parameter"]["Value"] == wanted:
-                return
-            ssm.put_parameter(Name=name, Value=wanted, Overwrite=True)
-            self.stage.invoke("settings", {})
 
     def run(self) -> None:
         self._waste()

@@ -1,7 +1,7 @@
 """The demo's data: a media bucket with orphans in it, rows that name the rest, and a ledger with a history.
 
-Deterministic, and filled in only where it is missing, so a second run finds most of it done. What has to be fresh each
-time, the jobs that are alive, is replaced.
+The data is deterministic. A run adds only what is missing, so a second run finds most of it. The live jobs have to be
+fresh, so each run replaces them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from itertools import batched
 from random import Random
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 from urllib.parse import quote, unquote, unquote_plus, urlsplit
 from xml.etree import ElementTree
 
@@ -32,8 +32,21 @@ DUE: Final = 10
 RUNNING: Final = 150
 WAITING: Final = 90
 OLD: Final = 200
-ORPHAN_SHARE: Final = 0.01
+ORPHAN_SHARE: Final = 0.007
 CDN: Final = "https://cdn.example.com/"
+PREFIXED: Final = 40
+"""Rows that an importer wrote with `PREFIX`, which is no part of the keys."""
+PREFIX: Final = "static/"
+HOSTED: Final = 25
+"""Rows that name pictures of another host."""
+HOST: Final = "gravatar.com"
+MISSING: Final = 12
+"""Rows whose file is gone."""
+AMBIGUOUS: Final = 3
+"""Files without a row that a row of a missing file could mean."""
+DERIVED: Final = 30
+EXCLUDED: Final = 5
+EXCLUDE: Final = "legal/**"
 THREADS: Final = 8
 MARK: Final = {"pk": {"S": "DEMO#jobs"}}
 """The item that remembers which jobs are the demo's; no stream consumer looks at its kind."""
@@ -54,6 +67,7 @@ _ODD: Final = (
     "x" * 200 + ".mp4",
 )
 _NOT_MEDIA: Final = ("documents/contract-{0:04}.pdf", "exports/report-{0:04}.csv", "backups/settings-{0:04}.json")
+OTHER_FILES: Final = ("documents/", "exports/", "backups/")
 _KINDS: Final = (
     "photos/2024/{1:02}/IMG_{0:05}.jpg",
     "photos/2025/{1:02}/IMG_{0:05}.heic",
@@ -63,6 +77,9 @@ _KINDS: Final = (
 )
 
 
+type Kept = Literal["kept_derived", "kept_ambiguous", "excluded"]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Media:
     """An object, and how the row that names it spells its key; None if no row does."""
@@ -70,10 +87,12 @@ class Media:
     key: str
     size: int
     stored_as: str | None
+    kept: Kept | None = None
+    """Why the cleanup keeps an object that no row names; None if it does not."""
 
 
 def media(bucket: str) -> list[Media]:
-    """All objects: known media in the main, one in a hundred of it orphaned, the rest other files."""
+    """All objects: mostly media, of which seven in a thousand are orphaned; the rest are other files."""
     random = Random(20_000)
     found = []
     for number in range(OBJECTS):
@@ -84,9 +103,24 @@ def media(bucket: str) -> list[Media]:
             key = f"odd/{number:05}/{_ODD[number // 100 % len(_ODD)]}"
         else:
             key = random.choice(_KINDS).format(number, random.randint(1, 12))
-        named = not key.startswith(("documents", "exports", "backups")) and random.random() >= ORPHAN_SHARE
+        named = not key.startswith(OTHER_FILES) and random.random() >= ORPHAN_SHARE
         found.append(Media(key=key, size=size, stored_as=_spelled(key, bucket, random) if named else None))
-    return found
+    named_avatars = [n for n, one in enumerate(found) if one.stored_as and one.key.startswith("avatars/")]
+    for n in named_avatars[:PREFIXED]:
+        found[n] = replace(found[n], stored_as=PREFIX + found[n].key)
+    photos = [one.key for one in found if one.stored_as and one.key.startswith("photos/2024/")]
+    thumbnails = [f"{key.removesuffix('.jpg')}-150x150.jpg" for key in photos[:DERIVED]]
+    unnamed: list[tuple[str, Kept]] = [(key, "kept_derived") for key in thumbnails]
+    unnamed += [(f"restored/banner-{n:03}-spring.jpg", "kept_ambiguous") for n in range(AMBIGUOUS)]
+    unnamed += [(f"legal/evidence-{n:03}.jpg", "excluded") for n in range(EXCLUDED)]
+    return [*found, *(Media(key=key, size=200, stored_as=None, kept=kept) for key, kept in unnamed)]
+
+
+def other_rows() -> list[str]:
+    """Values that name no object of the bucket: pictures of another host, and files that are gone."""
+    random = Random(HOSTED)
+    hosted = [f"https://{HOST}/avatar/{random.getrandbits(128):032x}.jpg" for _ in range(HOSTED)]
+    return [*hosted, *(f"campaigns/2023/banner-{n:03}-spring.jpg" for n in range(MISSING))]
 
 
 def _spelled(key: str, bucket: str, random: Random) -> str:
@@ -96,15 +130,15 @@ def _spelled(key: str, bucket: str, random: Random) -> str:
 
 
 def key_of(stored: str, bucket: str) -> str:
-    """The key that a row of the demo names: written apart from the product's own rule, to check it."""
+    """The key that a row of the demo names. It does not use the product's own rule, which it checks."""
     for origin in (CDN, f"s3://{bucket}/"):
         if stored.startswith(origin):
             return unquote(stored.removeprefix(origin))
-    return stored.removeprefix("/")
+    return stored.removeprefix("/").removeprefix(PREFIX)
 
 
 def listing(aws: LocalAws, bucket: str) -> dict[str, str]:
-    """The ETag of each object of the bucket, by key.
+    """The ETag of each object of the bucket, by key, without Lamplighter's own.
 
     By signed URLs, because boto3 takes ten times as long to read a page as ElementTree does.
     """
@@ -124,7 +158,7 @@ def listing(aws: LocalAws, bucket: str) -> dict[str, str]:
         token = page.findtext(f"{space}NextContinuationToken")
         asked = {"Bucket": bucket, "EncodingType": "url", "ContinuationToken": token} if token else None
     connection.close()
-    return found
+    return {key: etag for key, etag in found.items() if not key.startswith(".lamplighter/")}
 
 
 def put_objects(aws: LocalAws, bucket: str, wanted: Sequence[Media], advance: Advance) -> tuple[int, dict[str, str]]:
@@ -156,7 +190,7 @@ def put_objects(aws: LocalAws, bucket: str, wanted: Sequence[Media], advance: Ad
 
 def insert_references(database: Connection, wanted: Iterable[Media]) -> int:
     """Insert the rows of `media_files` that are lacking; how many."""
-    stored = [one.stored_as for one in wanted if one.stored_as is not None]
+    stored = [*(one.stored_as for one in wanted if one.stored_as is not None), *other_rows()]
     database.run(
         "INSERT INTO media_files (storage_key) SELECT value FROM json_array_elements_text(CAST(:stored AS json))"
         " WHERE NOT EXISTS (SELECT FROM media_files WHERE storage_key = value)",

@@ -34,6 +34,18 @@ class Evidence:
         parts = (s3.get_object(Bucket=address["bucket"], Key=part["key"])["Body"].read() for part in manifest["parts"])
         return [json.loads(line) for part in parts for line in gzip.decompress(part).splitlines()]
 
+    def missing(self, address: Mapping[str, str]) -> list[str]:
+        """The references without a file that a manifest names."""
+        body = self.aws.client("s3").get_object(Bucket=address["bucket"], Key=address["key"])["Body"].read()
+        return [one["value"] for one in json.loads(body)["missing"]]
+
+    def effective_settings(self) -> dict[str, Any]:
+        """The document in force, as jobs read it."""
+        key = {"pk": {"S": "settings#effective"}}
+        item = self.aws.client("dynamodb").get_item(TableName=self.outputs["JobsTableName"], Key=key)["Item"]
+        document: dict[str, Any] = json.loads(item["document"]["S"])
+        return document
+
     def schedules(self) -> Iterator[tuple[str, str, str, str]]:
         """Name, expression, state and last run of each schedule."""
         group = self.outputs["ScheduleGroupName"]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
@@ -31,6 +32,8 @@ class Stage:
         self.outputs = aws.outputs()
         self.began = datetime.now(UTC)
         self.chapters = 0
+        self.settings: dict[str, Any] = {}
+        """What the SSM parameter holds outside of `overridden`."""
         self.summary: list[tuple[str, str, str, str]] = []
 
     def chapter(self, title: str, sentence: str) -> None:
@@ -59,11 +62,31 @@ class Stage:
 
     def refusal(self, job: str, event: Mapping[str, Any]) -> str:
         """The sentence with which the job refuses the event."""
+        return self.refusal_of(lambda: self.invoke(job, event))
+
+    def refusal_of(self, call: Callable[[], Mapping[str, Any]]) -> str:
+        """The sentence with which a call is refused."""
         try:
-            answer = self.invoke(job, event)
+            answer = call()
         except LocalAwsError as error:
             return str(error).splitlines()[0].split(": ", 2)[-1]  # without the error's type and its stack trace
-        raise Answered(f"{job} should have refused {json.dumps(event)}, but answered {json.dumps(answer)}.")
+        raise Answered(f"A job should have refused, but answered {json.dumps(answer)}.")
+
+    def override(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Put settings into the SSM parameter and apply them; answers what the function `settings` says."""
+        ssm, name = self.aws.client("ssm"), self.outputs["SettingsParameterName"]
+        value = json.dumps(settings)
+        if ssm.get_parameter(Name=name)["Parameter"]["Value"] != value:
+            ssm.put_parameter(Name=name, Value=value, Overwrite=True)
+        return self.invoke("settings", {})
+
+    @contextmanager
+    def overridden(self) -> Iterator[None]:
+        """Put the demo's settings back after the block."""
+        try:
+            yield
+        finally:
+            self.override(self.settings)
 
     def wait[T](self, what: str, look: Callable[[], T | None]) -> T:
         """What `look` finds, once it finds something."""

@@ -221,6 +221,7 @@ class World:
         """Neither referenced nor excluded, nor of one folded path with a file that is."""
         self.excluded: set[str] = set()
         self._folded: set[str] = set()
+        self._kinds: set[str] = set()
         self._number = rng.randrange(100, 5000)
         self._folders = [f"{self.base_path}{folder}" for folder in rng.sample(
             ["2024/01", "2024/02", "Fotos Ärzte", "users/17", "x y+z", "a", "deep/er/and/deeper"], rng.randint(2, 5)
@@ -292,6 +293,7 @@ class World:
         for _ in range(rng.choice([0, 0, 1, 1, 2, 3])):
             some, of = rng.choice(MINORITIES)
             kind = rng.choice(["matched", "matched", "matched", "rescued", "rescued", "refused"])
+            self._kinds.add(kind)
             if kind == "matched":
                 name, form = self._matched_form(rng.choice([lead, ""]))
             else:
@@ -364,6 +366,11 @@ class World:
                 self.referenced.add(derived)
                 if key in self.undecipherable:
                     self.undecipherable.add(derived)
+
+    @property
+    def is_understood(self) -> bool:
+        """Whether every form in it is one of those that are matched, so that no run may refuse it."""
+        return self._kinds <= {"matched"}
 
     def __str__(self) -> str:
         lines = [

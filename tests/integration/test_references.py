@@ -87,8 +87,8 @@ def test_the_refusal_names_what_to_declare_and_the_declaration_settles_it(world:
     with pytest.raises(Refused) as caught:
         world.clean()
 
-    assert "static/ (10, declare strip: [static/]): static/" in str(caught.value)
-    assert "//img.other.com/ (5, declare elsewhere: [img.other.com])" in str(caught.value)
+    assert 'static/ (10, declare "strip": ["static/"]): static/' in str(caught.value)
+    assert '//img.other.com/ (5, declare "elsewhere": ["img.other.com"])' in str(caught.value)
     declared = {"strip": ["static/"], "elsewhere": ["img.other.com"]}
     report = world.clean(references=[{"table": "media_files", "column": "storage_key"} | declared])
     assert (report.deleted_files, report.matched, report.outside, report.unmatched) == (1, 30, 5, 0)
@@ -188,6 +188,21 @@ def test_the_ramp_holds_back_what_a_scope_has_not_earned_yet(world: World, monke
     assert (preview.would_delete_files, preview.held_by_ramp) == (3, 5)
     assert (first.deleted_files, first.held_by_ramp) == (3, 5)
     assert (second.deleted_files, second.held_by_ramp) == (5, 0)
+
+
+def test_an_accepted_missing_file_does_not_start_the_ramp_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """REQUIREMENTS S3: the definition is the columns and how they are read, not how many missing files are accepted."""
+    monkeypatch.setattr(ramp, "FIRST_OBJECTS", 3)
+    world.put("used.jpg", *names(8))
+    world.refer("used.jpg")
+    world.clean(world.run(settings={"media": {"ramp": True}}))
+    world.refer("gone.jpg")
+    reference = {"table": "media_files", "column": "storage_key", "max_unmatched": 1}
+
+    later = world.run(settings={"media": {"ramp": True, "references": [reference]}}, after=timedelta(days=1, hours=1))
+    report = world.clean(later)
+
+    assert (report.deleted_files, report.held_by_ramp, report.missing_files) == (5, 0, 1)
 
 
 def test_files_that_cannot_be_deleted_do_not_use_up_the_ramp(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

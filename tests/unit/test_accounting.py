@@ -84,7 +84,9 @@ def test_rows_of_another_folder_are_outside_unless_the_column_is_relative() -> N
     assert figures(count_of(["up/a.jpg", "other/x.jpg"], keys, scope=scope)) == (2, 1, 1, 0, 0)
     count = count_of(["up/a.jpg", "b.jpg", "other/x.jpg"], keys, scope=scope)
     assert figures(count) == (3, 2, 0, 1, 0)
-    assert "other/: 1 (other/x.jpg) -> elsewhere: [other/]" in str(count.explained(max_unmatched=0, max_unreadable=0))
+    assert 'other/: 1 (other/x.jpg) -> "elsewhere": ["other/"]' in str(
+        count.explained(max_unmatched=0, max_unreadable=0)
+    )
     declared = count_of(["up/a.jpg", "b.jpg", "other/x.jpg"], keys, scope=scope, elsewhere=("other/",))
     assert figures(declared) == (3, 2, 1, 0, 0)
     assert figures(count_of(["up/a.jpg", "x.jpg", "up/gone.jpg"], keys, scope=scope)) == (3, 1, 0, 2, 0)
@@ -113,8 +115,8 @@ def test_a_refusal_groups_and_proposes_what_to_declare() -> None:
     assert why is not None
     for said in (
         "files.key: 10 of 11 values match no file; max_unmatched is 0.",
-        "static/: 8 (static/m/1.jpg, static/m/2.jpg, static/m/3.jpg) -> strip: [static/]",
-        "//gravatar.com/avatar/: 1 (https://gravatar.com/avatar/1.jpg) -> elsewhere: [gravatar.com]",
+        'static/: 8 (static/m/1.jpg, static/m/2.jpg, static/m/3.jpg) -> "strip": ["static/"]',
+        '//gravatar.com/avatar/: 1 (https://gravatar.com/avatar/1.jpg) -> "elsewhere": ["gravatar.com"]',
         "m/: 1 (m/gone.jpg)",
     ):
         assert said in why

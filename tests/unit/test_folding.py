@@ -98,6 +98,7 @@ def test_escapes_nested_without_end_are_folded_in_a_bounded_number_of_rounds() -
         (" \u201cmedia / photo.jpg \u201d ", "media/photo.jpg"),
         ("media/a\u200b\xa0 \tb.jpg", "media/a b.jpg"),
         ("a\0b\ud800", "ab\ufffd"),
+        ("\u015eI\u015eL\u0130 \u0131.JPG", "\u015fi\u015fli i.jpg"),
         ("", ""),
         ("/", ""),
         ("100%.jpg", "100%.jpg"),

@@ -85,7 +85,7 @@ def test_a_looser_parameter_is_refused_in_one_sentence_unless_overriding_is_allo
         resolved(**params)
 
     assert sentence in str(caught.value)
-    assert str(caught.value).endswith("or the setting allow_override set to true.")
+    assert str(caught.value).endswith("only with the setting allow_override may it be looser.")
     assert [name for name, _ in caught.value.problems] == list(params)
     assert resolved({"allow_override": True}, **params)
 
@@ -113,6 +113,14 @@ def test_references_are_added_to_the_configured_ones() -> None:
     assert resolved(references=[avatar]).references == (STORAGE_KEY, AVATAR)
     assert resolved(references=[{"table": "media_files", "column": "storage_key"}]).references == (STORAGE_KEY,)
     assert resolved({"allow_override": True}, references=[avatar]).references == (AVATAR,)
+
+
+def test_a_reference_may_be_given_as_text() -> None:
+    """As in the settings."""
+    assert resolved(references=["users.avatar"]).references == (STORAGE_KEY, AVATAR)
+    with pytest.raises(InvalidParams) as caught:
+        resolved(references=["users"])
+    assert "references.0" in str(caught.value)
 
 
 def test_acting_is_allowed_where_the_settings_apply_the_cleanup() -> None:

@@ -192,8 +192,10 @@ def refusals(measure: Measure, limits: GovernorLimits) -> list[str]:
 
 
 def warnings(measure: Measure) -> list[str]:
-    """What the governor lets pass because the owner accepts it, and should look at, a sentence each."""
-    return [
+    """What the governor lets pass and the owner should look at, a sentence each."""
+    empty = [source.column for source in measure.sources if not source.values]
+    found = [f"{column} holds no references: check the table and the column." for column in empty]
+    return found + [
         f"{source.unmatched} of {source.values} references in {source.column} ({source.unmatched / source.values:.1%}) "
         "name no file; max_unmatched accepts them. Look at the missing files in the manifest."
         for source in measure.sources
@@ -220,9 +222,8 @@ def _unmatched(source: SourceCount) -> list[str]:
     more = f"; and {rest} more groups" if rest > 0 else ""
     return [
         f"{source.unmatched} of {source.values} references in {source.column} {', '.join(over)}. {listed}{more}. "
-        f"Declare of {source.column} what they are: strip for a prefix that is no part of a key, elsewhere for a host "
-        "or prefix of other files, folder for a column of folders, or max_unmatched for files that are known to be "
-        "missing."
+        f"For {source.column} declare strip for a prefix that is no part of a key, elsewhere for a host or prefix of "
+        "other files, folder for a column of folders, or max_unmatched for files that you know to be missing."
     ]
 
 

@@ -94,6 +94,12 @@ DERIVED: Final = (
 )
 """Patterns of derived files as WordPress, easy-thumbnails, Strapi, Retina images and others write them."""
 
+
+def reference_of(value: object) -> object:
+    """The fields of a reference that is given as text, for pydantic; anything else as it is."""
+    return Reference.fields_of(value) if isinstance(value, str) else value
+
+
 _PLACES: Final = re.compile(r"(\{name\}|\{n\}|\{any\})")
 _NO_NAME: Final = re.compile(r"[\s.+'\"]*")
 """What is left of a name once it is folded: nothing."""

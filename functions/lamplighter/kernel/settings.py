@@ -22,7 +22,7 @@ from pydantic_core import PydanticCustomError
 
 from lamplighter.kernel.cloud import Limits, Remedy, Targets
 from lamplighter.kernel.errors import Permanent, Retryable
-from lamplighter.kernel.media import DERIVED, Reference, derived_pattern, folder_of
+from lamplighter.kernel.media import DERIVED, Reference, derived_pattern, folder_of, reference_of
 
 PREFIX: Final = "LAMPLIGHTER_"
 KEY: Final = "settings#effective"
@@ -59,10 +59,6 @@ def _no_flag(value: object) -> object:
     if isinstance(value, bool):
         raise PydanticCustomError("number", "input should be a number")
     return value
-
-
-def _reference(value: object) -> object:
-    return Reference.fields_of(value) if isinstance(value, str) else value
 
 
 def _folder(path: str) -> str:
@@ -149,7 +145,7 @@ class MediaSettings(Section):
     """Hours between scheduled runs (A6)."""
     base_path: Annotated[Text, Field(max_length=1024), AfterValidator(_folder)] = ""
     """The folder that is cleaned; empty is the whole bucket (A1)."""
-    references: Annotated[tuple[Annotated[Reference, BeforeValidator(_reference)], ...], BeforeValidator(_split)] = (
+    references: Annotated[tuple[Annotated[Reference, BeforeValidator(reference_of)], ...], BeforeValidator(_split)] = (
         Field((Reference(table="media_files", column="storage_key"),), min_length=1)
     )
     """The columns whose values keep files: objects, or `table.column`; a variable may separate them by commas (A1)."""

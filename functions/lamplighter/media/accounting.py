@@ -90,9 +90,9 @@ class Group:
     def declaration(self) -> str | None:
         """What to declare if these values are no faults."""
         if self.fitting:
-            return f"strip: [{self.fitting.most_common(1)[0][0]}]"
+            return f'"strip": {json.dumps([self.fitting.most_common(1)[0][0]], ensure_ascii=False)}'
         if self.host or (self.far and self.segment):
-            return f"elsewhere: [{self.host or self.segment}]"
+            return f'"elsewhere": {json.dumps([self.host or self.segment], ensure_ascii=False)}'
         return None
 
 

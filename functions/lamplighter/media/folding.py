@@ -48,8 +48,8 @@ def fold(text: str) -> str:
     """The folded path of a key or of a value. `fold(fold(text)) == fold(text)`.
 
     Until nothing changes: undo %XX, HTML entities and `\\uXXXX`; drop characters without width; NFKD, casefold, NFKC;
-    a backslash is a slash, a plus a blank; in each segment squeeze blanks, trim blanks and quotes; drop empty and `.`
-    segments, resolve `..`.
+    the Turkish letters i are one; a backslash is a slash, a plus a blank; in each segment squeeze blanks, trim blanks
+    and quotes; drop empty and `.` segments, resolve `..`.
     """
     for _ in range(ROUNDS):
         folded = _fold_once(text)
@@ -92,7 +92,9 @@ def _unsettled(folded: list[str], positions: Iterable[int]) -> list[int]:
 
 
 def _normal(text: str) -> str:
-    return normalize("NFKC", normalize("NFKD", text).casefold())
+    """NFKD, casefold, NFKC. The letters i with and without a dot are one: they change case by language."""
+    text = normalize("NFKD", text).casefold().replace("\u0131", "i").replace("i\u0307", "i")
+    return normalize("NFKC", text)
 
 
 def _fold_once(text: str) -> str:

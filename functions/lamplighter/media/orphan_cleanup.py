@@ -264,7 +264,7 @@ class OrphanCleanup:
             )
             if not on
         ]
-        return f"Nothing was deleted. If all is as it should be, set {' and '.join(missing)} to true."
+        return f"Nothing was deleted. To delete all the same, set {' and '.join(missing)} to true."
 
     # -- acting
 
@@ -281,7 +281,10 @@ class OrphanCleanup:
                 {
                     "bucket": self._bucket,
                     "folder": self._folder,
-                    "references": [asdict(reference) for reference in self._references],
+                    "references": [
+                        {name: value for name, value in asdict(reference).items() if not name.startswith("max_")}
+                        for reference in self._references
+                    ],
                     "derived": list(self._rules.derived),
                     "exclude": list(self._rules.exclude),
                 }

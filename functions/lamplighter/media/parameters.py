@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Final, Self
+from typing import Annotated, Any, Final, Self
 
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 
 from lamplighter.kernel.events import shown
 from lamplighter.kernel.job import InvalidParams
 from lamplighter.kernel.job import Params as JobParams
-from lamplighter.kernel.media import Reference, folder_of
+from lamplighter.kernel.media import Reference, folder_of, reference_of
 from lamplighter.kernel.settings import Settings
 
 
@@ -21,7 +21,9 @@ class Params(JobParams):
     """The bucket to clean; the stack's media bucket (`MEDIA_BUCKET`)."""
     base_path: str | None = Field(None, max_length=1024)
     """The folder to clean, slashes around it or not; empty is the whole bucket (`media.base_path`)."""
-    references: tuple[Reference, ...] | None = Field(None, min_length=1, max_length=100)
+    references: tuple[Annotated[Reference, BeforeValidator(reference_of)], ...] | None = Field(
+        None, min_length=1, max_length=100
+    )
     """Columns whose values keep objects, in addition to the configured ones (`media.references`)."""
     min_age_hours: float | None = Field(None, ge=0, le=1_000_000, allow_inf_nan=False)
     """Younger files are skipped (`media.min_age_hours`)."""
@@ -72,7 +74,7 @@ def tightened[P: Params](params: P, settings: Settings) -> P:
     given = {name: value for name in configured if (value := getattr(params, name)) is not None}
     if not settings.allow_override:
         problems = [
-            (name, f"{sentence}, or the setting allow_override set to true")
+            (name, f"{sentence}; only with the setting allow_override may it be looser")
             for name, value in given.items()
             if (sentence := _looser(name, value, configured[name]))
         ]
