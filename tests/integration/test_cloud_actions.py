@@ -652,7 +652,10 @@ def test_too_many_at_once_are_refused(account: Account) -> None:
 def test_a_run_acts_upon_no_more_than_it_may(account: Account) -> None:
     groups = [account.open_group() for _ in range(3)]
     account.act("open_ports", "revoke")
-    assert account.act("open_ports", "revoke", max_actions=2).outcomes == {"revoked": 2, "waiting": 1}
+    report = account.act("open_ports", "revoke", max_actions=2)
+    assert report.outcomes == {"revoked": 2, "waiting": 1}
+    (waits,) = [entry for entry in account.outcomes(report).values() if entry.outcome == "waiting"]
+    assert waits.facts["reason"].startswith("A run acts upon 2 and")  # type: ignore[index]
     assert sum(len(account.ingress(group)) for group in groups) == 1
 
 

@@ -43,6 +43,15 @@ def test_a_write_loses_against_one_since_the_read(table: DynamoTable) -> None:
     assert not table.write(SCOPE, TRUST, version=None)
 
 
+def test_an_allowance_is_granted_once(table: DynamoTable) -> None:
+    """A run's later attempts find what the first was given, whatever the limit is by then."""
+    first = table.grant(SCOPE, "a", 100, epoch="one", expires=NOW)
+    assert table.use(SCOPE, "a", 7, limit=100)
+    for limit in (1_000, 1):
+        later = table.grant(SCOPE, "a", limit, epoch="two", expires=NOW)
+        assert (later.limit, later.used, later.epoch) == (first.limit, 7, "one") == (100, 7, "one")
+
+
 def test_trust_is_earned_and_lost(table: DynamoTable) -> None:
     limits = []
     for day in range(3):

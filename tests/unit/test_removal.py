@@ -9,6 +9,7 @@ import pytest
 
 from lamplighter.kernel.deletion import Entry, Tally
 from lamplighter.media.removal import Removal
+from tests.memory_s3 import MemoryS3
 
 NOW = datetime(2026, 11, 22, 3, 0, tzinfo=UTC)
 
@@ -47,3 +48,31 @@ def test_the_size_limit_is_that_of_all_parts_and_may_be_reached() -> None:
 @pytest.mark.parametrize(("limit", "done"), [(0, 0), (1, 1), (3, 3), (4, 4), (5, 5), (6, 5), (None, 5)])
 def test_the_ramp_holds_back_what_is_above_it_over_all_parts(limit: int | None, done: int) -> None:
     assert outcomes([[1, 1], [1], [1, 1]], limit=limit) == [WOULD] * done + [HELD] * (5 - done)
+
+
+@pytest.mark.parametrize("key", ["a.jpg", "a\rb.jpg"], ids=["in a batch", "by itself"])
+@pytest.mark.parametrize("operation", [None, "DeleteObjects", "DeleteObject"])
+def test_a_file_that_is_replaced_at_the_last_moment_is_kept(key: str, operation: str | None) -> None:
+    """After it was looked at once more: the deletion itself names the state that was planned for."""
+    s3 = MemoryS3()
+    s3.put("media", key, b"planned", modified=NOW)
+    client, version = s3.client(), s3.buckets["media"][key][-1]
+    if operation:
+        replaced = lambda **_: s3.put("media", key, b"another")  # noqa: E731
+        client.meta.events.register(f"before-call.s3.{operation}", replaced)
+    removal = Removal(
+        lambda orphans: [None] * len(orphans),
+        client,
+        bucket="media",
+        planned_at=NOW,
+        max_bytes=100,
+        limit=None,
+        quarantined=None,
+        dry_run=False,
+    )
+    entry = Entry(key=key, size=7, etag=version.etag, last_modified=NOW.isoformat())
+    (decided,) = removal([entry], Tally(), False)
+    own_request = "\r" in key
+    hit = operation == ("DeleteObject" if own_request else "DeleteObjects")
+    assert decided.outcome == ("kept_changed" if hit else "deleted")
+    assert s3.deleted == ([] if hit else [key])
