@@ -67,6 +67,13 @@ class MemoryS3:
         """What the bucket holds, in S3's order."""
         return sorted((key for key, some in self.buckets[bucket].items() if some[-1].body is not None), key=str.encode)
 
+    def look(self, bucket: str, key: str) -> tuple[str, str, str, str] | None:
+        """The object at `key` as `lamplighter.media.listing.look` gives it."""
+        now = self.buckets[bucket].get(key, [None])[-1]  # type: ignore[list-item]
+        if now is None or now.body is None:
+            return None
+        return key, f"{now.modified:%Y-%m-%dT%H:%M:%S}.000Z", now.etag, str(len(now.body))
+
     def client(self) -> Any:
         """A client of this S3."""
         client = boto3.session.Session().client(
