@@ -14,7 +14,7 @@ import pytest
 
 from lamplighter.kernel import fan_out, phases
 from lamplighter.kernel import job as job_module
-from lamplighter.kernel.errors import DatabaseUnavailable, LostLease
+from lamplighter.kernel.errors import DatabaseUnavailable, LostLease, Permanent
 from lamplighter.kernel.job import JobHandler, Params, Report, Run, Unfinished, job
 from lamplighter.kernel.ledger.ledger import Ledger
 from lamplighter.kernel.ledger.row import Job, Policy, Status
@@ -249,6 +249,15 @@ def test_a_delivery_of_a_turn_that_is_over_starts_nothing(make: Any, ledger: Led
     assert (begun, ledger.get(row.job_id)) == ([], row)
 
 
+@pytest.mark.parametrize("target", ["bus", "none", "lambda:undo", "states:sweep"])
+def test_a_function_claims_no_attempt_of_another_type(make: Any, ledger: Ledger, target: str) -> None:
+    """What passes its type's own checks would run with the parameters, the lock and the lease of another (FAILURES 33)."""
+    handler = make(lambda run, params: untouched())
+    row = ledger.submit(ledger.new_job("analysis", replace(POLICY, target=target)))
+    with refused(ledger, row, Permanent):
+        handler({"job_id": row.job_id, "attempt": 1, "continuation": 0}, FakeContext())
+
+
 # --- phases and items ------------------------------------------------------------------------------------------------
 
 ROOMS = [{"room": "1"}, {"room": "2"}]
@@ -384,6 +393,30 @@ def test_an_execution_for_a_turn_that_is_over_stops_at_once(begun: Any, ledger: 
     answer = phases.begin(event, TYPES)
     assert (answer["next"], answer["result"]["status"]) == ("stop", "duplicate")
     assert ledger.get(row.job_id) == row
+
+
+def test_an_execution_claims_no_attempt_of_another_type(monkeypatch: pytest.MonkeyPatch, ledger: Ledger) -> None:
+    monkeypatch.setattr(Ledger, "from_environment", lambda: ledger)
+    row = ledger.submit(ledger.new_job("analysis", POLICY))
+    turn = {"job_id": row.job_id, "attempt": 1, "continuation": 0, "job_type": "sweep"}
+    event = {"step": "begin", "input": turn, "execution": "arn:2", "started": "2026-01-31T03:00:00Z"}
+    with refused(ledger, row, Permanent):
+        phases.begin(event, TYPES)
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize(("of", "runs"), [("sync", "bus"), ("sync", "lambda:sync"), ("sweep", "bus")])
+@pytest.mark.parametrize("told", ["sweep", "sync"])
+def test_no_step_touches_an_attempt_that_no_state_machine_runs(
+    begun: Any, ledger: Ledger, step: str, of: str, runs: str, told: str
+) -> None:
+    """A state that somebody made up: any attempt can be guessed, a worker's without its lease too (FAILURES 33)."""
+    phase, take = STEPS[step]
+    state = begun(phase)
+    row = ledger.new_job(of, replace(POLICY, target=runs))
+    row = ledger.claim(ledger.submit(row).job_id, attempt=1, continuation=0)
+    with refused(ledger, row, Permanent):
+        take(state | {"job_id": row.job_id, "job_type": told})
 
 
 # --- the workers' API ------------------------------------------------------------------------------------------------

@@ -314,7 +314,9 @@ class JobHandler[P: Params](JobType[P]):
         """Claim the attempt that the dispatcher started; or the answer that says who was first."""
         asked = turn(event)
         try:
-            return ledger.claim(asked.job_id, attempt=asked.attempt, continuation=asked.continuation)
+            return ledger.claim(
+                asked.job_id, attempt=asked.attempt, continuation=asked.continuation, job_type=self.job_type
+            )
         except LostLease as lost:
             logger.info("duplicate delivery of an attempt", extra={"reason": str(lost)})
             return {"status": "duplicate", "job_id": asked.job_id, "reason": str(lost)}

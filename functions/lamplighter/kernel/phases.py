@@ -108,7 +108,7 @@ def begin(event: Mapping[str, Any], types: Mapping[str, PhasedJob]) -> dict[str,
     kind, settings, ledger = types[name], settings_module.load(), Ledger.from_environment()
     with logged_as(logger, job=name, execution=told.execution):
         dispatched = given.keys() == {"job_id", "attempt", "continuation"}
-        job = _claimed(given, told, ledger) if dispatched else _made(given, kind, told, settings, ledger)
+        job = _claimed(given, kind, told, ledger) if dispatched else _made(given, kind, told, settings, ledger)
         if not isinstance(job, Job):
             return {"next": "stop", "result": job}
         with logged_as(logger, job_id=job.job_id, attempt=job.attempt, continuation=job.continuation):
@@ -130,12 +130,16 @@ def begin(event: Mapping[str, Any], types: Mapping[str, PhasedJob]) -> dict[str,
             return then(state, job, ledger, over=job.cancel_requested)
 
 
-def _claimed(given: Mapping[str, Any], told: Begin, ledger: Ledger) -> Job | dict[str, Any]:
+def _claimed(given: Mapping[str, Any], kind: PhasedJob, told: Begin, ledger: Ledger) -> Job | dict[str, Any]:
     """Claim the attempt that the dispatcher started; or the answer that says who was first."""
     asked = turn_of(given)
     try:
         return ledger.claim(
-            asked.job_id, attempt=asked.attempt, continuation=asked.continuation, execution_arn=told.execution
+            asked.job_id,
+            attempt=asked.attempt,
+            continuation=asked.continuation,
+            execution_arn=told.execution,
+            job_type=kind.job_type,
         )
     except LostLease as lost:
         return _own(ledger.get(asked.job_id), told, reason=str(lost))
@@ -382,8 +386,18 @@ def logged(state: State, **keys: Any) -> Iterator[None]:
 
 
 def held(ledger: Ledger, state: State) -> Job:
-    """The row, if the state's attempt still runs it. Raises LostLease."""
+    """The row, if the state's attempt still runs it.
+
+    Raises:
+        LostLease: another attempt runs it, or none.
+        Permanent: no state machine runs it, or the state is of another type: somebody made the state up.
+    """
     job = ledger.get(state.job_id)
+    if job.job_type != state.job_type or not job.policy.target.startswith("states:"):
+        raise Permanent(
+            f"job_id: job {job.job_id} is of type {job.job_type}; no state machine runs it as {short(state.job_type)}. "
+            "Nothing was done."
+        )
     if (job.status, job.attempt, job.continuation) != (Status.RUNNING, state.attempt, state.continuation):
         raise LostLease(
             f"Job {job.job_id} is {job.status} at attempt {job.attempt}.{job.continuation}: attempt "

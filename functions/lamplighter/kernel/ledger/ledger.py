@@ -154,14 +154,21 @@ class Ledger:
         continuation: int,
         execution_arn: str | None = None,
         lease: str | None = None,
+        job_type: str | None = None,
     ) -> Job:
         """Start the expected attempt. One that a worker outside Lambda runs gets a lease: `lease`, or a new token.
+
+        Args:
+            job_type: what the job has to be; None takes any.
 
         Raises:
             LostLease: somebody else did, or the job has moved on.
             UnknownJob: there is no such job.
+            Permanent: the job is of another type.
         """
         job = self.get(job_id)
+        if job_type is not None and job.job_type != job_type:
+            raise Permanent(f"job_id: job {job_id} is of type {job.job_type}; here {job_type} runs. Nothing was done.")
         return self._write(
             job,
             transitions.claim(
