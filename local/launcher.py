@@ -29,6 +29,7 @@ def main() -> None:
         objects,
         permissions,
         recycle_bin,
+        routes,
         schedules,
         state_machines,
         streams,
@@ -46,6 +47,7 @@ def main() -> None:
         cloud,
         recycle_bin,
         objects,
+        routes,
     ):
         patches.apply()
 
