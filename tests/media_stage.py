@@ -209,7 +209,8 @@ class Stage:
                 self.refusals = report.refusals
                 return None
             if not isinstance(outcome, Unfinished):
-                return outcome
+                self.refusals = outcome.refusals  # with nothing to remove, a refused run ends well
+                return None if self.refusals else outcome
             checkpoint = outcome.checkpoint
             stops = {self.rng.randint(3, 9): "out_of_time"} if self.rng.random() < 0.5 else {}
         raise AssertionError("the run never ends")
