@@ -17,12 +17,12 @@ from tests.e2e.deployed import Deployed, Mailbox, Shelf
 from tests.ports import free_ports
 
 SETTINGS: Final = {
-    "allow_override": True,
     "jobs": {"retry_base_seconds": 1, "retry_cap_seconds": 1},
-    "media": {"ramp": False},
+    "media": {"apply": True, "ramp": False, "min_age_hours": 0, "quarantine_hours": 0, "max_orphan_share": 1},
     "retention": applied(ramp=False),
 }
-"""Retries are due at once; the rules act; the orphan cleanup previews, and a test may have it act."""
+"""Retries are due at once; the rules and the orphan cleanup act, on files of any age. Nothing may be overridden: a test
+that needs other settings has them for a while (`Deployed.with_settings`)."""
 
 
 @pytest.fixture(scope="session")

@@ -96,8 +96,8 @@ class Deployed:
 
     # -- functions ---------------------------------------------------------------------------------------------------
 
-    def invoke(self, function: str, event: Mapping[str, Any]) -> Any:
-        """Call a function and wait for its answer.
+    def invoke(self, function: str, event: Any) -> Any:
+        """Call a function with a JSON value and wait for its answer.
 
         Raises:
             FunctionFailed: it raised, or was killed.
@@ -142,6 +142,21 @@ class Deployed:
         before = client.get_function_configuration(FunctionName=name)["Environment"]["Variables"]
         with self.configured(function, Environment={"Variables": before | variables}):
             yield
+
+    @contextmanager
+    def with_settings(self, document: Mapping[str, Any]) -> Iterator[None]:
+        """These settings in the SSM parameter for a while, in force at once; over those of the deployment."""
+        self.put_settings(document)
+        try:
+            yield
+        finally:
+            self.put_settings({})
+
+    def put_settings(self, document: Mapping[str, Any]) -> None:
+        """Put the SSM parameter and apply it. The schedule that a changed document starts stands still again."""
+        self.client("ssm").put_parameter(Name=self.parameter, Value=json.dumps(document), Overwrite=True)
+        self.invoke("settings", {})
+        self.invoke("schedules", {"schedule": "orphan-cleanup", "action": "stop"})
 
     def logs(self, function: str, about: str) -> list[dict[str, Any]]:
         """A function's structured log lines that hold a word."""
@@ -382,14 +397,12 @@ class Shelf:
 
     @property
     def params(self) -> dict[str, Any]:
-        """What makes a cleanup one of this folder: in earnest, of files of any age."""
-        return {
-            "base_path": self.name,
-            "references": [{"table": self.name, "column": "storage_key"}],
-            "min_age_hours": 0,
-            "max_orphan_share": 1,
-            "dry_run": False,
-        }
+        """What makes a cleanup one of this folder, in earnest."""
+        return {"base_path": self.name, "references": [self.reference()], "dry_run": False}
+
+    def reference(self, **declared: Any) -> dict[str, Any]:
+        """The column of references, and what is declared of it."""
+        return {"table": self.name, "column": "storage_key"} | declared
 
     def clean(self, **params: Any) -> dict[str, Any]:
         """A cleanup of the folder."""
@@ -418,8 +431,8 @@ class Turnstile:
     A lock on the table stops the run at its next look at the table. To let it pass once, the next lock is queued
     behind the run's own before this one is given up. The run waits for at most `kernel.database.LOCK_TIMEOUT`.
 
-    An orphan cleanup looks at its references once for their profile, once for each batch of the scan, and once for each
-    part of the plan, right before it deletes.
+    An orphan cleanup looks at its references once before it lists the bucket, once after, and once for each part of the
+    plan, right before it deletes.
     """
 
     def __init__(self, engine: Engine, table: str) -> None:

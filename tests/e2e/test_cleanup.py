@@ -171,7 +171,7 @@ def test_the_database_cleanup_deletes_what_expired_and_only_flags_instances(stac
 def test_bad_input_is_refused_in_a_sentence_and_leaves_no_row(stack: Deployed, machine: Machine) -> None:
     before = stack.of_type("cleanup")
     ended = machine.end(machine.start(phases=["plan"]))
-    assert (ended.status, ended.error) == ("FAILED", "Permanent")
+    assert (ended.status, ended.error) == ("FAILED", "InvalidParams")
     assert json.loads(ended.cause)["errorMessage"].startswith(
         "phases: plan is no phase of cleanup (it takes stale_jobs,"
     )
@@ -265,5 +265,7 @@ def test_a_phase_can_be_previewed_straight_from_its_function(stack: Deployed, ma
     stack.sql("INSERT INTO handled_downloads (timestamp) VALUES (:at)", at=utc_now() - timedelta(days=15))
     told = stack.invoke("cleanup", {"phase": "downloads", "dry_run": True})
     assert (told["rows"], told["dry_run"], left(stack)) == (1, True, (1, 0))
-    with pytest.raises(FunctionFailed, match="Permanent: Takes the state of a run"):
+    with pytest.raises(
+        FunctionFailed, match="Permanent: dry_run: input should be True, got False; takes the state of a run"
+    ):
         stack.invoke("cleanup", {"phase": "downloads", "dry_run": False})

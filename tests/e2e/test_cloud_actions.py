@@ -4,6 +4,7 @@ back (REQUIREMENTS C13, K9, K11)."""
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
@@ -101,7 +102,7 @@ def outcomes(stack: Deployed, output: Any) -> dict[str, str]:
 def test_what_is_previewed_is_marked_then_mended_and_can_be_undone(
     stack: Deployed, machine: Machine, groups: dict[tuple[str, str], str], alerts: Mailbox
 ) -> None:
-    revoke: dict[str, Any] = {"action": "revoke", "after_days": 0, "max_share": 1}
+    revoke: dict[str, Any] = {"action": "revoke", "after_days": 0, "max_share": 1, "ramp": False}
     both, office = {"0.0.0.0/0", "203.0.113.0/24"}, {"203.0.113.0/24"}
     with remedied(stack, open_ports=revoke):
         previewed = machine.run()
@@ -282,7 +283,9 @@ def test_waste_is_stopped_and_deleted_after_its_days_and_brought_back(
         result = stack.becomes(ordered.json()["job_id"], "completed").result or {}
         return dict(result["outcomes"])
 
-    remedies = {check: {"action": action, "max_share": 1, "apply": True} for check, action in WASTE.items()}
+    remedies = {
+        check: {"action": action, "max_share": 1, "apply": True, "ramp": False} for check, action in WASTE.items()
+    }
     with remedied(stack, **remedies):
         machine.run(job_type="waste_scan", phases=["regions"])
         assert foreseen() == dict.fromkeys(offending, "marked")
@@ -335,7 +338,8 @@ def test_waste_is_stopped_and_deleted_after_its_days_and_brought_back(
 def test_missing_tags_are_added_and_taken_away_again(stack: Deployed, machine: Machine) -> None:
     """C12, C13, in the own account and by a member's role."""
     values = {"Owner": "nobody", "Environment": "unknown", "CostCenter": "none"}
-    remedy = {"action": "add_tags", "after_days": 0, "max_share": 1, "apply": True, "values": values}
+    act_at_once = {"after_days": 0, "max_share": 1, "apply": True, "ramp": False}
+    remedy = {"action": "add_tags", "values": values} | act_at_once
     owned = [{"ResourceType": "volume", "Tags": [{"Key": "Owner", "Value": "ada"}]}]
     made = {}
     for place in PLACES:
@@ -356,6 +360,41 @@ def test_missing_tags_are_added_and_taken_away_again(stack: Deployed, machine: M
     finally:
         for place, volume in made.items():
             ec2(stack, place).delete_volume(VolumeId=volume)
+
+
+def test_the_first_runs_of_a_check_act_upon_few_resources(stack: Deployed, machine: Machine) -> None:
+    """S3: three in each account."""
+    values = {"Owner": "nobody", "Environment": "unknown", "CostCenter": "none"}
+    remedy = {"action": "add_tags", "after_days": 0, "max_share": 1, "apply": True, "values": values}
+    client = ec2(stack, PLACES[0])
+    made = [client.create_volume(AvailabilityZone=f"{REGIONS[0]}a", Size=1)["VolumeId"] for _ in range(5)]
+
+    def act(*phases: str) -> tuple[dict[str, Any], dict[str, Counter[str]]]:
+        output = machine.run(**({"phases": phases} if phases else {}))
+        told = stack.outcomes(output["phases"]["actions"]["manifest"])
+        found = {account: Counter[str]() for account, _ in PLACES}
+        for key, entry in told.items():
+            found[key.split("/")[0]][entry.outcome] += 1
+        return output, found
+
+    def undo(output: dict[str, Any]) -> set[str]:
+        return set(stack.invoke("cloud-undo", {"job_id": output["job_id"], "dry_run": False})["outcomes"])
+
+    try:
+        with remedied(stack, missing_tags=remedy):
+            _, marked = act()
+            assert marked[HOME]["marked"] >= 5
+            first, acted = act("actions")
+            assert all(found["tags_added"] == min(3, marked[account]["marked"]) for account, found in acted.items())
+            held = sum(found["waiting"] for found in acted.values())
+            assert first["phases"]["actions"]["held_by_ramp"] == held >= 2
+        with remedied(stack, missing_tags=remedy | {"ramp": False}):
+            second, acted = act("actions")
+            assert sum(found["tags_added"] for found in acted.values()) == held
+            assert undo(second) == undo(first) == {"restored"}
+    finally:
+        for volume in made:
+            client.delete_volume(VolumeId=volume)
 
 
 def test_the_phase_can_be_previewed_by_hand(

@@ -36,7 +36,8 @@ def test_what_is_previewed_is_deleted_and_can_be_undone(stack: Deployed, shelf: 
     everything = shelf.keys()
     assert everything == orphans | kept
 
-    preview = shelf.clean(dry_run=True)
+    known = {"references": [shelf.reference(max_unmatched=1)]}
+    preview = shelf.clean(**known, dry_run=True)
     assert shelf.keys() == everything
     assert preview["dry_run"] is True
     assert (preview["deleted_files"], preview["would_delete_files"]) == (0, len(orphans))
@@ -44,7 +45,7 @@ def test_what_is_previewed_is_deleted_and_can_be_undone(stack: Deployed, shelf: 
         key for key, entry in stack.outcomes(preview["manifest"]).items() if entry.outcome == "would_delete"
     } == orphans
 
-    report = shelf.clean()
+    report = shelf.clean(**known)
     assert shelf.keys() == kept
     expected = {
         "status": "completed",
@@ -77,10 +78,11 @@ def test_what_is_previewed_is_deleted_and_can_be_undone(stack: Deployed, shelf: 
     assert (again["restored_files"], again["already_restored"]) == (0, len(orphans))
 
 
-def test_previews_unless_told_otherwise_and_leaves_young_files_alone(shelf: Shelf) -> None:
+def test_previews_unless_told_otherwise_and_leaves_young_files_alone(stack: Deployed, shelf: Shelf) -> None:
     """A2, A3: neither `dry_run` nor `min_age_hours` is given, so the settings' defaults hold."""
     files = shelf.put("one.jpg", "two.jpg")
-    report = shelf.clean(dry_run=None, min_age_hours=None)
+    with stack.with_settings({"media": {"apply": False, "min_age_hours": 24}}):
+        report = shelf.clean(dry_run=None)
     assert report["dry_run"] is True
     assert (report["scanned_files"], report["skipped_young"], report["orphaned_files"]) == (2, 2, 0)
     assert shelf.keys() == files
@@ -136,19 +138,20 @@ def test_too_many_orphans_delete_nothing(shelf: Shelf) -> None:
     files = shelf.put("a.jpg", "b.jpg", "c.jpg", "kept.jpg")
     shelf.refer("kept.jpg")
     with pytest.raises(FunctionFailed, match=r"3 of 4 files \(75%\) are orphans; 20% may be\."):
-        shelf.clean(max_orphan_share=None)
+        shelf.clean(max_orphan_share=0.2)
     assert shelf.keys() == files
 
 
 def test_override_needs_two_switches(stack: Deployed, shelf: Shelf) -> None:
-    """A7; FAILURES 10: the parameter alone does not do it."""
+    """A7, S2; FAILURES 10 and 22: neither switch does it alone."""
     files = shelf.put("a.jpg")
-    with (
-        stack.overriding("orphan-cleanup", LAMPLIGHTER_ALLOW_OVERRIDE="false"),
-        pytest.raises(FunctionFailed, match="set the setting allow_override to true"),
-    ):
+    with pytest.raises(FunctionFailed, match="set the setting allow_override to true"):
         shelf.clean(override=True)
-    assert shelf.keys() == files
+    with stack.with_settings({"allow_override": True}):
+        with pytest.raises(FunctionFailed, match="set the parameter override to true"):
+            shelf.clean()
+        assert shelf.keys() == files
+        assert shelf.clean(override=True)["deleted_files"] == 1
 
 
 def test_quarantine_deletes_what_an_earlier_run_listed_unchanged(shelf: Shelf) -> None:
@@ -179,8 +182,8 @@ def test_what_changes_between_scan_and_deletion_is_kept(
     shelf.refer("kept.jpg")
     with Turnstile(stack.engine, shelf.name) as turnstile:
         run = background(shelf.clean)
-        turnstile.wait()  # profile
-        turnstile.step()  # scan
+        turnstile.wait()  # first reading
+        turnstile.step()  # second reading
         turnstile.step()  # re-check
         shelf.put("replaced.jpg", body=b"new")
         stack.client("s3").delete_object(Bucket=stack.media, Key=shelf.key("gone.jpg"))
@@ -240,13 +243,13 @@ def test_progress_shows_and_cancellation_stops_it_within_a_part(
     shelf.refer("kept.png")
     with Turnstile(stack.engine, shelf.name) as turnstile:
         run = background(shelf.clean)
-        turnstile.wait()  # profile
-        turnstile.step()  # scan
+        turnstile.wait()  # first reading
+        turnstile.step()  # second reading
         job_id = shelf.jobs()[0].job_id
         _let_the_heartbeat_age(stack, job_id)
         turnstile.step()  # re-check of the first part
         row = stack.ledger.get(job_id)
-        assert row.message == f"{len(crowd) + 1} files scanned, {len(crowd)} orphans"
+        assert row.message == "1 references read"
         stack.ledger.cancel(job_id)
         _let_the_heartbeat_age(stack, job_id)
         turnstile.release()
@@ -271,18 +274,18 @@ def test_a_run_that_does_not_fit_the_timeout_goes_on_from_its_checkpoint(
     shelf.refer("kept.png")
     with stack.configured("orphan-cleanup", Timeout=8), Turnstile(stack.engine, shelf.name) as turnstile:
         run = background(shelf.clean)
-        turnstile.wait()  # profile
-        turnstile.step()  # scan
+        turnstile.wait()  # first reading
+        turnstile.step()  # second reading
         row = shelf.jobs()[0]
         _let_the_run_age(stack, row.job_id)
-        turnstile.step()  # the scan ends, the run stops: the next look is the continuation's profile
+        turnstile.step()  # the run stops: the next look is the continuation's second reading
         answer = run.result(30)
         assert answer["finished"] is False
         assert answer["scanned_files"] == len(crowd) + 1
         turnstile.step()  # re-check of the first part
         assert stack.ledger.get(row.job_id).continuation == 1
         _let_the_run_age(stack, row.job_id)
-        turnstile.step()  # the second continuation's profile
+        turnstile.step()  # the second continuation's reading
         assert len(shelf.keys()) == len(crowd) - 1_000 + len(kept)
         turnstile.release()
         row = stack.becomes(row.job_id, "completed", "failed")

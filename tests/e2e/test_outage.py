@@ -22,8 +22,8 @@ def test_a_database_that_goes_away_deletes_nothing_and_is_caught_up_with(
     before, server = len(_refusals(stack)), stack.aws.postgres()
     with Turnstile(stack.engine, shelf.name) as turnstile:
         run = background(shelf.clean)
-        turnstile.wait()  # profile
-        turnstile.step()  # scan
+        turnstile.wait()  # first reading
+        turnstile.step()  # second reading
         turnstile.step()  # re-check
         server.stop()
         try:

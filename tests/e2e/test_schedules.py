@@ -34,8 +34,9 @@ def test_the_checkers_heartbeat_quiets_its_alarm(stack: Deployed) -> None:
 
 
 def test_a_tick_of_the_schedule_makes_one_row_and_is_noted(stack: Deployed) -> None:
-    """A6, K6, K12."""
-    row, _ = stack.ticked("orphan-cleanup")
+    """A6, K6, K12; and S4: it previews where the settings do not apply it."""
+    with stack.with_settings({"media": {"apply": False}}):
+        row, _ = stack.ticked("orphan-cleanup")
     assert (row.trigger, row.schedule, row.dry_run) == (Trigger.SCHEDULE, "orphan-cleanup", True)
     assert row.status is Status.COMPLETED
     assert row.finished_at is not None

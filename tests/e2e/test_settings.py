@@ -33,14 +33,7 @@ def put(stack: Deployed) -> Iterator[Callable[[Any], None]]:
         stack.client("ssm").put_parameter(Name=stack.parameter, Value=json.dumps(value), Overwrite=True)
 
     yield put
-    put({})
-    stack.invoke("settings", {})
-    stop(stack)
-
-
-def stop(stack: Deployed) -> None:
-    """The schedule that a changed document starts; the others stand still."""
-    stack.invoke("schedules", {"schedule": "orphan-cleanup", "action": "stop"})
+    stack.put_settings({})
 
 
 def effective(stack: Deployed) -> dict[str, Any]:

@@ -62,6 +62,6 @@ def test_a_workers_error_is_recorded_and_the_job_tried_again(
 ) -> None:
     job_id = submit(api, job_type, ["fine", 5])
     failed = stack.becomes(job_id, "failed", checking=True)
-    assert [(error.type, error.attempt) for error in failed.errors] == [("AttributeError", n) for n in (1, 2, 3)]
+    assert [(error.type, error.attempt) for error in failed.errors] == [("AttributeError", n) for n in (1, 2, 3, 4)]
     assert "text.split()" in failed.errors[0].stack_trace
     assert job_id in {letter["job_id"] for letter in api.get("/api/dead-letters", limit=100).json()["jobs"]}
