@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from lamplighter.kernel.media import DERIVED
+from lamplighter.media.documents import is_counted
 from lamplighter.media.extensions import is_media
 from lamplighter.media.fingerprints import Builder, Fingerprints, frame, from_bytes, unframe
 from lamplighter.media.folding import (
@@ -47,7 +48,10 @@ EXAMPLES: Final = 3
 MAX_MISSING: Final = 10_000
 """Unmatched values a column that are kept as they are, for the list of missing files."""
 
+_INDEXES: Final = (".m3u8", ".mpd", ".ism", ".ismc", ".smil", ".html", ".htm", ".xhtml", ".gltf")
+"""Files that name others which stand beside or below them: playlists of a stream, pages, scenes."""
 _BLANK: Final = "\0\xad\u200b\u200c\u200d\u2060\ufeff"
+_TAIL: Final = re.compile(r"[?#]")
 _HOST: Final = re.compile(r"(?:[a-z][a-z0-9+.\-]*:)?[/\\]{2,}(?:[^/\\?#@]*@)?([^/\\?#:]+)", re.I)
 
 
@@ -193,6 +197,8 @@ class Account:
         """Take listed keys of all kinds, and say which of them values name. The others are candidates."""
         paths, folders = self._seal()
         folded = fold_batch(keys)
+        if any(key.endswith("/") for key in keys):  # the marker of a folder is no file: only a folder's column names it
+            folded = [f"{one}/\0" if key.endswith("/") else one for one, key in zip(folded, keys, strict=True)]
         named = paths.mark(fingerprint_batch(folded))
         if len(folders):
             above = {key: ancestors(key) for key in {key.rpartition("/")[0] + "/" for key in folded}}
@@ -221,6 +227,8 @@ class Account:
         """Forget what `second` took: the values are read from their beginning."""
         self._tallies = [_Tally() for _ in self._columns]
         self._names.forget_values()
+        self._originals = Builder()
+        self._sealed_originals: Fingerprints | None = None
 
     def second(self, column: int, values: Sequence[str], hints: Sequence[str] = ()) -> None:
         """Take and count values, read after the listing; and hints, which keep what they name."""
@@ -253,6 +261,9 @@ class Account:
             else:
                 left.append((value, spread))
         self._names.add_segments(matched, matched=True)
+        self._names.add_segments({path.rpartition("/")[0] for path in flat if path.endswith(_INDEXES)}, matched=False)
+        self._names.add_unmatched(fold_batch(_cut_off([*values, *hints])))
+        self._originals.add(fingerprint_batch(self._patterns.bases(matched)))
         if left:
             self._unmatched(column, tally, left)
 
@@ -333,7 +344,10 @@ class Account:
         prints = fingerprint_batch(folded)
         paths, _ = self._seal()
         new, _ = self._list_ended()
-        return [a or b for a, b in zip(paths.marked(prints), new.marked(prints), strict=True)]
+        if self._sealed_originals is None:
+            self._sealed_originals = self._originals.seal()
+        found = zip(paths.marked(prints), new.marked(prints), self._sealed_originals.contains(prints), strict=True)
+        return [a or b or c for a, b, c in found]
 
     # -- checkpoints -----------------------------------------------------------------------------------------------
 
@@ -442,6 +456,12 @@ def _strings_of_json(value: str) -> list[str]:
             case dict(members):
                 pending += [*members, *members.values()]
     return found
+
+
+def _cut_off(values: Sequence[str]) -> list[str]:
+    """Queries and fragments that name an image or a video: a value may hold two files, of which one is matched."""
+    tails = (value[end.start() + 1 :] for value in values if (end := _TAIL.search(value)))
+    return [tail for tail in tails if is_counted(tail)]
 
 
 def is_blank(value: str) -> bool:

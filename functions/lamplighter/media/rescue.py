@@ -33,7 +33,11 @@ LONGEST_NAME: Final = 1024
 DERIVATIONS: Final = 4
 """How often a file may be derived from one that is derived itself."""
 
+MAX_ENDINGS: Final = 5
+"""Separators of a name in a folder of derived files at which an ending of its own may begin, from behind."""
+
 _MAX_ORIGINALS: Final = 40
+_ENDINGS: Final = re.compile(r"[-_.]+")
 _EXTENSIONS: Final = tuple(sorted(MEDIA))
 _ENDS_IN_MEDIA: Final = re.compile(rf"\.(?:{'|'.join(_EXTENSIONS)})$")
 _MEDIA_ENDS: Final = re.compile(rf"\.(?:{'|'.join(_EXTENSIONS)})(?![a-z0-9])")
@@ -52,7 +56,7 @@ class Kept(Enum):
     AMBIGUOUS = "ambiguous"
     """A value that matches no listed key, or only a part of a path, may mean it."""
     DERIVED = "derived"
-    """It is derived from a file that is named or kept."""
+    """It is derived from a file that is named or kept, or has the same original as one that is named."""
 
 
 def skeleton(name: str) -> str:
@@ -148,9 +152,10 @@ class Names:
         if not self._folders:
             return
         names = {name_of(path) for path in paths}
-        names |= {_EXTENSION.sub("", name) for name in names}
+        stems = {_EXTENSION.sub("", name) for name in names} - names
         if matched:  # 12.jpg does not name the folder of December
-            names = {name for name in names if not (len(name) <= 4 and name.isdecimal())}
+            stems = {one for one in stems if not (len(one) <= 4 and one.isdecimal())}
+        names |= stems
         self._named_folders.update(self._folders.intersection(fingerprint_batch(list(names))))
 
     def add_unmatched(self, texts: Iterable[str]) -> None:
@@ -264,6 +269,30 @@ class Patterns:
         for path in level:
             yield _with_extensions(path, folded)
 
+    def bases(self, paths: Iterable[str]) -> list[str]:
+        """The paths, without extension, of what these files may be derived from."""
+        found: list[str] = []
+        for path in paths:
+            if not self._may_derive(path):
+                continue
+            level, seen = [path], {path}
+            for _ in range(DERIVATIONS):
+                level = [one for above in level for one in self._undone(above) if one not in seen]
+                if not level or len(seen) > _MAX_ORIGINALS:
+                    break
+                seen.update(level)
+            split = (one.rpartition("/") for one in seen - {path})
+            found += {folder + slash + stem(name) for folder, slash, name in split}
+        return found
+
+    def _may_derive(self, path: str) -> bool:
+        """Whether `_undone` may find something."""
+        name = path.rpartition("/")[2]
+        bare = stem(name) if name.count(".") > 1 else name.partition(".")[0]
+        if self._any_name.fullmatch(bare) or (bare != name and self._any_name.fullmatch(name)):
+            return True
+        return any(f"{folder}/" in path for folder in self._folders)
+
     def _undone(self, path: str) -> list[str]:
         folder, slash, name = path.rpartition("/")
         bare = stem(name)
@@ -277,7 +306,10 @@ class Patterns:
         segments = folder.split("/")
         for n, segment in enumerate(segments):
             if segment in self._folders:
-                found.append("/".join([*segments[:n], *segments[n + 1 :], name]))
+                # Beside the folder, below it or in the folder of originals; in there a name may have any ending.
+                names = [name, *(bare[: end.start()] for end in [*_ENDINGS.finditer(bare)][-MAX_ENDINGS:])]
+                for above in (segments[:n], [*segments[:n], "original"]):
+                    found += ["/".join([*above, *segments[n + 1 :], one]) for one in names if one]
         return list(dict.fromkeys(found))
 
 
