@@ -104,6 +104,15 @@ def test_a_path_says_which_strings_of_json_count(engine: Engine, kind: str) -> N
     assert read(engine, "t.v", kind="json", path='$."c\'.jpg"') == []
 
 
+@pytest.mark.parametrize("kind", ["json", "jsonb", "text"])
+def test_a_path_that_selects_an_object_in_some_rows_reads_what_is_in_it(engine: Engine, kind: str) -> None:
+    rows = ('{"i": "a"}', '{"i": {"src": "b.jpg", "alt": "b"}}', '{"i": [["c.jpg"], {"d": [1, "d.jpg"]}]}', '{"i": 7}')
+    sql(engine, f"CREATE TABLE t (v {kind})", *(f"INSERT INTO t VALUES ('{row}')" for row in rows))
+
+    assert read(engine, "t.v", kind="json", path="$.i") == ["a", "b.jpg", "c.jpg", "d.jpg"]
+    assert hints(engine, "t.v", kind="json", path="$.i") == {"b"}
+
+
 def test_json_that_cannot_be_read_is_a_value_as_it_stands(engine: Engine) -> None:
     deep = "[" * 100_000
     sql(

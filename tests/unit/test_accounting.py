@@ -200,6 +200,68 @@ def test_a_folder_names_all_below_it_in_both_readings() -> None:
     assert account.verdict("albums/10/z.jpg") is None
 
 
+def test_the_marker_of_a_folder_is_no_file() -> None:
+    """Consoles write an empty object `albums/2024/`: a value with this name names the folder, not the marker."""
+    keys = ["a.jpg", "albums/2024/", "albums/2024/x.jpg"]
+    values = ["a.jpg", "albums/2024"]
+    assert figures(count_of(values, keys)) == (2, 1, 0, 1, 1)
+    declared = account_of(values, keys, folder=True)
+    assert figures(declared.counts()[0]) == (2, 2, 0, 0, 0)
+    assert declared.verdict("albums/2024/x.jpg") is Kept.NAMED
+    assert figures(count_of(["albums/empty/"], ["albums/empty/"], folder=True)) == (1, 1, 0, 0, 0)
+
+
+@pytest.mark.parametrize("name", ["2024", "7", "summer"])
+def test_a_matched_name_without_extension_may_be_a_folder(name: str) -> None:
+    account = account_of([f"albums/{name}"], [f"albums/{name}", f"albums/{name}/x.jpg"])
+    assert account.verdict(f"albums/{name}/x.jpg") is Kept.AMBIGUOUS
+
+
+@pytest.mark.parametrize(
+    "value", ["https://h/a/1.jpg?w=3&mark=%2Fb%2F2.jpg", "a/1.jpg#b/2.jpg", "a/1.jpg?x#b/2.jpg", "a/1.jpg?f=2.jpg"]
+)
+def test_a_query_of_a_matched_value_may_name_another_file(value: str) -> None:
+    """Image services take watermarks and fallbacks as parameters."""
+    account = account_of([value], ["a/1.jpg", "b/2.jpg", "c/3.jpg"])
+    assert figures(account.counts()[0]) == (1, 1, 0, 0, 0)
+    assert account.verdict("b/2.jpg") is Kept.AMBIGUOUS
+    assert account.verdict("c/3.jpg") is None
+
+
+@pytest.mark.parametrize("index", ["master.m3u8", "manifest.mpd", "index.html", "MASTER.M3U8?t=1"])
+@pytest.mark.parametrize("hinted", [False, True])
+def test_what_a_playlist_or_a_page_names_stays_with_it(index: str, hinted: bool) -> None:
+    keys = ["v/1/master.m3u8", "v/1/manifest.mpd", "v/1/index.html", "v/1/1080p.mp4", "v/1/img/t.jpg", "v/2/1080p.mp4"]
+    account = Account(Scope("bucket"), [Declared()])
+    texts = ([], [f"/v/1/{index}"]) if hinted else ([f"/v/1/{index}"], [])
+    account.first(0, *texts)
+    account.listed(keys)
+    account.second(0, *texts)
+    assert [account.verdict(key) for key in keys[3:]] == [Kept.AMBIGUOUS, Kept.AMBIGUOUS, None]
+
+
+@pytest.mark.parametrize(
+    ("named", "kept"),
+    [
+        ("m/photo-scaled.jpg", ["m/photo.jpg", "m/photo-150x150.jpg", "m/photo.heic"]),
+        ("m/photo-300x200.jpg", ["m/photo.jpg", "m/photo-150x150.jpg", "m/photo-scaled.jpg"]),
+        ("m/photo-e1690000000-300x200.jpg", ["m/photo.jpg", "m/photo-e1690000000.jpg"]),
+        ("m/photo.jpg.245x245_q85_crop.jpg", ["m/photo.jpg", "m/photo.jpg.90x90_q85.jpg"]),
+        ("m/thumbs/photo.jpg", ["m/photo.jpg"]),
+        ("thumbnail_photo.jpg", ["photo.jpg", "large_photo.jpg"]),
+        ("f/109/small/abc.jpg", ["f/109/original/abc.mp4"]),
+    ],
+)
+def test_the_original_of_a_named_file_and_what_else_derives_from_it_are_kept(named: str, kept: list[str]) -> None:
+    """WordPress names `photo-scaled.jpg`; the upload and its thumbnails are named after `photo.jpg`."""
+    other = ["m/other.jpg", "n/photo.jpg"]
+    account = account_of([named], [named, *kept, *other])
+    assert [account.verdict(key) for key in kept] == [Kept.DERIVED] * len(kept)
+    assert [account.verdict(key) for key in other] == [None, None]
+    without = account_of([named], [named, *kept[1:]])
+    assert [without.verdict(key) for key in kept[1:]] == [Kept.DERIVED] * len(kept[1:])
+
+
 def test_hints_keep_and_are_not_counted() -> None:
     account = Account(Scope("bucket"), [Declared()])
     account.first(0, ["a.jpg"], ["b.jpg", "nothing"])

@@ -115,6 +115,22 @@ def test_what_derives_from_a_named_or_a_kept_file_is_kept(key: str) -> None:
     assert reason(key, named=("m/photos.jpg", "n/photo.jpg", "photo.jpg")) is None
 
 
+@pytest.mark.parametrize(
+    ("key", "original"),
+    [
+        ("1/conversions/my-photo-preview.jpg", "1/my-photo.png"),
+        ("1/responsive-images/photo___media_library_original_1024_768.jpg", "1/photo.jpg"),
+        ("files/109/small/abc.png", "files/109/original/abc.mp4"),
+        ("optimized/1X/ab12cd34ef_2_100x100.jpg", "original/1X/ab12cd34ef.jpg"),
+        ("2024/p_o.jpg", "2024/p.jpg"),
+    ],
+)
+def test_files_that_applications_derive_are_kept(key: str, original: str) -> None:
+    """laravel-medialibrary, Mastodon, Discourse and Ghost name the original alone."""
+    assert reason(key, named=(fold(original),)) is Kept.DERIVED
+    assert reason(key, named=(fold("z/" + original),)) is None
+
+
 def test_a_file_does_not_derive_from_itself_and_an_unnamed_original_keeps_nothing() -> None:
     assert reason("m/photo.jpg", named=("m/photo.jpg",)) is None
     assert reason("m/photo-150x150.jpg") is None

@@ -76,6 +76,9 @@ DERIVED: Final = (
     "{name}-rotated",
     "{name}-e{n}",
     "{name}@{n}x",
+    "{name}_o",
+    "{name}_{n}_{n}x{n}",
+    "{name}___{any}",
     "{name}_thumb",
     "{name}-thumb",
     "{name}_thumbnail",
@@ -91,8 +94,15 @@ DERIVED: Final = (
     "thumbs/",
     "thumbnails/",
     "thumb/",
+    "small/",
+    "medium/",
+    "large/",
+    "optimized/",
+    "conversions/",
+    "responsive-images/",
 )
-"""Patterns of derived files as WordPress, easy-thumbnails, Strapi, Retina images and others write them."""
+"""Patterns of derived files as WordPress, easy-thumbnails, Strapi, Ghost, Discourse, Mastodon, laravel-medialibrary,
+Retina images and others write them."""
 
 
 def reference_of(value: object) -> object:

@@ -53,6 +53,7 @@ MAX_MISSING: Final = 10_000
 """Unmatched values a column that are kept as they are, for the list of missing files."""
 
 _BLANK: Final = "\0\xad\u200b\u200c\u200d\u2060\ufeff"
+_TAIL: Final = re.compile(r"[?#]")
 _HOST: Final = re.compile(r"(?:[a-z][a-z0-9+.\-]*:)?[/\\]{2,}(?:[^/\\?#@]*@)?([^/\\?#:]+)", re.I)
 
 
@@ -200,6 +201,8 @@ class Account:
         """Take listed keys of all kinds, and say which of them values name. The others are candidates."""
         paths, folders = self._seal()
         folded = fold_batch(keys)
+        if any(key.endswith("/") for key in keys):  # the marker of a folder is no file: only a folder's column names it
+            folded = [f"{one}/\0" if key.endswith("/") else one for one, key in zip(folded, keys, strict=True)]
         named = paths.mark(fingerprint_batch(folded))
         if len(folders):
             above = {key: ancestors(key) for key in {key.rpartition("/")[0] + "/" for key in folded}}
@@ -228,6 +231,8 @@ class Account:
         """Forget what `second` took: the values are read from their beginning."""
         self._tallies = [_Tally() for _ in self._columns]
         self._names.forget_values()
+        self._originals = Builder()
+        self._sealed_originals: Fingerprints | None = None
 
     def second(self, column: int, values: Sequence[str], hints: Sequence[str] = ()) -> None:
         """Take and count values, read after the listing; and hints, which keep what they name."""
@@ -272,6 +277,7 @@ class Account:
         self._names.add_segments(matched, matched=True)
         if names:
             self._names.add_hints(names)
+        self._originals.add(fingerprint_batch(self._patterns.bases(matched)))
         if left:
             self._unmatched(column, tally, left)
 
@@ -373,7 +379,10 @@ class Account:
         prints = fingerprint_batch(folded)
         paths, _ = self._seal()
         new, _ = self._list_ended()
-        return [a or b for a, b in zip(paths.marked(prints), new.marked(prints), strict=True)]
+        if self._sealed_originals is None:
+            self._sealed_originals = self._originals.seal()
+        found = zip(paths.marked(prints), new.marked(prints), self._sealed_originals.contains(prints), strict=True)
+        return [a or b or c for a, b, c in found]
 
     # -- checkpoints -----------------------------------------------------------------------------------------------
 

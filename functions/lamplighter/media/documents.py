@@ -67,6 +67,19 @@ def in_json(documents: Iterable[str]) -> Iterator[tuple[str, bool]]:
             yield text, is_counted(text)
 
 
+def at_path(results: Iterable[str]) -> Iterator[tuple[str, bool]]:
+    """What a JSON path selects, as JSON: each string is counted; of an object or a list, what `in_json` counts.
+
+    Rows differ: where one has a path, another has an object that holds it.
+    """
+    for result in results:
+        value = json.loads(result)
+        if isinstance(value, str):
+            yield value, True
+        else:
+            yield from ((text, is_counted(text)) for text in _strings(value))
+
+
 def _strings(value: Any) -> Iterator[str]:
     pending = [value]
     while pending:

@@ -37,15 +37,19 @@ is listed itself, names decide."""
 DERIVATIONS: Final = 4
 """How often a file may be derived from one that is derived itself."""
 
+MAX_ENDINGS: Final = 5
+"""Separators of a name in a folder of derived files at which an ending of its own may begin, from behind."""
+
 _MAX_ORIGINALS: Final = 40
+_ENDINGS: Final = re.compile(r"[-_.]+")
 _EXTENSIONS: Final = tuple(sorted(MEDIA))
 _ENDS_IN_MEDIA: Final = re.compile(rf"\.(?:{'|'.join(_EXTENSIONS)})$")
 _MEDIA_ENDS: Final = re.compile(rf"\.(?:{'|'.join(_EXTENSIONS)})(?![a-z0-9])")
 _EXTENSION: Final = re.compile(r"\.[a-z0-9]{1,5}$")
 _SEPARATORS: Final = re.compile(r"[^\w/.\-~]+|(?<![a-z0-9])-+(?![a-z0-9])|[/=]+")
 _WORDS: Final = re.compile(r"[\W_]+")
-_PLAYLISTS: Final = (".m3u8", ".mpd", ".ism", ".f4m")
-"""Ends of the names of playlists, which name the segments of a video."""
+_PLAYLISTS: Final = (".m3u8", ".mpd", ".ism", ".ismc", ".f4m", ".smil", ".html", ".htm", ".xhtml", ".gltf")
+"""Ends of the names of files that name others beside or below them: playlists of a video, pages, scenes."""
 
 
 class Kept(Enum):
@@ -58,7 +62,7 @@ class Kept(Enum):
     AMBIGUOUS = "ambiguous"
     """A value that matches no listed key, or only a part of a path, may mean it."""
     DERIVED = "derived"
-    """It is derived from a file that is named or kept."""
+    """It is derived from a file that is named or kept, or has the same original as one that is named."""
 
 
 def skeleton(name: str) -> str:
@@ -162,9 +166,10 @@ class Names:
         if not self._folders:
             return
         names = {name_of(path) for path in paths}
-        names |= {_EXTENSION.sub("", name) for name in names}
+        stems = {_EXTENSION.sub("", name) for name in names} - names
         if matched:  # 12.jpg does not name the folder of December
-            names = {name for name in names if not (len(name) <= 4 and name.isdecimal())}
+            stems = {one for one in stems if not (len(one) <= 4 and one.isdecimal())}
+        names |= stems
         self._named_folders.update(self._folders.intersection(fingerprint_batch(list(names))))
 
     def _add_playlists(self, paths: Sequence[str]) -> None:
@@ -310,6 +315,30 @@ class Patterns:
         for path in level:
             yield _with_extensions(path, folded)
 
+    def bases(self, paths: Iterable[str]) -> list[str]:
+        """The paths, without extension, of what these files may be derived from."""
+        found: list[str] = []
+        for path in paths:
+            if not self._may_derive(path):
+                continue
+            level, seen = [path], {path}
+            for _ in range(DERIVATIONS):
+                level = [one for above in level for one in self._undone(above) if one not in seen]
+                if not level or len(seen) > _MAX_ORIGINALS:
+                    break
+                seen.update(level)
+            split = (one.rpartition("/") for one in seen - {path})
+            found += {folder + slash + stem(name) for folder, slash, name in split}
+        return found
+
+    def _may_derive(self, path: str) -> bool:
+        """Whether `_undone` may find something."""
+        name = path.rpartition("/")[2]
+        bare = stem(name) if name.count(".") > 1 else name.partition(".")[0]
+        if self._any_name.fullmatch(bare) or (bare != name and self._any_name.fullmatch(name)):
+            return True
+        return any(f"{folder}/" in path for folder in self._folders)
+
     def _undone(self, path: str) -> list[str]:
         folder, slash, name = path.rpartition("/")
         bare = stem(name)
@@ -323,7 +352,10 @@ class Patterns:
         segments = folder.split("/")
         for n, segment in enumerate(segments):
             if segment in self._folders:
-                found.append("/".join([*segments[:n], *segments[n + 1 :], name]))
+                # Beside the folder, below it or in the folder of originals; in there a name may have any ending.
+                names = [name, *(bare[: end.start()] for end in [*_ENDINGS.finditer(bare)][-MAX_ENDINGS:])]
+                for above in (segments[:n], [*segments[:n], "original"]):
+                    found += ["/".join([*above, *segments[n + 1 :], one]) for one in names if one]
         return list(dict.fromkeys(found))
 
 

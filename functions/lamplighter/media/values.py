@@ -194,7 +194,7 @@ def _expression(reference: Reference, column: str, *, array: bool) -> str:
         return f"unnest({column}::text[])"
     if reference.path is not None:
         path = reference.path.replace("\\", r"\\").replace("'", "''")
-        return f"""jsonb_path_query({column}::jsonb, E'{path} ? (@.type() == "string")') #>> '{{}}'"""
+        return f"jsonb_path_query({column}::jsonb, E'{path}')::text"
     return f"{column}::text"
 
 
@@ -309,8 +309,9 @@ def _explained(reference: Reference) -> Iterator[None]:
 def _batch(column: _Column, texts: list[str]) -> Batch:
     if column.kind == "html":
         found = list(documents.in_markup(texts))
-    elif column.kind == "json" and column.reference.path is None:
-        found = list(documents.in_json(texts))
+    elif column.kind == "json":
+        whole = column.reference.path is None
+        found = list(documents.in_json(texts) if whole else documents.at_path(texts))
     else:
         return Batch(column.position, texts, [])
     return Batch(
