@@ -14,7 +14,7 @@ import re
 import sys
 from _imp import source_hash
 from array import array
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import repeat
@@ -31,8 +31,10 @@ _INVISIBLE: Final = re.compile(
 )
 """Characters without width, and NUL, which no database holds."""
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
-_PERCENT: Final = re.compile("(?:%[0-9A-Fa-f]{2})+")
-_UNICODE: Final = re.compile(r"\\+u([0-9A-Fa-f]{4})")
+_PERCENT: Final = re.compile("((?:%[0-9A-Fa-f]{2})+)")
+_ENTITY: Final = re.compile(r"(&(?:#[0-9]+;?|#[xX][0-9a-fA-F]+;?|[^\t\n\f <&#;]{1,32};?))")
+"""What `html.unescape` looks at."""
+_UNICODE: Final = re.compile(r"(\\+u[0-9A-Fa-f]{4})")
 
 _BLANKS: Final = re.compile(r"\s+")
 
@@ -68,9 +70,13 @@ def fold_batch(texts: Sequence[str]) -> list[str]:
     for _ in range(ROUNDS - 1):
         if not moving:
             return folded
-        for n, text in zip(moving, _fold_lines([folded[n] for n in moving]), strict=True):
-            folded[n] = text
-        moving = _unsettled(folded, moving)
+        before = [folded[n] for n in moving]
+        changed = []
+        for n, old, new in zip(moving, before, _fold_lines(before), strict=True):
+            if new != old:
+                folded[n] = new
+                changed.append(n)
+        moving = _unsettled(folded, changed) if changed else []
     for n in moving:
         folded[n] = fold(texts[n])
     return folded
@@ -121,7 +127,7 @@ def _fold_lines(texts: Sequence[str]) -> list[str]:
     if not joined.isascii():
         joined = _without_surrogates(joined)
     if "%" in joined or "&" in joined or "\\u" in joined:
-        joined = "\n".join([_undone_line(text) for text in joined.split("\n")])
+        joined = _undo_escapes(joined, newline=" ")
     joined = joined.replace("\0", "").lower() if joined.isascii() else _normal(_INVISIBLE.sub("", joined))
     return _resolve_lines(_trim_lines(joined.replace("\\", "/").replace("+", " ")))
 
@@ -145,12 +151,6 @@ def _resolve_lines(joined: str) -> list[str]:
     return lines
 
 
-def _undone_line(text: str) -> str:
-    if "%" in text or "&" in text or "\\u" in text:
-        return _undo_escapes(text).replace("\n", " ")
-    return text
-
-
 def _without_surrogates(text: str) -> str:
     """Pairs of surrogates as the character that they encode, lone ones as U+FFFD."""
     if not text.isascii() and _SURROGATE.search(text):
@@ -158,22 +158,40 @@ def _without_surrogates(text: str) -> str:
     return text
 
 
-def _undo_escapes(text: str) -> str:
+def _undo_escapes(text: str, *, newline: str = "\n") -> str:
+    """The text without escapes, those inside escapes included.
+
+    Args:
+        text: one text, or the lines of a batch.
+        newline: what an escaped end of line becomes.
+    """
     for _ in range(ROUNDS):
         before = text
         if "%" in text:
-            text = _PERCENT.sub(_decoded, text)
+            text = _replaced(_PERCENT, _decoded, text, newline)
         if "&" in text:
-            text = html.unescape(text)
+            text = _replaced(_ENTITY, html.unescape, text, newline)
         if "\\u" in text:
-            text = _without_surrogates(_UNICODE.sub(lambda code: chr(int(code[1], 16)), text))
+            text = _without_surrogates(_replaced(_UNICODE, _character, text, newline))
         if text == before:
             break
     return text
 
 
-def _decoded(run: re.Match[str]) -> str:
-    data = bytes.fromhex(run[0].replace("%", ""))
+def _replaced(escape: re.Pattern[str], undo: Callable[[str], str], text: str, newline: str) -> str:
+    """The text with each escape undone; equal ones, which a batch has many of, at once."""
+    pieces = escape.split(text)
+    undone = {piece: undo(piece).replace("\n", newline) for piece in set(pieces[1::2])}
+    pieces[1::2] = map(undone.__getitem__, pieces[1::2])
+    return "".join(pieces)
+
+
+def _character(escape: str) -> str:
+    return chr(int(escape[-4:], 16))
+
+
+def _decoded(run: str) -> str:
+    data = bytes.fromhex(run.replace("%", ""))
     try:
         return data.decode()
     except UnicodeDecodeError:
