@@ -14,7 +14,7 @@ from __future__ import annotations
 import glob
 import re
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from enum import Enum
 from typing import Final
 from unicodedata import combining, normalize
@@ -22,7 +22,7 @@ from unicodedata import combining, normalize
 from lamplighter.kernel.media import DERIVED, derived_parts, derived_pattern
 from lamplighter.media.extensions import MEDIA
 from lamplighter.media.fingerprints import Builder, Fingerprints, frame, from_bytes, unframe
-from lamplighter.media.folding import QUOTES, fingerprint, fingerprint_batch, fold
+from lamplighter.media.folding import QUOTES, fingerprint_batch, fold
 
 MAX_NAMES: Final = 4_000_000
 """Names of unmatched and outside values; above, every candidate is kept as ambiguous."""
@@ -34,12 +34,16 @@ DERIVATIONS: Final = 4
 """How often a file may be derived from one that is derived itself."""
 
 _MAX_ORIGINALS: Final = 40
+_CHUNK: Final = 100
+"""Files whose originals are looked up at once: each may have a thousand."""
 _EXTENSIONS: Final = tuple(sorted(MEDIA))
 _ENDS_IN_MEDIA: Final = re.compile(rf"\.(?:{'|'.join(_EXTENSIONS)})$")
 _MEDIA_ENDS: Final = re.compile(rf"\.(?:{'|'.join(_EXTENSIONS)})(?![a-z0-9])")
 _EXTENSION: Final = re.compile(r"\.[a-z0-9]{1,5}$")
+_EXTENSION_LENGTHS: Final = range(2, 7)
 _SEPARATORS: Final = re.compile(r"[^\w/.\-~]+|(?<![a-z0-9])-+(?![a-z0-9])|[/=]+")
 _WORDS: Final = re.compile(r"[\W_]+")
+_MARKS: Final = bytes(code for code in range(128) if not chr(code).isalnum() and chr(code) != "\n")
 
 
 class Kept(Enum):
@@ -63,6 +67,17 @@ def skeleton(name: str) -> str:
     return "".join(filter(str.isalnum, plain)) or name
 
 
+def skeletons(names: Sequence[str]) -> list[str]:
+    """`[skeleton(name) for name in names]`, for folded names, at once where they are ASCII."""
+    joined = "\n".join(names)
+    if not names or not joined.isascii() or joined.count("\n") >= len(names):
+        return list(map(skeleton, names))
+    return [
+        letters or name
+        for letters, name in zip(joined.encode().translate(None, _MARKS).decode().split("\n"), names, strict=True)
+    ]
+
+
 def stem(name: str) -> str:
     """A folded name without the extensions of media files: `photo` of `photo.jpg.webp`."""
     while (end := _ENDS_IN_MEDIA.search(name)) and end.start():
@@ -73,10 +88,8 @@ def stem(name: str) -> str:
 def cuts(name: str) -> set[str]:
     """The skeletons of what begins or ends a stem, cut at a separator; not the whole."""
     words = [word for word in _WORDS.split(name) if word]
-    found: set[str] = set()
-    for n in range(1, len(words)):
-        found |= {skeleton("".join(words[:n])), skeleton("".join(words[n:]))}
-    return found
+    found = [part for n in range(1, len(words)) for part in ("".join(words[:n]), "".join(words[n:]))]
+    return set(found if name.isascii() else map(skeleton, found))
 
 
 def name_of(folded: str) -> str:
@@ -127,6 +140,7 @@ class Names:
         """Of the candidates' skeletons: beginnings of other lengths need not be looked up."""
         self._name_lengths: set[int] = set()
         self._folders: set[int] = set()
+        self._folder_lengths: set[int] = set()
         self._sealed: Fingerprints | None = None
         self._names: tuple[Builder, Builder] = Builder(), Builder()
         self._asked: tuple[Fingerprints, Fingerprints] | None = None
@@ -136,18 +150,20 @@ class Names:
 
     def add_candidates(self, folded: Sequence[str], *, root: str = "") -> None:
         """Add the folded keys of candidates; folders that `root` ("" or ending with a slash) names are not counted."""
-        whole = [skeleton(stem(name_of(key))) for key in folded]
+        whole = skeletons([stem(name_of(key)) for key in folded])
         self._candidates.add(fingerprint_batch(whole))
         self._lengths.update(map(len, whole))
         parents = {key.rpartition("/")[0] for key in folded}
         folders = {segment for parent in parents for segment in (parent + "/").removeprefix(root).split("/")} - {""}
         self._folders.update(fingerprint_batch(list(folders)))
+        self._folder_lengths.update(map(len, folders))
 
     def add_segments(self, paths: Iterable[str], *, matched: bool) -> None:
         """Add folded paths that values name, of which the last segment may be a folder of candidates."""
         if not self._folders:
             return
-        names = {name_of(path) for path in paths}
+        lengths = {length + extension for length in self._folder_lengths for extension in (0, *_EXTENSION_LENGTHS)}
+        names = {name for path in paths if len(name := path[path.rfind("/") + 1 :]) in lengths}
         names |= {_EXTENSION.sub("", name) for name in names}
         if matched:  # 12.jpg does not name the folder of December
             names = {name for name in names if not (len(name) <= 4 and name.isdecimal())}
@@ -162,9 +178,9 @@ class Names:
             self._count += len(full) + len(others)
             if self._count > self._max_names:
                 return
-            whole = [skeleton(one) for one in full]
+            whole = skeletons(list(full))
             self._names[0].add(fingerprint_batch(whole))
-            self._names[1].add(fingerprint_batch([skeleton(one) for one in others]))
+            self._names[1].add(fingerprint_batch(skeletons(list(others))))
             shorter = {one for name in full for one in cuts(name)}
             for one in whole:
                 shorter.update(one[:end] for end in self._lengths if MIN_BEGINNING <= end < len(one))
@@ -182,45 +198,63 @@ class Names:
     def to_bytes(self) -> bytes:
         """What was added of candidates."""
         self._sealed = self._sealed or self._candidates.seal()
-        sets = (array("Q", some).tobytes() for some in (self._folders, self._lengths))
+        sets = (array("Q", some).tobytes() for some in (self._folders, self._folder_lengths, self._lengths))
         return frame(self._sealed.to_bytes(), *sets)
 
     def add_bytes(self, data: bytes) -> None:
         """Add the candidates that `to_bytes` of this or another object wrote."""
-        candidates, folders, lengths = unframe(data)
+        candidates, folders, folder_lengths, lengths = unframe(data)
         self._candidates = Builder()
         for some in (self._sealed, from_bytes(candidates)):
             if some is not None:
                 self._candidates.add(some.values())
         self._sealed = None
         self._folders.update(array("Q", folders))
+        self._folder_lengths.update(array("Q", folder_lengths))
         self._lengths.update(array("Q", lengths))
 
-    def may_mean(self, folded: str, paths: Fingerprints, *, root: str = "") -> bool:
-        """Whether some value may mean the file with this folded key.
+    def may_mean(self, folded: Sequence[str], paths: Fingerprints, *, root: str = "") -> list[bool]:
+        """Which of the files with these folded keys some value may mean.
 
         Args:
             paths: the fingerprints of the whole paths of all values.
             root: the folded folder that is listed, "" or ending with a slash.
         """
         if self._count > self._max_names:
-            return True
+            return [True] * len(folded)
         if self._asked is None:
             self._asked = self._names[0].seal(), self._names[1].seal()
         full, others = self._asked
-        below = folded.removeprefix(root)
-        segments = below.split("/")
-        if any(print_ in self._named_folders for print_ in fingerprint_batch(segments[:-1])):
-            return True
-        if True in paths.contains(fingerprint_batch(_suffixes(folded))):
-            return True
-        name = stem(segments[-1])
-        whole = skeleton(name)
-        if (print_ := fingerprint(whole)) in self._longer or print_ in others:
-            return True
-        beginnings = [whole[:end] for end in self._name_lengths if MIN_BEGINNING <= end < len(whole)]
-        tried = {whole, *cuts(name), *beginnings}
-        return True in full.contains(fingerprint_batch(list(tried)))
+        stems = [stem(name_of(key)) for key in folded]
+        whole = skeletons(stems)
+        prints = fingerprint_batch(whole)
+        lengths = [length for length in self._name_lengths if length >= MIN_BEGINNING]
+        tried = [
+            [one, *cuts(name), *[one[:end] for end in lengths if end < len(one)]]
+            for one, name in zip(whole, stems, strict=True)
+        ]
+        reasons = [
+            [one in self._longer for one in prints],
+            others.contains(prints),
+            any_of(tried, full.contains),
+            any_of([_suffixes(key) for key in folded], paths.contains),
+        ]
+        if self._named_folders:
+            folders = [key.removeprefix(root).split("/")[:-1] for key in folded]
+            reasons.append(any_of(folders, lambda prints: [one in self._named_folders for one in prints]))
+        return list(map(any, zip(*reasons, strict=True)))
+
+
+def any_of(groups: Sequence[Sequence[str]], contains: Callable[[array[int]], list[bool]]) -> list[bool]:
+    """Of each group of paths, whether the fingerprint of any of them is contained; all are looked up at once."""
+    found = contains(fingerprint_batch([path for group in groups for path in group]))
+    if True not in found:
+        return [False] * len(groups)
+    answers, end = [], 0
+    for group in groups:
+        start, end = end, end + len(group)
+        answers.append(True in found[start:end])
+    return answers
 
 
 def _suffixes(folded: str) -> list[str]:
@@ -248,21 +282,25 @@ class Patterns:
         every = "|".join(pattern.pattern.replace("?P<name>", "?:") for pattern in self._names)
         self._any_name = re.compile(every or "(?!)")
 
-    def originals(self, folded: str) -> Iterator[list[str]]:
-        """The folded paths of what the file may be derived from, nearest first, in groups of one name each."""
+    def originals(self, folded: str, extensions: Collection[str] = _EXTENSIONS) -> Iterator[list[str]]:
+        """The folded paths of what the file may be derived from, nearest first, in groups of one name each.
+
+        Args:
+            extensions: those of media files that listed keys have.
+        """
         seen = {folded}
         level = [folded]
         for _ in range(DERIVATIONS):
             upper: list[str] = []
             for path in level:
-                yield _with_extensions(path, folded)
+                yield _with_extensions(path, folded, extensions)
                 upper += [one for one in self._undone(path) if one not in seen]
                 seen.update(upper)
             level = upper
             if not level or len(seen) > _MAX_ORIGINALS:
                 break
         for path in level:
-            yield _with_extensions(path, folded)
+            yield _with_extensions(path, folded, extensions)
 
     def _undone(self, path: str) -> list[str]:
         folder, slash, name = path.rpartition("/")
@@ -288,10 +326,10 @@ def _compiled(pattern: str) -> re.Pattern[str]:
     )
 
 
-def _with_extensions(path: str, besides: str) -> list[str]:
+def _with_extensions(path: str, besides: str, extensions: Collection[str]) -> list[str]:
     folder, slash, name = path.rpartition("/")
     bare = folder + slash + stem(name)
-    paths = dict.fromkeys([path, bare, *(f"{bare}.{extension}" for extension in _EXTENSIONS)])
+    paths = dict.fromkeys([path, bare, *(f"{bare}.{extension}" for extension in extensions)])
     return [one for one in paths if one != besides]
 
 
@@ -315,26 +353,32 @@ class Exclusions:
 
 
 def why_kept(
-    folded: str,
+    folded: Sequence[str],
     *,
-    may_mean: Callable[[str], bool],
+    may_mean: Callable[[Sequence[str]], list[bool]],
     is_named: Callable[[Sequence[str]], list[bool]],
     is_candidate: Callable[[Sequence[str]], list[bool]],
     patterns: Patterns,
-) -> Kept | None:
-    """Why the file with this folded key is kept, or None.
+    extensions: Collection[str] = _EXTENSIONS,
+) -> list[Kept | None]:
+    """Why each of the files with these folded keys is kept, or None.
 
     Args:
-        may_mean: whether a value may mean a file, by its folded key.
+        may_mean: which files a value may mean, by their folded keys.
         is_named: which folded keys are listed and named.
         is_candidate: which folded keys are listed and not named.
+        extensions: those of media files that listed keys have.
     """
-    if may_mean(folded):
-        return Kept.AMBIGUOUS
-    for originals in patterns.originals(folded):
-        if True in is_named(originals):
-            return Kept.DERIVED
-        listed = [one for one, is_listed in zip(originals, is_candidate(originals), strict=True) if is_listed]
-        if any(map(may_mean, listed)):
-            return Kept.DERIVED
-    return None
+    kept: list[Kept | None] = [Kept.AMBIGUOUS if is_meant else None for is_meant in may_mean(folded)]
+    unclear = [n for n, why in enumerate(kept) if why is None]
+    for start in range(0, len(unclear), _CHUNK):
+        some = unclear[start : start + _CHUNK]
+        originals = {n: [path for group in patterns.originals(folded[n], extensions) for path in group] for n in some}
+        paths = list({path for group in originals.values() for path in group})
+        keeps = {path for path, named in zip(paths, is_named(paths), strict=True) if named}
+        listed = [path for path, is_listed in zip(paths, is_candidate(paths), strict=True) if is_listed]
+        keeps.update(path for path, is_meant in zip(listed, may_mean(listed), strict=True) if is_meant)
+        for n in some if keeps else ():
+            if not keeps.isdisjoint(originals[n]):
+                kept[n] = Kept.DERIVED
+    return kept
