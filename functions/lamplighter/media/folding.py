@@ -12,12 +12,12 @@ from __future__ import annotations
 import html
 import re
 import sys
-from _imp import source_hash
 from array import array
 from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import compress, repeat
+from importlib.util import source_hash
+from itertools import compress
 from typing import Final, NamedTuple
 from unicodedata import normalize
 
@@ -462,17 +462,13 @@ def below(folders: Container[int], folded: str) -> bool:
     return any(fingerprint(folder) in folders for folder in ancestors(folded))
 
 
-_KEY: Final = 0x4C616D706C696768
-"""Of the hash; any constant."""
-
-
 def fingerprint_batch(texts: Sequence[str]) -> array[int]:
     """64 bits of each folded path, the same in every process: `array("Q")`.
 
-    The hash is the interpreter's keyed SipHash, which marks source files in `.pyc` files and takes a fifth of
-    blake2b's time. Another version of Python may use another: stored fingerprints carry `PROBE`.
+    The hash is the interpreter's SipHash, which marks source files in `.pyc` files and takes a fifth of blake2b's
+    time. Another version of Python has another key: stored fingerprints carry `PROBE`.
     """
-    data = b"".join(map(source_hash, repeat(_KEY), map(str.encode, texts)))
+    data = b"".join(map(source_hash, map(str.encode, texts)))
     prints = array("Q", data)
     if sys.byteorder == "big":
         prints.byteswap()
@@ -481,7 +477,7 @@ def fingerprint_batch(texts: Sequence[str]) -> array[int]:
 
 def fingerprint(text: str) -> int:
     """64 bits of a folded path, as `fingerprint_batch` makes them."""
-    return int.from_bytes(source_hash(_KEY, text.encode()), "little")
+    return int.from_bytes(source_hash(text.encode()), "little")
 
 
 PROBE: Final = fingerprint("lamplighter/probe.jpg")
