@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lamplighter.media.accounting import Account, ColumnAccount, host_of, is_blank
-from lamplighter.media.folding import Scope
+from lamplighter.media.folding import Plain, Scope
 from lamplighter.media.rescue import Kept
 from tests.unit.test_worlds import batches
 from tests.worlds import World
@@ -395,3 +397,75 @@ def test_a_key_that_was_not_listed_here_stays() -> None:
     account = account_of(["m/a.jpg"], ["m/a.jpg", "m/b.jpg"])
     assert account.verdict("m/b.jpg") is None
     assert account.verdict("m/c.jpg") is Kept.NAMED
+
+
+class OneByOne(Account):
+    """Takes no value for plain."""
+
+    def _plain(self, column: int, texts: Sequence[str]) -> Plain:
+        plain = super()._plain(column, ())
+        plain.others = texts
+        return plain
+
+    def _count_plain(self, column: int, values: Sequence[str]) -> Sequence[str]:
+        return values
+
+
+KEYS = st.builds(
+    "{}{}{}".format,
+    st.sampled_from(["", "a/", "a/b/", "a/a/b/", "b/", "c/b/"]),
+    st.sampled_from(["x", "Y y", "é", "x/12", "12"]),
+    st.sampled_from([".jpg", ".webp", ".txt", "-150x150.jpg"]),
+)
+WRITTEN = st.builds(
+    lambda form, key: form.format(key),
+    st.sampled_from(
+        ["{}", "{}", "{}", "/{}", "a/{}", "https://h/{}", "b/{}", "{}?v=1", "../{}", "%2e/{}", "s/{}", " "]
+    ),
+    KEYS,
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    st.lists(KEYS, max_size=12, unique=True),
+    st.lists(WRITTEN, max_size=12),
+    st.lists(WRITTEN, max_size=6),
+    st.lists(WRITTEN, max_size=2),
+    st.sampled_from([Scope("bucket"), Scope("a"), Scope("bucket", "a/"), Scope("a", "a/b/"), Scope("b", "a/b/")]),
+    st.sampled_from([{}, {}, {}, {"strip": ("s/",)}, {"folder": True}, {"elsewhere": ("c/",)}]),
+)
+def test_plain_values_are_counted_as_one_by_one(
+    keys: list[str], values: list[str], new: list[str], hints: list[str], scope: Scope, declared: dict
+) -> None:
+    keys = [key for key in keys if key.startswith(scope.folder)]
+    outcomes = []
+    for kind in (Account, OneByOne):
+        account = kind(scope, [Declared(**declared)])
+        account.first(0, values, hints)
+        named = account.listed(keys)
+        account.second(0, [*values[1:], *new], hints[1:])
+        outcomes.append((named, account.counts(), account.verdicts(keys), [account.verdict(key) for key in keys]))
+    assert outcomes[0] == outcomes[1]
+    assert outcomes[0][2] == outcomes[0][3]
+
+
+@pytest.mark.parametrize(
+    ("scope", "value"),
+    [
+        (Scope("bucket"), "media/{}.jpg"),
+        (Scope("media"), "https://cdn.example.com/media/{}.jpg"),
+        (Scope("media", "media/"), "/media/{}.jpg"),
+        (Scope("bucket", "media/"), "{}.jpg"),
+    ],
+)
+def test_plain_values_that_all_match_are_not_looked_at_one_by_one(
+    scope: Scope, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = [value.format(n) for n in range(500)]
+    keys = [f"media/{n}.jpg" for n in range(501)]
+    monkeypatch.setattr(Account, "_count", None)
+    monkeypatch.setattr(Account, "_spread", lambda _self, _column, texts: list(texts) and pytest.fail("one by one"))
+    account = account_of(values, keys, scope=scope)
+    assert figures(account.counts()[0]) == (500, 500, 0, 0, 0)
+    assert [key for key in keys if account.verdict(key) is None] == ["media/500.jpg"]

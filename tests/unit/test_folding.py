@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from lamplighter.media.folding import (
     PROBE,
+    Plain,
     Scope,
     ancestors,
     below,
@@ -26,6 +27,7 @@ from lamplighter.media.folding import (
     fold_batch,
     readings,
     readings_batch,
+    spread_batch,
 )
 from tests.worlds import ENCODINGS, PLACES
 
@@ -195,6 +197,49 @@ def test_a_batch_of_values_reads_as_each_value_does(values: list[str], scope: Sc
         assert len(set(paths)) == len(paths)
         assert "" not in paths
         assert all((path + "/").startswith(fold(scope.folder) + "/" if fold(scope.folder) else "") for path in paths)
+
+
+PLAIN = st.builds(
+    "{}{}{}".format,
+    st.sampled_from(["", "/", "a/", "media/", "a/b/", "b/c/", "https://h/", "https://h/bucket/", "Bücket/"]),
+    st.sampled_from(["a", "Photo é/", "Media/", "b c/", "bucket/", "media/Übersicht 1/"]),
+    st.sampled_from(["x.jpg", "a b+c.jpg", "a%20b.jpg", "é.JPG", "", ".", " "]),
+)
+
+
+@settings(max_examples=600, deadline=None)
+@given(
+    st.lists(st.one_of(PLAIN, PLAIN, NASTY), max_size=8),
+    st.sampled_from([*SCOPES, Scope("a", "a/Photo é/"), Scope("media"), Scope("Bücket", "a/b/")]),
+    st.sampled_from([(), (), ("static/",)]),
+)
+def test_plain_values_mean_what_each_means(values: list[str], scope: Scope, strip: tuple[str, ...]) -> None:
+    plain = Plain(values, scope, strip)
+    assert sorted([*plain.values, *plain.others]) == sorted(values)
+    spreads = dict(zip(plain.values, spread_batch(plain.values, scope, strip), strict=True))
+    assert plain.folded == [fold(value.removeprefix("https://h")) for value in plain.values]
+    below = {path for one in spreads.values() for path in one.absolute + one.relative}
+    assert set(plain.readings()) == below
+    assert set(plain.paths()) == below | {path for one in spreads.values() for path in one.beyond}
+    whole, relative = plain.likely()
+    assert all(path == spreads[value].absolute[0] for value, path in zip(whole.values, whole.paths, strict=True))
+    for value, path in zip(relative.values, relative.paths, strict=True):
+        assert path in spreads[value].relative
+        assert not spreads[value].absolute
+
+
+@pytest.mark.parametrize("scope", [*SCOPES, Scope("media")])
+def test_keys_and_plain_urls_are_plain(scope: Scope) -> None:
+    keys = [f"{scope.folder or 'media/'}2026/Camera-{n} (é)/a b+c%20{n}.jpg" for n in range(99)]
+    keys += [f"{start}{key}" for start in ("/", "https://cdn.example.com/") for key in keys]
+    plain = Plain(keys, scope)
+    assert (plain.values, plain.others) == (keys, ())
+    assert plain.likely()[0].values == keys
+    mixed = Plain([*keys, "a?b", "/"], scope)
+    assert (mixed.values, mixed.others) == (keys, ["a?b", "/"])
+    if scope.folder:
+        plain = Plain([f"{n}.jpg" for n in range(99)], scope)
+        assert plain.likely()[1].paths == [f"{fold(scope.folder)}/{n}.jpg" for n in range(99)]
 
 
 def test_keys_of_one_class_keep_each_other() -> None:

@@ -25,7 +25,10 @@ def may_mean(key: str, *, unmatched: tuple[str, ...] = (), matched: tuple[str, .
     names.add_unmatched(map(fold, unmatched))
     names.add_segments(map(fold, unmatched), matched=False)
     names.add_segments(map(fold, matched), matched=True)
-    return names.may_mean(fold(key), sealed([fold(one) for one in (*unmatched, *matched)]), root=root)
+    paths = sealed([fold(one) for one in (*unmatched, *matched)])
+    answers = names.may_mean(["0/0.bmp", fold(key), "1"], paths, root=root)
+    assert (answers[0], answers[2]) == (False, False)
+    return answers[1]
 
 
 @pytest.mark.parametrize(
@@ -83,13 +86,14 @@ def test_skeletons_and_stems() -> None:
 
 
 def reason(key: str, *, named: tuple[str, ...] = (), kept: tuple[str, ...] = (), patterns: Patterns | None = None):
-    return why_kept(
-        fold(key),
-        may_mean=lambda path: path in kept,
+    _, why = why_kept(
+        ["unrelated.bmp", fold(key)],
+        may_mean=lambda paths: [path in kept for path in paths],
         is_named=lambda paths: [path in named for path in paths],
         is_candidate=lambda paths: [path in kept for path in paths],
         patterns=patterns or Patterns(),
     )
+    return why
 
 
 @pytest.mark.parametrize(
@@ -194,9 +198,9 @@ def test_above_the_bound_of_names_everything_is_kept() -> None:
     names = Names(max_names=10)
     names.add_candidates(["m/orphan.jpg"])
     names.add_unmatched(f"m/value-{n}.jpg" for n in range(11))
-    assert names.may_mean("m/orphan.jpg", sealed([]))
+    assert names.may_mean(["m/orphan.jpg"], sealed([])) == [True]
     names.forget_values()
-    assert not names.may_mean("m/orphan.jpg", sealed([]))
+    assert names.may_mean(["m/orphan.jpg"], sealed([])) == [False]
 
 
 def looked_up(size: int, monkeypatch: pytest.MonkeyPatch) -> int:
@@ -214,7 +218,7 @@ def looked_up(size: int, monkeypatch: pytest.MonkeyPatch) -> int:
     names.add_candidates(keys)
     names.add_unmatched(f"other/photo-of-something-{n:06}.jpg" for n in range(size, 2 * size))
     paths = sealed([])
-    assert not any(names.may_mean(key, paths) for key in keys)
+    assert not any(names.may_mean(keys, paths))
     return hashed
 
 
@@ -222,3 +226,14 @@ def test_as_many_candidates_as_values_cost_in_proportion(monkeypatch: pytest.Mon
     few, many = (looked_up(size, monkeypatch) for size in (500, 5000))
     assert many <= 11 * few
     assert many <= 60 * 2 * 5000
+
+
+@pytest.mark.parametrize("pattern", DERIVED)
+@pytest.mark.parametrize("name", ["photo", "a b", "x.jpg", "ärger-2", "1x1"])
+def test_what_derives_from_another_is_found_among_many(pattern: str, name: str) -> None:
+    """`bases` looks only at paths that have the pattern's mark."""
+    made = pattern.replace("{name}", name).replace("{n}", "150").replace("{any}", "q85")
+    path = f"m/{made}{name}.jpg" if pattern.endswith("/") else f"m/{made}.jpg"
+    patterns = Patterns([pattern])
+    assert patterns.bases(["m/other.jpg", fold(path), "n/other.jpg"]), path
+    assert not patterns.bases(["m/other.jpg"])

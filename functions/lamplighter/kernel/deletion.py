@@ -606,7 +606,8 @@ _FIELDS: Final = tuple(one.name for one in fields(Entry))
 
 
 def _unpack(body: bytes) -> list[Entry]:
-    return [Entry(**json.loads(line)) for line in gzip.decompress(body).splitlines()]
+    lines = gzip.decompress(body).splitlines()
+    return [Entry(**fields) for fields in json.loads(b"[%s]" % b",".join(lines))]
 
 
 def _sha256(body: bytes) -> str:

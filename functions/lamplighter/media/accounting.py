@@ -3,7 +3,7 @@
 1. `first` takes the values of all columns and keeps the fingerprints of what they may mean.
 2. `listed` takes the keys of the bucket and marks what the values name. What no value names is a candidate.
 3. `second` takes the values again, from a later snapshot, and counts each: matched, outside or unmatched.
-4. `verdict` says why a candidate is kept; None: no value names it or may mean it.
+4. `verdicts` says why each candidate is kept; None: no value names it or may mean it.
 
 A path of another folder is outside only where the bucket has that folder: `img/<hash>.jpg` may be a name that an
 application gives to `uploads/photo.jpg`, which nothing here can read. Where both folders exist, such a name stays
@@ -23,25 +23,26 @@ import string
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import compress
 from typing import Final, Protocol
 from urllib.parse import unquote
 
 from lamplighter.kernel.media import DERIVED
-from lamplighter.media.extensions import is_media
+from lamplighter.media.extensions import MEDIA, is_media
 from lamplighter.media.fingerprints import Builder, Fingerprints, frame, from_bytes, unframe
 from lamplighter.media.folding import (
+    Plain,
     Scope,
     Spread,
     ancestors,
     bare_paths,
-    fingerprint,
     fingerprint_batch,
     fold,
     fold_batch,
     readings_batch,
     spread_batch,
 )
-from lamplighter.media.rescue import Exclusions, Kept, Names, Patterns, has_media_name, uncut, why_kept
+from lamplighter.media.rescue import Exclusions, Kept, Names, Patterns, any_of, has_media_name, uncut, why_kept
 
 MAX_GROUPS: Final = 200
 """Groups of unmatched values a column; values of others count as one more group."""
@@ -176,14 +177,17 @@ class Account:
         self._unnamed_folders = Builder()
         self._candidates: tuple[Fingerprints, Fingerprints] | None = None
         self._names = Names()
+        self._extensions: set[str] = set()
+        """Of media files, folded, that listed keys have."""
         self.begin_second()
 
     # -- the first reading -----------------------------------------------------------------------------------------
 
     def first(self, column: int, values: Sequence[str], hints: Sequence[str] = ()) -> None:
         """Take values, and hints: texts that keep what they name and are not counted."""
-        paths: list[str] = []
-        for spread in self._spread(column, [*values, *hints]):
+        plain = self._plain(column, [*values, *hints])
+        paths = plain.paths()
+        for spread in self._spread(column, plain.others):
             paths += spread.absolute
             paths += spread.relative
             paths += spread.beyond
@@ -191,6 +195,9 @@ class Account:
         self._reading.add(prints)
         if self._columns[column].folder:
             self._reading_folders.add(prints)
+
+    def _plain(self, column: int, texts: Sequence[str]) -> Plain:
+        return Plain(texts, self._scope, self._columns[column].strip)
 
     def _spread(self, column: int, texts: Sequence[str]) -> list[Spread]:
         return spread_batch(texts, self._scope, self._columns[column].strip)
@@ -203,6 +210,7 @@ class Account:
         folded = fold_batch(keys)
         if any(key.endswith("/") for key in keys):  # the marker of a folder is no file: only a folder's column names it
             folded = [f"{one}/\0" if key.endswith("/") else one for one, key in zip(folded, keys, strict=True)]
+        self._extensions |= MEDIA.intersection([key[key.rfind(".") + 1 :] for key in folded])
         named = paths.mark(fingerprint_batch(folded))
         if len(folders):
             above = {key: ancestors(key) for key in {key.rpartition("/")[0] + "/" for key in folded}}
@@ -236,19 +244,51 @@ class Account:
 
     def second(self, column: int, values: Sequence[str], hints: Sequence[str] = ()) -> None:
         """Take and count values, read after the listing; and hints, which keep what they name."""
+        values = [value for value in values if value[:1].isalnum() or not is_blank(value)]
+        self._tallies[column].values += len(values)
+        left: Sequence[str] = values if self._columns[column].folder else self._count_plain(column, values)
+        if left or hints:
+            self._count(column, left, hints)
+
+    def _count_plain(self, column: int, values: Sequence[str]) -> Sequence[str]:
+        """Count the plain values that are matched by what they most likely mean, all at once; which are left."""
+        paths, _ = self._seal()
+        new, _ = self._list_ended()
+        tally = self._tallies[column]
+        plain = self._plain(column, values)
+        new.mark(fingerprint_batch(plain.readings()))
+        whole, relative = plain.likely()
+        matched: set[str] = set()
+        for likely in (whole, relative):
+            prints = fingerprint_batch(likely.paths)
+            hit = paths.marked(prints)
+            if False in hit:
+                hit = [a or b for a, b in zip(hit, new.contains(prints), strict=True)]
+            if True not in hit:
+                continue
+            count = hit.count(True)
+            tally.matched += count
+            tally.relative += count if likely is relative else 0
+            named = list(compress(likely.paths, hit))
+            self._names.add_segments(named, matched=True)
+            self._originals.add(fingerprint_batch(self._patterns.bases(named)))
+            if count == len(values):
+                return ()
+            matched.update(compress(likely.values, hit))
+        return [value for value in values if value not in matched]
+
+    def _count(self, column: int, values: Sequence[str], hints: Sequence[str]) -> None:
+        """Count values by all that they may mean, one by one."""
         paths, folders = self._seal()
         new, new_folders = self._list_ended()
         tally = self._tallies[column]
-        is_folder = self._columns[column].folder
-        values = [value for value in values if value[:1].isalnum() or not is_blank(value)]
         spreads = self._spread(column, [*values, *hints])
         flat = [one for spread in spreads for one in (*spread.absolute, *spread.relative)]
         prints = fingerprint_batch(flat)
         hit = [a or b for a, b in zip(paths.marked(prints), new.mark(prints), strict=True)]
-        if is_folder:
+        if self._columns[column].folder:
             found = zip(hit, folders.marked(prints), new_folders.mark(prints), strict=True)
             hit = [a or b or c for a, b, c in found]
-        tally.values += len(values)
         matched: list[str] = []
         left: list[tuple[str, Spread]] = []
         names: list[str] = []
@@ -358,22 +398,35 @@ class Account:
 
     def verdict(self, key: str) -> Kept | None:
         """Why a listed key, which `listed` did not find named, is kept; None: it is an orphan."""
-        if self._exclusions.names(key, folder=self._scope.folder):
-            return Kept.EXCLUDED
+        return self.verdicts([key])[0]
+
+    def verdicts(self, keys: Sequence[str]) -> list[Kept | None]:
+        """The verdict of each key."""
         new, new_folders = self._list_ended()
-        folded = fold(key)
-        if fingerprint(folded) not in new or new.marked([fingerprint(folded)])[0]:
-            return Kept.NAMED  # what was not listed here was not compared with the second reading: it stays
-        if len(new_folders) and True in new_folders.marked(fingerprint_batch(ancestors(folded))):
-            return Kept.NAMED
+        folded = fold_batch(keys)
+        prints = fingerprint_batch(folded)
+        # What was not listed here was not compared with the second reading: it stays.
+        named = [a or not b for a, b in zip(new.marked(prints), new.contains(prints), strict=True)]
+        if len(new_folders):
+            in_named = any_of(list(map(ancestors, folded)), new_folders.marked)
+            named = [a or b for a, b in zip(named, in_named, strict=True)]
+        found = [Kept.NAMED if is_named else None for is_named in named]
+        for n, key in enumerate(keys):
+            if self._exclusions.names(key, folder=self._scope.folder):
+                found[n] = Kept.EXCLUDED
+        unclear = [n for n, kept in enumerate(found) if kept is None]
         paths, _ = self._seal()
-        return why_kept(
-            folded,
-            may_mean=lambda path: self._names.may_mean(path, paths, root=self._root),
+        reasons = why_kept(
+            [folded[n] for n in unclear],
+            may_mean=lambda some: self._names.may_mean(some, paths, root=self._root),
             is_named=self._are_named,
-            is_candidate=lambda keys: new.contains(fingerprint_batch(keys)),
+            is_candidate=lambda some: new.contains(fingerprint_batch(some)),
             patterns=self._patterns,
+            extensions=self._extensions,
         )
+        for n, kept in zip(unclear, reasons, strict=True):
+            found[n] = kept
+        return found
 
     def _are_named(self, folded: Sequence[str]) -> list[bool]:
         prints = fingerprint_batch(folded)
@@ -393,7 +446,8 @@ class Account:
     def progress_to_bytes(self) -> bytes:
         """What the listing gave so far. Ends it for this object: another goes on, with `add_sealed`, `add_progress`."""
         marks = [store.marks_to_bytes() for store in self._seal()]
-        return frame(*marks, *(store.to_bytes() for store in self._list_ended()), self._names.to_bytes())
+        extensions = " ".join(sorted(self._extensions)).encode()
+        return frame(*marks, *(store.to_bytes() for store in self._list_ended()), self._names.to_bytes(), extensions)
 
     def add_sealed(self, data: bytes) -> None:
         """Take a first reading that `sealed_to_bytes` wrote.
@@ -410,12 +464,13 @@ class Account:
         Raises:
             ValueError: as `add_sealed`.
         """
-        *marks, keys, folders, names = unframe(data)
+        *marks, keys, folders, names, extensions = unframe(data)
         for store, bitmap in zip(self._seal(), marks, strict=True):
             store.add_marks(bitmap)
         for builder, stored in ((self._unnamed, keys), (self._unnamed_folders, folders)):
             builder.add(from_bytes(stored).values())
         self._names.add_bytes(names)
+        self._extensions.update(extensions.decode().split())
 
 
 @dataclass(slots=True)

@@ -17,6 +17,7 @@ from abc import ABC, abstractmethod
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
+from itertools import repeat
 from typing import Final
 from zlib import crc32
 
@@ -24,7 +25,7 @@ from lamplighter.media.folding import PROBE
 
 SET_BELOW: Final = 300_000
 """Fingerprints up to which a Python set is used."""
-CELL: Final = 64
+CELL: Final = 32
 """Fingerprints that share an entry of the sorted array's index, about."""
 
 _PARTS: Final = 256
@@ -143,7 +144,7 @@ class Builder:
         self._parts.reverse()
         while self._parts:
             values.extend(array("Q", sorted(set(self._parts.pop()))))
-        return _Many(values)
+        return _Many(values) if values else _Few(set())
 
 
 class _Few(Fingerprints):
@@ -163,8 +164,9 @@ class _Few(Fingerprints):
         return list(map(self._members.__contains__, prints))
 
     def mark(self, prints: Sequence[int]) -> list[bool]:
-        self._marked |= self._members.intersection(prints)
-        return self.contains(prints)
+        found = self._members.intersection(prints)
+        self._marked |= found
+        return list(map(found.__contains__, prints)) if found else [False] * len(prints)
 
     def marked(self, prints: Iterable[int]) -> list[bool]:
         return list(map(self._marked.__contains__, prints))
@@ -183,17 +185,24 @@ class _Few(Fingerprints):
 
 
 class _Many(Fingerprints):
-    """A sorted array, the positions at which its cells begin (a cell: equal highest bits), and a byte a mark."""
+    """A sorted array with at least one element, the positions at which its cells begin, and a byte a mark.
+
+    A cell holds the fingerprints whose highest bits are equal.
+    """
 
     def __init__(self, values: array[int]) -> None:
         self._values = values
         self._marks = bytearray(len(values))
-        bits = max(0, (len(values) // CELL).bit_length())
+        bits = (len(values) // CELL).bit_length()
         self._shift = 64 - bits
-        self._starts = array("Q", [0])
+        self._starts = array("I", [0])
         for cell in range(1, 1 << bits):
             self._starts.append(bisect_left(values, cell << self._shift, self._starts[-1]))
         self._starts.append(len(values))
+        last = len(values) - 1  # a search that ends there or before finds a value to compare with
+        while self._starts[-1] > last:
+            self._starts.pop()
+        self._starts.extend(repeat(last, (1 << bits) + 1 - len(self._starts)))
 
     def __len__(self) -> int:
         return len(self._values)
@@ -202,7 +211,10 @@ class _Many(Fingerprints):
         return isinstance(fingerprint, int) and self._positions([fingerprint])[0] >= 0
 
     def contains(self, prints: Iterable[int]) -> list[bool]:
-        return [position >= 0 for position in self._positions(prints)]
+        values, starts, shift = self._values, self._starts, self._shift
+        return [
+            values[bisect_left(values, one, starts[cell := one >> shift], starts[cell + 1])] == one for one in prints
+        ]
 
     def mark(self, prints: Sequence[int]) -> list[bool]:
         positions = self._positions(prints)
@@ -221,13 +233,10 @@ class _Many(Fingerprints):
     def _positions(self, prints: Iterable[int]) -> list[int]:
         """Where each fingerprint is, or -1."""
         values, starts, shift = self._values, self._starts, self._shift
-        found = []
-        for one in prints:
-            cell = one >> shift
-            end = starts[cell + 1]
-            position = bisect_left(values, one, starts[cell], end)
-            found.append(position if position < end and values[position] == one else -1)
-        return found
+        return [
+            at if values[at := bisect_left(values, one, starts[cell := one >> shift], starts[cell + 1])] == one else -1
+            for one in prints
+        ]
 
     def values(self) -> array[int]:
         return self._values

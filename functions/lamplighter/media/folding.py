@@ -12,12 +12,12 @@ from __future__ import annotations
 import html
 import re
 import sys
-from _imp import source_hash
 from array import array
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import repeat
+from importlib.util import source_hash
+from itertools import compress
 from typing import Final, NamedTuple
 from unicodedata import normalize
 
@@ -31,8 +31,10 @@ _INVISIBLE: Final = re.compile(
 )
 """Characters without width, and NUL, which no database holds."""
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
-_PERCENT: Final = re.compile("(?:%[0-9A-Fa-f]{2})+")
-_UNICODE: Final = re.compile(r"\\+u([0-9A-Fa-f]{4})")
+_PERCENT: Final = re.compile("((?:%[0-9A-Fa-f]{2})+)")
+_ENTITY: Final = re.compile(r"(&(?:#[0-9]+;?|#[xX][0-9a-fA-F]+;?|[^\t\n\f <&#;]{1,32};?))")
+"""What `html.unescape` looks at."""
+_UNICODE: Final = re.compile(r"(\\+u[0-9A-Fa-f]{4})")
 
 _BLANKS: Final = re.compile(r"\s+")
 
@@ -68,9 +70,13 @@ def fold_batch(texts: Sequence[str]) -> list[str]:
     for _ in range(ROUNDS - 1):
         if not moving:
             return folded
-        for n, text in zip(moving, _fold_lines([folded[n] for n in moving]), strict=True):
-            folded[n] = text
-        moving = _unsettled(folded, moving)
+        before = [folded[n] for n in moving]
+        changed = []
+        for n, old, new in zip(moving, before, _fold_lines(before), strict=True):
+            if new != old:
+                folded[n] = new
+                changed.append(n)
+        moving = _unsettled(folded, changed) if changed else []
     for n in moving:
         folded[n] = fold(texts[n])
     return folded
@@ -123,7 +129,7 @@ def _fold_lines(texts: Sequence[str]) -> list[str]:
     if not joined.isascii():
         joined = _without_surrogates(joined)
     if "%" in joined or "&" in joined or "\\u" in joined:
-        joined = "\n".join([_undone_line(text) for text in joined.split("\n")])
+        joined = _undo_escapes(joined, newline=" ")
     joined = joined.replace("\0", "").lower() if joined.isascii() else _normal(_INVISIBLE.sub("", joined))
     return _resolve_lines(_trim_lines(joined.replace("\\", "/").replace("+", " ")))
 
@@ -147,12 +153,6 @@ def _resolve_lines(joined: str) -> list[str]:
     return lines
 
 
-def _undone_line(text: str) -> str:
-    if "%" in text or "&" in text or "\\u" in text:
-        return _undo_escapes(text).replace("\n", " ")
-    return text
-
-
 def _without_surrogates(text: str) -> str:
     """Pairs of surrogates as the character that they encode, lone ones as U+FFFD."""
     if not text.isascii() and _SURROGATE.search(text):
@@ -160,22 +160,40 @@ def _without_surrogates(text: str) -> str:
     return text
 
 
-def _undo_escapes(text: str) -> str:
+def _undo_escapes(text: str, *, newline: str = "\n") -> str:
+    """The text without escapes, those inside escapes included.
+
+    Args:
+        text: one text, or the lines of a batch.
+        newline: what an escaped end of line becomes.
+    """
     for _ in range(ROUNDS):
         before = text
         if "%" in text:
-            text = _PERCENT.sub(_decoded, text)
+            text = _replaced(_PERCENT, _decoded, text, newline)
         if "&" in text:
-            text = html.unescape(text)
+            text = _replaced(_ENTITY, html.unescape, text, newline)
         if "\\u" in text:
-            text = _without_surrogates(_UNICODE.sub(lambda code: chr(int(code[1], 16)), text))
+            text = _without_surrogates(_replaced(_UNICODE, _character, text, newline))
         if text == before:
             break
     return text
 
 
-def _decoded(run: re.Match[str]) -> str:
-    data = bytes.fromhex(run[0].replace("%", ""))
+def _replaced(escape: re.Pattern[str], undo: Callable[[str], str], text: str, newline: str) -> str:
+    """The text with each escape undone; equal ones, which a batch has many of, at once."""
+    pieces = escape.split(text)
+    undone = {piece: undo(piece).replace("\n", newline) for piece in set(pieces[1::2])}
+    pieces[1::2] = map(undone.__getitem__, pieces[1::2])
+    return "".join(pieces)
+
+
+def _character(escape: str) -> str:
+    return chr(int(escape[-4:], 16))
+
+
+def _decoded(run: str) -> str:
+    data = bytes.fromhex(run.replace("%", ""))
     try:
         return data.decode()
     except UnicodeDecodeError:
@@ -203,8 +221,21 @@ _ESCAPED_ORIGIN: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*(?:%|&|\\u)", re.I
 _AROUND: Final = " \t\r\n\f\v\xa0\u200b\ufeff" + QUOTES
 _DOTTED: Final = re.compile(r"\.\.|%2e|%25|&|\\u", re.I)
 """What may undo to `..`."""
-_SPECIAL: Final = re.compile(r"[?#:\\&]|\.\.|%2e|%25|%3a|//", re.I)
-"""What a value has, after a plain origin, that `readings_batch` leaves to `readings`."""
+_SPECIAL_ESCAPE: Final = re.compile("%(?:2e|25|3a)", re.I)
+
+
+def _is_special(text: str) -> bool:
+    """Whether a value, after a plain origin, or any line of a batch, needs more than to be folded."""
+    return (
+        "?" in text
+        or "#" in text
+        or ":" in text
+        or "&" in text
+        or "\\" in text
+        or "//" in text
+        or ".." in text
+        or ("%" in text and _SPECIAL_ESCAPE.search(text) is not None)
+    )
 
 
 def readings(value: str, scope: Scope, strip: Sequence[str] = ()) -> tuple[str, ...]:
@@ -219,7 +250,7 @@ def readings(value: str, scope: Scope, strip: Sequence[str] = ()) -> tuple[str, 
 
 
 def readings_batch(values: Sequence[str], scope: Scope, strip: Sequence[str] = ()) -> list[tuple[str, ...]]:
-    """`[readings(value, scope, strip) for value in values]`, fast for keys and for URLs without a query."""
+    """`[readings(value, scope, strip) for value in values]`, for less than one by one."""
     return [absolute + relative for absolute, relative, _ in spread_batch(values, scope, strip)]
 
 
@@ -239,22 +270,105 @@ def spread_batch(values: Sequence[str], scope: Scope, strip: Sequence[str] = ())
     if not values:
         return []
     layout = _layout(scope, tuple(strip))
-    joined = "\n".join(values)
-    if joined.count("\n") >= len(values):
-        joined = "\n".join([value.replace("\n", " ") for value in values])
-    if "://" in joined:
-        joined = _ORIGIN_LINE.sub("", joined)
-    lines = joined.split("\n")
-    if not layout.strip and not _SPECIAL.search(joined):
-        return [_spread_one(text, layout) for text in fold_batch(lines)]
-    special = _SPECIAL.search
-    paths = [bare_paths(value) if special(line) else [line] for value, line in zip(values, lines, strict=True)]
+    lines = _without_origin(values).split("\n")
+    paths = [bare_paths(value) if _is_special(line) else [line] for value, line in zip(values, lines, strict=True)]
     folded = fold_batch([path for some in paths for path in some])
     spreads, end = [], 0
     for some in paths:
         start, end = end, end + len(some)
         spreads.append(_spread(some, folded[start:end], layout))
     return spreads
+
+
+class Plain:
+    """Those values of a batch that only have to be folded: keys, and URLs without a query. Most values of most columns.
+
+    What takes `spread_batch` a tuple of tuples for each value is done here for all of them at once.
+
+    Attributes:
+        values: the plain values.
+        folded: their folded paths.
+        others: the other values of the batch, for `spread_batch`.
+    """
+
+    def __init__(self, values: Sequence[str], scope: Scope, strip: Sequence[str] = ()) -> None:
+        self._layout = _layout(scope, tuple(strip))
+        self.values: Sequence[str] = ()
+        self.folded: list[str] = []
+        self.others: Sequence[str] = values
+        if not values or self._layout.strip:
+            return
+        joined = _without_origin(values)
+        lines = joined.split("\n")
+        self.values, self.others = values, ()
+        if _is_special(joined):
+            special = list(map(_is_special, lines))
+            lines = [line for line, is_special in zip(lines, special, strict=True) if not is_special]
+            self._divide(special)
+        self.folded = fold_batch(lines)
+        if "" in self.folded:  # of slashes and dots only: no path
+            self._divide([not path for path in self.folded])
+            self.folded = [path for path in self.folded if path]
+
+    def _divide(self, is_other: Sequence[bool]) -> None:
+        """Move some of the values to the others."""
+        self.others = [*self.others, *compress(self.values, is_other)]
+        self.values = [value for value, other in zip(self.values, is_other, strict=True) if not other]
+
+    def paths(self) -> list[str]:
+        """All paths that any of the values may mean, and those beyond the scope's folder."""
+        bases = self._bases()
+        return bases + self._relative(bases)
+
+    def readings(self) -> list[str]:
+        """All paths, at or below the scope's folder, that any of the values may mean."""
+        bases, root = self._bases(), self._layout.folder
+        return [base for base in bases if (base + "/").startswith(root)] + self._relative(bases) if root else bases
+
+    def _bases(self) -> list[str]:
+        bucket = self._layout.bucket
+        return self.folded + [path[len(bucket) :] for path in self.folded if path.startswith(bucket)]
+
+    def _relative(self, bases: list[str]) -> list[str]:
+        found: list[str] = []
+        for lead, rest in self._layout.leads:
+            found += [lead + base for base in bases if not rest or (base + "/").startswith(rest)]
+        return found
+
+    def likely(self) -> tuple[Likely, Likely]:
+        """Of each value the path that it most likely means: first values that are whole keys, then relative ones.
+
+        A value of the first kind that is not matched by this path may be by another. One of the second kind has no
+        reading as a whole key. Values in neither begin with the bucket's name.
+        """
+        root, bucket = self._layout.folder, self._layout.bucket
+        if not root:
+            return Likely(self.values, self.folded), Likely((), [])
+        whole = [(path + "/").startswith(root) for path in self.folded]
+        relative = [
+            (value, root + path)
+            for value, path, is_whole in zip(self.values, self.folded, whole, strict=True)
+            if not is_whole and not path.startswith(bucket)
+        ]
+        return (
+            Likely(list(compress(self.values, whole)), list(compress(self.folded, whole))),
+            Likely([value for value, _ in relative], [path for _, path in relative]),
+        )
+
+
+class Likely(NamedTuple):
+    """Values, and one path of each."""
+
+    values: Sequence[str]
+    paths: list[str]
+
+
+def _without_origin(values: Sequence[str]) -> str:
+    """The values as lines, without a plain scheme and host."""
+    joined = "\n".join(values)
+    if joined.count("\n") >= len(values):
+        joined = "\n".join([value.replace("\n", " ") for value in values])
+    return _ORIGIN_LINE.sub("", joined) if "://" in joined else joined
 
 
 def bare_paths(value: str) -> list[str]:
@@ -327,19 +441,6 @@ def _spread(paths: Sequence[str], folded: Sequence[str], layout: _Layout) -> Spr
     )
 
 
-def _spread_one(folded: str, layout: _Layout) -> Spread:
-    """`_spread` of one plain path without declared prefixes."""
-    if not layout.folder and folded:
-        if folded.startswith(layout.bucket):
-            return Spread((folded, folded[len(layout.bucket) :]), (), ())
-        return Spread((folded,), (), ())
-    if not folded or folded.startswith(layout.bucket):
-        return _spread((folded,), (folded,), layout)
-    ended = folded + "/"
-    relative = tuple([lead + folded for lead, rest in layout.leads if ended.startswith(rest)])
-    return Spread((folded,), relative, ()) if ended.startswith(layout.folder) else Spread((), relative, (folded,))
-
-
 def _dropped(folded: str, layout: _Layout) -> list[str]:
     """The path, and what is left of it without declared prefixes, without the bucket's name, and without both."""
     paths = [folded, *_stripped([folded], layout)]
@@ -363,17 +464,13 @@ def below(folders: Container[int], folded: str) -> bool:
     return any(fingerprint(folder) in folders for folder in ancestors(folded))
 
 
-_KEY: Final = 0x4C616D706C696768
-"""Of the hash; any constant."""
-
-
 def fingerprint_batch(texts: Sequence[str]) -> array[int]:
     """64 bits of each folded path, the same in every process: `array("Q")`.
 
-    The hash is the interpreter's keyed SipHash, which marks source files in `.pyc` files and takes a fifth of
-    blake2b's time. Another version of Python may use another: stored fingerprints carry `PROBE`.
+    The hash is the interpreter's SipHash, which marks source files in `.pyc` files and takes a fifth of blake2b's
+    time. Another version of Python has another key: stored fingerprints carry `PROBE`.
     """
-    data = b"".join(map(source_hash, repeat(_KEY), map(str.encode, texts)))
+    data = b"".join(map(source_hash, map(str.encode, texts)))
     prints = array("Q", data)
     if sys.byteorder == "big":
         prints.byteswap()
@@ -382,7 +479,7 @@ def fingerprint_batch(texts: Sequence[str]) -> array[int]:
 
 def fingerprint(text: str) -> int:
     """64 bits of a folded path, as `fingerprint_batch` makes them."""
-    return int.from_bytes(source_hash(_KEY, text.encode()), "little")
+    return int.from_bytes(source_hash(text.encode()), "little")
 
 
 PROBE: Final = fingerprint("lamplighter/probe.jpg")

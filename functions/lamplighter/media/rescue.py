@@ -15,7 +15,7 @@ import glob
 import re
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from enum import Enum
 from typing import Final
 from unicodedata import combining, normalize
@@ -23,7 +23,7 @@ from unicodedata import combining, normalize
 from lamplighter.kernel.media import DERIVED, derived_parts, derived_pattern
 from lamplighter.media.extensions import MEDIA
 from lamplighter.media.fingerprints import Builder, Fingerprints, frame, from_bytes, unframe
-from lamplighter.media.folding import QUOTES, ancestors, fingerprint, fingerprint_batch, fold
+from lamplighter.media.folding import QUOTES, ancestors, fingerprint_batch, fold
 
 MAX_NAMES: Final = 4_000_000
 """Names of unmatched and outside values; above, every candidate is kept as ambiguous."""
@@ -41,15 +41,19 @@ MAX_ENDINGS: Final = 5
 """Separators of a name in a folder of derived files at which an ending of its own may begin, from behind."""
 
 _MAX_ORIGINALS: Final = 40
+_CHUNK: Final = 100
+"""Files whose originals are looked up at once: each may have a thousand."""
 _ENDINGS: Final = re.compile(r"[-_.]+")
 _EXTENSIONS: Final = tuple(sorted(MEDIA))
 _ENDS_IN_MEDIA: Final = re.compile(rf"\.(?:{'|'.join(_EXTENSIONS)})$")
 _MEDIA_ENDS: Final = re.compile(rf"\.(?:{'|'.join(_EXTENSIONS)})(?![a-z0-9])")
 _EXTENSION: Final = re.compile(r"\.[a-z0-9]{1,5}$")
+_EXTENSION_LENGTHS: Final = range(2, 7)
 _SEPARATORS: Final = re.compile(r"[^\w/.\-~]+|(?<![a-z0-9])-+(?![a-z0-9])|[/=]+")
 _WORDS: Final = re.compile(r"[\W_]+")
 _PLAYLISTS: Final = (".m3u8", ".mpd", ".ism", ".ismc", ".f4m", ".smil", ".html", ".htm", ".xhtml", ".gltf")
 """Ends of the names of files that name others beside or below them: playlists of a video, pages, scenes."""
+_MARKS: Final = bytes(code for code in range(128) if not chr(code).isalnum() and chr(code) != "\n")
 
 
 class Kept(Enum):
@@ -73,6 +77,17 @@ def skeleton(name: str) -> str:
     return "".join(filter(str.isalnum, plain)) or name
 
 
+def skeletons(names: Sequence[str]) -> list[str]:
+    """`[skeleton(name) for name in names]`, for folded names, at once where they are ASCII."""
+    joined = "\n".join(names)
+    if not names or not joined.isascii() or joined.count("\n") >= len(names):
+        return list(map(skeleton, names))
+    return [
+        letters or name
+        for letters, name in zip(joined.encode().translate(None, _MARKS).decode().split("\n"), names, strict=True)
+    ]
+
+
 def stem(name: str) -> str:
     """A folded name without the extensions of media files: `photo` of `photo.jpg.webp`."""
     while (end := _ENDS_IN_MEDIA.search(name)) and end.start():
@@ -83,10 +98,8 @@ def stem(name: str) -> str:
 def cuts(name: str) -> set[str]:
     """The skeletons of what begins or ends a stem, cut at a separator; not the whole."""
     words = [word for word in _WORDS.split(name) if word]
-    found: set[str] = set()
-    for n in range(1, len(words)):
-        found |= {skeleton("".join(words[:n])), skeleton("".join(words[n:]))}
-    return found
+    found = [part for n in range(1, len(words)) for part in ("".join(words[:n]), "".join(words[n:]))]
+    return set(found if name.isascii() else map(skeleton, found))
 
 
 def name_of(folded: str) -> str:
@@ -137,6 +150,7 @@ class Names:
         """Of the candidates' skeletons: beginnings of other lengths need not be looked up."""
         self._name_lengths: set[int] = set()
         self._folders: set[int] = set()
+        self._folder_lengths: set[int] = set()
         self._sealed: Fingerprints | None = None
         self._names: tuple[Builder, Builder] = Builder(), Builder()
         self._asked: tuple[Fingerprints, Fingerprints] | None = None
@@ -151,12 +165,13 @@ class Names:
 
     def add_candidates(self, folded: Sequence[str], *, root: str = "") -> None:
         """Add the folded keys of candidates; folders that `root` ("" or ending with a slash) names are not counted."""
-        whole = [skeleton(stem(name_of(key))) for key in folded]
+        whole = skeletons([stem(name_of(key)) for key in folded])
         self._candidates.add(fingerprint_batch(whole))
         self._lengths.update(map(len, whole))
         parents = {key.rpartition("/")[0] for key in folded}
         folders = {segment for parent in parents for segment in (parent + "/").removeprefix(root).split("/")} - {""}
         self._folders.update(fingerprint_batch(list(folders)))
+        self._folder_lengths.update(map(len, folders))
 
     def add_segments(self, paths: Iterable[str], *, matched: bool) -> None:
         """Add folded paths that values name, of which the last segment may be a folder of candidates."""
@@ -165,7 +180,8 @@ class Names:
             self._add_playlists([path for path in paths if path.endswith(_PLAYLISTS)])
         if not self._folders:
             return
-        names = {name_of(path) for path in paths}
+        lengths = {length + extension for length in self._folder_lengths for extension in (0, *_EXTENSION_LENGTHS)}
+        names = {name for path in paths if len(name := path[path.rfind("/") + 1 :]) in lengths}
         stems = {_EXTENSION.sub("", name) for name in names} - names
         if matched:  # 12.jpg does not name the folder of December
             stems = {one for one in stems if not (len(one) <= 4 and one.isdecimal())}
@@ -195,9 +211,9 @@ class Names:
             self._count += len(full) + len(others)
             if self._count > self._max_names:
                 return
-            whole = [skeleton(one) for one in full]
+            whole = skeletons(list(full))
             self._names[0].add(fingerprint_batch(whole))
-            self._names[1].add(fingerprint_batch([skeleton(one) for one in others]))
+            self._names[1].add(fingerprint_batch(skeletons(list(others))))
             shorter = {one for name in full for one in cuts(name)}
             for one in whole:
                 shorter.update(one[:end] for end in self._lengths if MIN_BEGINNING <= end < len(one))
@@ -219,47 +235,53 @@ class Names:
     def to_bytes(self) -> bytes:
         """What was added of candidates."""
         self._sealed = self._sealed or self._candidates.seal()
-        sets = (array("Q", some).tobytes() for some in (self._folders, self._lengths))
+        sets = (array("Q", some).tobytes() for some in (self._folders, self._folder_lengths, self._lengths))
         return frame(self._sealed.to_bytes(), *sets)
 
     def add_bytes(self, data: bytes) -> None:
         """Add the candidates that `to_bytes` of this or another object wrote."""
-        candidates, folders, lengths = unframe(data)
+        candidates, folders, folder_lengths, lengths = unframe(data)
         self._candidates = Builder()
         for some in (self._sealed, from_bytes(candidates)):
             if some is not None:
                 self._candidates.add(some.values())
         self._sealed = None
         self._folders.update(array("Q", folders))
+        self._folder_lengths.update(array("Q", folder_lengths))
         self._lengths.update(array("Q", lengths))
 
-    def may_mean(self, folded: str, paths: Fingerprints, *, root: str = "") -> bool:
-        """Whether some value may mean the file with this folded key.
+    def may_mean(self, folded: Sequence[str], paths: Fingerprints, *, root: str = "") -> list[bool]:
+        """Which of the files with these folded keys some value may mean.
 
         Args:
             paths: the fingerprints of the whole paths of all values.
             root: the folded folder that is listed, "" or ending with a slash.
         """
         if self._count > self._max_names:
-            return True
+            return [True] * len(folded)
         if self._asked is None:
             self._asked = self._names[0].seal(), self._names[1].seal()
         full, others = self._asked
-        below = folded.removeprefix(root)
-        segments = below.split("/")
-        if any(print_ in self._named_folders for print_ in fingerprint_batch(segments[:-1])):
-            return True
-        if True in paths.contains(fingerprint_batch(_suffixes(folded))):
-            return True
-        name = stem(segments[-1])
-        whole = skeleton(name)
-        if (print_ := fingerprint(whole)) in self._longer or print_ in self._hinted or print_ in others:
-            return True
-        if self._playlists and self._is_segment(folded, whole, root):
-            return True
-        beginnings = [whole[:end] for end in self._name_lengths if MIN_BEGINNING <= end < len(whole)]
-        tried = {whole, *cuts(name), *beginnings}
-        return True in full.contains(fingerprint_batch(list(tried)))
+        stems = [stem(name_of(key)) for key in folded]
+        whole = skeletons(stems)
+        prints = fingerprint_batch(whole)
+        lengths = [length for length in self._name_lengths if length >= MIN_BEGINNING]
+        tried = [
+            [one, *cuts(name), *[one[:end] for end in lengths if end < len(one)]]
+            for one, name in zip(whole, stems, strict=True)
+        ]
+        reasons = [
+            [one in self._longer or one in self._hinted for one in prints],
+            others.contains(prints),
+            any_of(tried, full.contains),
+            any_of([_suffixes(key) for key in folded], paths.contains),
+        ]
+        if self._named_folders:
+            folders = [key.removeprefix(root).split("/")[:-1] for key in folded]
+            reasons.append(any_of(folders, lambda prints: [one in self._named_folders for one in prints]))
+        if self._playlists:
+            reasons.append([self._is_segment(key, name, root) for key, name in zip(folded, whole, strict=True)])
+        return list(map(any, zip(*reasons, strict=True)))
 
     def _is_segment(self, folded: str, name: str, root: str) -> bool:
         """Whether a file may belong to a video whose playlist a value names."""
@@ -278,6 +300,18 @@ def _suffixes(folded: str) -> list[str]:
     return [folded[at + 1 :] for at, character in enumerate(folded) if character == "/"]
 
 
+def any_of(groups: Sequence[Sequence[str]], contains: Callable[[array[int]], list[bool]]) -> list[bool]:
+    """Of each group of paths, whether the fingerprint of any of them is contained; all are looked up at once."""
+    found = contains(fingerprint_batch([path for group in groups for path in group]))
+    if True not in found:
+        return [False] * len(groups)
+    answers, end = [], 0
+    for group in groups:
+        start, end = end, end + len(group)
+        answers.append(True in found[start:end])
+    return answers
+
+
 class Patterns:
     """Patterns of derived files, each of an original's name in the same folder or, with `/` at the end, of a folder.
 
@@ -289,6 +323,7 @@ class Patterns:
     """
 
     def __init__(self, patterns: Iterable[str] = DERIVED) -> None:
+        patterns = tuple(patterns)
         self._folders: list[str] = []
         self._names: list[re.Pattern[str]] = []
         for pattern in patterns:
@@ -298,29 +333,36 @@ class Patterns:
                 self._names.append(_compiled(pattern))
         every = "|".join(pattern.pattern.replace("?P<name>", "?:") for pattern in self._names)
         self._any_name = re.compile(every or "(?!)")
+        marks = [_mark_of(pattern) for pattern in patterns]
+        self._mark = re.compile("|".join(marks) or "(?!)", re.MULTILINE)
+        """What every path has that derives from another, quick to find among many."""
 
-    def originals(self, folded: str) -> Iterator[list[str]]:
-        """The folded paths of what the file may be derived from, nearest first, in groups of one name each."""
+    def originals(self, folded: str, extensions: Collection[str] = _EXTENSIONS) -> Iterator[list[str]]:
+        """The folded paths of what the file may be derived from, nearest first, in groups of one name each.
+
+        Args:
+            extensions: those of media files that listed keys have.
+        """
         seen = {folded}
         level = [folded]
         for _ in range(DERIVATIONS):
             upper: list[str] = []
             for path in level:
-                yield _with_extensions(path, folded)
+                yield _with_extensions(path, folded, extensions)
                 upper += [one for one in self._undone(path) if one not in seen]
                 seen.update(upper)
             level = upper
             if not level or len(seen) > _MAX_ORIGINALS:
                 break
         for path in level:
-            yield _with_extensions(path, folded)
+            yield _with_extensions(path, folded, extensions)
 
-    def bases(self, paths: Iterable[str]) -> list[str]:
+    def bases(self, paths: Sequence[str]) -> list[str]:
         """The paths, without extension, of what these files may be derived from."""
         found: list[str] = []
-        for path in paths:
-            if not self._may_derive(path):
-                continue
+        if not self._mark.search("\n".join(paths)):
+            return found
+        for path in filter(self._mark.search, paths):
             level, seen = [path], {path}
             for _ in range(DERIVATIONS):
                 level = [one for above in level for one in self._undone(above) if one not in seen]
@@ -330,14 +372,6 @@ class Patterns:
             split = (one.rpartition("/") for one in seen - {path})
             found += {folder + slash + stem(name) for folder, slash, name in split}
         return found
-
-    def _may_derive(self, path: str) -> bool:
-        """Whether `_undone` may find something."""
-        name = path.rpartition("/")[2]
-        bare = stem(name) if name.count(".") > 1 else name.partition(".")[0]
-        if self._any_name.fullmatch(bare) or (bare != name and self._any_name.fullmatch(name)):
-            return True
-        return any(f"{folder}/" in path for folder in self._folders)
 
     def _undone(self, path: str) -> list[str]:
         folder, slash, name = path.rpartition("/")
@@ -366,10 +400,23 @@ def _compiled(pattern: str) -> re.Pattern[str]:
     )
 
 
-def _with_extensions(path: str, besides: str) -> list[str]:
+def _mark_of(pattern: str) -> str:
+    """What a path that the pattern makes of another has: the folder, or what the name begins or ends with."""
+    if pattern.endswith("/"):
+        return rf"(?:^|/){re.escape(fold(pattern))}/"
+    words = {"{n}": "[0-9]+", "{any}": ".*"}
+    parts = [
+        words.get(part) or ("\0" if part == "{name}" else re.escape(part.casefold().replace("+", " ")))
+        for part in derived_parts(pattern)
+    ]
+    before, _, after = "".join(parts).partition("\0")
+    return rf"(?:^|/){before}" if before else rf"{after}(?=[.]|$)"
+
+
+def _with_extensions(path: str, besides: str, extensions: Collection[str]) -> list[str]:
     folder, slash, name = path.rpartition("/")
     bare = folder + slash + stem(name)
-    paths = dict.fromkeys([path, bare, *(f"{bare}.{extension}" for extension in _EXTENSIONS)])
+    paths = dict.fromkeys([path, bare, *(f"{bare}.{extension}" for extension in extensions)])
     return [one for one in paths if one != besides]
 
 
@@ -393,26 +440,32 @@ class Exclusions:
 
 
 def why_kept(
-    folded: str,
+    folded: Sequence[str],
     *,
-    may_mean: Callable[[str], bool],
+    may_mean: Callable[[Sequence[str]], list[bool]],
     is_named: Callable[[Sequence[str]], list[bool]],
     is_candidate: Callable[[Sequence[str]], list[bool]],
     patterns: Patterns,
-) -> Kept | None:
-    """Why the file with this folded key is kept, or None.
+    extensions: Collection[str] = _EXTENSIONS,
+) -> list[Kept | None]:
+    """Why each of the files with these folded keys is kept, or None.
 
     Args:
-        may_mean: whether a value may mean a file, by its folded key.
+        may_mean: which files a value may mean, by their folded keys.
         is_named: which folded keys are listed and named.
         is_candidate: which folded keys are listed and not named.
+        extensions: those of media files that listed keys have.
     """
-    if may_mean(folded):
-        return Kept.AMBIGUOUS
-    for originals in patterns.originals(folded):
-        if True in is_named(originals):
-            return Kept.DERIVED
-        listed = [one for one, is_listed in zip(originals, is_candidate(originals), strict=True) if is_listed]
-        if any(map(may_mean, listed)):
-            return Kept.DERIVED
-    return None
+    kept: list[Kept | None] = [Kept.AMBIGUOUS if is_meant else None for is_meant in may_mean(folded)]
+    unclear = [n for n, why in enumerate(kept) if why is None]
+    for start in range(0, len(unclear), _CHUNK):
+        some = unclear[start : start + _CHUNK]
+        originals = {n: [path for group in patterns.originals(folded[n], extensions) for path in group] for n in some}
+        paths = list({path for group in originals.values() for path in group})
+        keeps = {path for path, named in zip(paths, is_named(paths), strict=True) if named}
+        listed = [path for path, is_listed in zip(paths, is_candidate(paths), strict=True) if is_listed]
+        keeps.update(path for path, is_meant in zip(listed, may_mean(listed), strict=True) if is_meant)
+        for n in some if keeps else ():
+            if not keeps.isdisjoint(originals[n]):
+                kept[n] = Kept.DERIVED
+    return kept

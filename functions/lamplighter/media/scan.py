@@ -127,7 +127,7 @@ class Reading:
         """Why each is kept, as an outcome, or None for an orphan."""
         if self.planned:
             return [None] * len(candidates)
-        return [(kept := self.account.verdict(one.key)) and OUTCOMES[kept] for one in candidates]
+        return [kept and OUTCOMES[kept] for kept in self.account.verdicts([one.key for one in candidates])]
 
 
 class Scan:
@@ -268,16 +268,19 @@ class Scan:
     def _candidates(self, account: Account, objects: Sequence[Listed], cutoff: str, scanned: Scanned) -> list[Entry]:
         """Those of the objects that no value names and that are old enough."""
         named = account.listed([one[0] for one in objects])
+        files = young = 0  # not in the model, which takes a microsecond a change
         candidates = []
         for one, is_named in zip(objects, named, strict=True):
             if not is_media(one[0]) or one[0].startswith(OWN):
-                scanned.not_media += 1
                 continue
-            scanned.files += 1
+            files += 1
             if one[1][: len(cutoff)] > cutoff:
-                scanned.young += 1
+                young += 1
             elif not is_named:
                 candidates.append(_entry(one))
+        scanned.not_media += len(objects) - files
+        scanned.files += files
+        scanned.young += young
         return candidates
 
     def _write_candidates(self, candidates: list[Entry], scanned: Scanned) -> None:

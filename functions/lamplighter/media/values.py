@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -83,7 +84,8 @@ def read(connection: Connection, references: Sequence[Reference], *, max_lag: ti
     """All values of the columns as of one moment, NULL left out.
 
     Args:
-        connection: outside of a transaction; the iterator holds one until it is exhausted or closed.
+        connection: outside of a transaction; the iterator holds one until it is exhausted or closed. A thread of its
+            own uses the connection meanwhile, so nothing else may.
         references: the columns.
         max_lag: how far behind its primary a standby may be.
 
@@ -106,8 +108,10 @@ def read(connection: Connection, references: Sequence[Reference], *, max_lag: ti
                 _open(connection, columns[-1])
         for column in columns:
             with _explained(column.reference):  # closed over the yields: nothing of the caller's is a DBAPIError
-                for texts in _ranges(connection, column) if column.leaves else _fetches(connection, column):
-                    yield _batch(column, texts)
+                found = _ranges(connection, column) if column.leaves else _fetches(connection, column)
+                with closing(_ahead(found)) as batches:
+                    for texts in batches:
+                        yield _batch(column, texts)
 
 
 # -- the catalogue ---------------------------------------------------------------------------------------------------
@@ -265,6 +269,15 @@ def _fetches(connection: Connection, column: _Column) -> Iterator[list[str]]:
     count = FETCHED if column.kind in {"text", "array"} else FETCHED_DOCUMENTS
     while rows := _run(connection, f"FETCH {count} FROM {_cursor(column)}").scalars().all():
         yield [value for value in rows if value is not None]
+
+
+def _ahead(batches: Iterator[list[str]]) -> Generator[list[str]]:
+    """The batches; a thread reads the next one while the caller works on the one before."""
+    with ThreadPoolExecutor(1, thread_name_prefix="values") as thread:
+        coming = thread.submit(next, batches, None)
+        while (texts := coming.result()) is not None:
+            coming = thread.submit(next, batches, None)
+            yield texts
 
 
 def _run(connection: Connection, statement: str) -> CursorResult[Any]:
