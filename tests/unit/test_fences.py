@@ -251,7 +251,7 @@ def test_a_delivery_of_a_turn_that_is_over_starts_nothing(make: Any, ledger: Led
 
 @pytest.mark.parametrize("target", ["bus", "none", "lambda:undo", "states:sweep"])
 def test_a_function_claims_no_attempt_of_another_type(make: Any, ledger: Ledger, target: str) -> None:
-    """What passes its type's own checks would run with the parameters, the lock and the lease of another (FAILURES 33)."""
+    """It would run with the parameters, under the lock and with the lease of another (FAILURES 33)."""
     handler = make(lambda run, params: untouched())
     row = ledger.submit(ledger.new_job("analysis", replace(POLICY, target=target)))
     with refused(ledger, row, Permanent):
