@@ -185,6 +185,7 @@ def test_a_run_over_another_folder_keeps_the_configured_one(s3: Any, bucket: str
         json.dumps({"claims": [stored_claim(ONE, "a/", datetime(2026, 1, 1))]}).encode(),
         b"\xff\xfe",
         b"[" * (claims.SIZE_LIMIT + 1),
+        b"[" * claims.SIZE_LIMIT,
     ],
 )
 def test_an_object_that_is_no_list_of_claims_is_one_sentence(s3: Any, bucket: str, now: datetime, body: bytes) -> None:
@@ -194,6 +195,18 @@ def test_an_object_that_is_no_list_of_claims_is_one_sentence(s3: Any, bucket: st
         claim(s3, bucket, "", stack=ONE, now=now)
     assert "is not a list of claims" in str(look(s3, bucket, "", stack=ONE, now=now))
     assert s3.get_object(Bucket=bucket, Key=KEY)["Body"].read() == body
+
+
+def test_names_in_a_claim_are_flattened_and_cut(s3: Any, bucket: str, now: datetime) -> None:
+    """The sentence goes into a row, which takes no half of a surrogate pair, and into an alert."""
+    forged = Stack(name="shop\ud800\n\u202eprod" * 999, account="1", region="x")
+    store(s3, bucket, stored_claim(forged, "a\udfff\r\n" * 999 + "/", now))
+
+    with pytest.raises(Permanent) as refused:
+        claim(s3, bucket, "", stack=ONE, now=now)
+    for said in (str(refused.value), str(look(s3, bucket, "", stack=ONE, now=now))):
+        assert said.isprintable()
+        assert len(said.encode()) < 2000
 
 
 @pytest.mark.parametrize(

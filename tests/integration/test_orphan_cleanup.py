@@ -260,6 +260,90 @@ def test_an_override_takes_both_switches(world: World) -> None:
     assert world.clean(override=True).deleted_files == 1
 
 
+def stopped_before_acting(world: World, **params: Any) -> str:
+    """The id of a run in earnest that wrote its plan, and then ran out of time."""
+    for asked in range(1, 20):
+        run = world.run(stops={asked: "out_of_time"})
+        held = world.keys()
+        world.attempt(run, **params)
+        if f"runs/orphan_cleanup/{run.job_id}/plan.json" in world.keys(world.archive):
+            assert world.keys() == held
+            return run.job_id
+    raise AssertionError("no plan was written")
+
+
+def test_an_override_that_is_withdrawn_ends_the_runs_that_it_let_pass(world: World) -> None:
+    """A continuation and a retry go by today's settings (S2)."""
+    world.put("a.jpg")
+    job_id = stopped_before_acting(world, override=True)
+
+    withdrawn = world.run(job_id=job_id, settings=STRICT)
+    assert "set the setting allow_override to true" in str(refused(world, withdrawn, override=True))
+    assert world.clean(world.run(job_id=job_id), override=True).deleted_files == 1
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"base_path": "new/"},
+        {"references": [{"table": "media_files", "column": "storage_key", "strip": ["static/"]}]},
+        {"references": ["media_files.storage_key", "media_files.id"]},
+        {"exclude": ["orphan*"]},
+        {"derived": ["preview_{name}"]},
+        {"min_age_hours": 1},
+        {"max_orphan_share": 0.9},
+        {"max_reference_shrink": 0.1},
+    ],
+)
+def test_a_plan_is_not_carried_out_under_other_settings(
+    world: World, monkeypatch: pytest.MonkeyPatch, changed: dict[str, Any]
+) -> None:
+    """The owner has corrected a mistake: what was planned by it must not go."""
+    monkeypatch.setenv("MEDIA_BUCKET", world.media)
+    world.put("old/used.jpg", "old/orphan.jpg", "new/used.jpg", "new/orphan.jpg")
+    world.refer("old/used.jpg", "new/used.jpg")
+    settings = STRICT | {"media": STRICT["media"] | {"base_path": "old/", "max_orphan_share": 1}}  # type: ignore[operator]
+    held = world.keys()
+
+    def run(job_id: str | None = None, *, stops: Any = None, **media: Any) -> Any:
+        given = settings | {"media": settings["media"] | media}
+        run = world.run(job_id=job_id, settings=given, stops=stops)
+        return run, orphan_cleanup.handler.body(run, orphan_cleanup.handler.validated({}).resolved(run.settings))
+
+    stages = 0
+    for asked in range(1, 20):
+        first, outcome = run(stops={asked: "out_of_time"})
+        if not isinstance(outcome, Unfinished):
+            break
+        if f"runs/orphan_cleanup/{first.job_id}/plan.json" not in world.keys(world.archive):
+            continue
+        stages += 1
+        with pytest.raises(Permanent, match=r"changed since its plan: nothing more was deleted\. Start a new run\."):
+            run(first.job_id, **changed)
+        assert world.keys() == held
+    assert stages
+
+
+@pytest.mark.usefixtures("small")
+def test_a_scan_starts_over_when_its_settings_have_changed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEDIA_BUCKET", world.media)
+    old, new = [f"a/{key}" for key in numbered(range(12))], [f"b/{key}" for key in numbered(range(12))]
+    world.put(*old, *new)
+    world.refer(*old[::2], *new[::2])
+    first = world.run(settings=STRICT | {"media": STRICT["media"] | {"base_path": "a/"}}, stops={3: "out_of_time"})  # type: ignore[operator]
+    outcome = orphan_cleanup.handler.body(first, orphan_cleanup.handler.validated({}).resolved(first.settings))
+    assert isinstance(outcome, Unfinished)
+    assert outcome.checkpoint["after"]
+
+    changed = STRICT | {"media": STRICT["media"] | {"base_path": "b/"}}  # type: ignore[operator]
+    second = world.run(job_id=first.job_id, checkpoint=outcome.checkpoint, settings=changed)
+    report = orphan_cleanup.handler.body(second, orphan_cleanup.handler.validated({}).resolved(second.settings))
+
+    assert isinstance(report, orphan_cleanup.Report)
+    assert (report.scanned_files, report.orphaned_files, report.deleted_files) == (12, 6, 6)
+    assert world.keys() == [*old, *new[::2]]
+
+
 # -- the re-check ----------------------------------------------------------------------------------------------------
 
 

@@ -97,6 +97,31 @@ def test_a_trigger_that_does_otherwise_is_an_error_and_changes_nothing(
     assert everything(engine) == before
 
 
+@pytest.mark.parametrize("ceiling", [None, 3])
+@pytest.mark.parametrize(
+    "body",
+    [
+        "DELETE FROM parts WHERE thing = old.id; RETURN old;",
+        "DELETE FROM things WHERE id = 9; RETURN old;",
+        "INSERT INTO things SELECT (old).*; RETURN old;",
+    ],
+)
+def test_a_trigger_that_waits_for_the_commit_is_seen_too(engine: Engine, body: str, ceiling: int | None) -> None:
+    fill(engine, *[OLD] * 8, DAY)
+    run(
+        engine,
+        "INSERT INTO parts SELECT n, n FROM generate_series(1, 9) AS n",
+        f"CREATE FUNCTION act() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN {body} END$$",
+        "CREATE CONSTRAINT TRIGGER meddler AFTER DELETE ON things DEFERRABLE INITIALLY DEFERRED"
+        " FOR EACH ROW EXECUTE FUNCTION act()",
+    )
+    before = everything(engine)
+
+    with pytest.raises(Permanent, match="what things did is not what the rule says"):
+        go(engine, RULE, ceiling=ceiling)
+    assert everything(engine) == before
+
+
 @pytest.mark.parametrize(
     ("rule", "body", "when"),
     [

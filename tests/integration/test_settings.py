@@ -182,6 +182,7 @@ def test_a_large_document_is_an_object_of_the_archive(stack: Stack, monkeypatch:
             "In s3://archive/bad.json, which the settings parameter names: nonsense is not a setting",
         ),
         ({"s3": "s3://archive/pointer.json"}, "which the settings parameter names: s3 is not a setting"),
+        ({"media": {"references": ["files.key\ud800"]}}, "In the settings: they hold half of a surrogate pair"),
         ("not json", "In the settings parameter: it must hold a JSON object of settings"),
         ("[1]", "In the settings parameter: it must hold a JSON object of settings, not a list."),
         (

@@ -171,6 +171,27 @@ def test_a_switched_off_schedule_skips_its_ticks_but_not_calls_by_hand(
     assert handler({}, FakeContext())["swept"] == 1
 
 
+def test_a_schedule_that_is_switched_off_ends_the_runs_that_it_has_begun(
+    make: Any, store: MemoryStore, ledger: Ledger, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A retry, a redrive and a continuation do nothing more; what was done before stays in the result (A6)."""
+    begun: list[int] = []
+
+    def body(run: Run, params: SweepParams) -> Unfinished:
+        begun.append(run.continuation)
+        return Unfinished(checkpoint={"after": 1}, report=SweepReport(swept=5))
+
+    handler = make(body, enabled_by="media.enabled", singleton=True)
+    handler(TICK, FakeContext())
+    monkeypatch.setenv("LAMPLIGHTER_ORPHAN_CLEANUP_ENABLED", "false")
+    row = ledger.get(next(key for key in store.items if key.startswith("JOB#")).removeprefix("JOB#"))
+    answer = handler({"job_id": row.job_id, "attempt": row.attempt, "continuation": row.continuation}, FakeContext())
+    row = ledger.get(row.job_id)
+    assert (answer["status"], row.status, begun) == ("skipped", Status.COMPLETED, [0])
+    assert row.result == {"swept": 5, "names": []} | {key: answer[key] for key in ("status", "reason")}
+    assert handler({}, FakeContext())["swept"] == 5  # by hand it runs, and the lock is free
+
+
 @pytest.mark.parametrize(
     ("raised", "status", "reason"),
     [

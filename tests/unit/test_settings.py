@@ -263,6 +263,18 @@ def test_the_interval_of_summaries_is_unknown_while_there_are_none() -> None:
             "orphan_cleanup_dry_run (media.apply): input should be a valid boolean",
         ),
         ({"media": {"max_orphan_share": True}}, "media.max_orphan_share: input should be a number, got True."),
+        (
+            {"cloud": {"remedies": {"idle_cpu": {"action": "stop", "max_share": True}}}},
+            "cloud.remedies.idle_cpu: max_share: takes neither true nor false.",
+        ),
+        (
+            {"cloud": {"limits": {"coverage": True}}},
+            "cloud.limits: coverage: takes neither true nor false.",
+        ),
+        (
+            {"media": {"references": [{"table": "files", "column": "key", "max_unmatched": True}]}},
+            "media.references.0: max_unmatched: takes neither true nor false.",
+        ),
         ({"media": {"max_delete_gb": math.nan}}, "media.max_delete_gb: input should be a finite number, got nan."),
         ({"media": {"max_delete_gb": math.inf}}, "media.max_delete_gb: input should be a finite number, got inf."),
         ({"media": None}, "media: .*, got None."),

@@ -24,6 +24,7 @@ from typing import Any, Final, NamedTuple, Self
 
 from lamplighter.kernel.errors import Permanent, Retryable
 from lamplighter.kernel.ledger.row import from_text, to_text
+from lamplighter.kernel.notify import flat
 
 KEY: Final = ".lamplighter/claim.json"
 VOID_AFTER: Final = timedelta(days=30)
@@ -53,7 +54,7 @@ class Stack:
         return cls(name=environment["STACK_NAME"], account=account, region=region)
 
     def __str__(self) -> str:
-        return f"{self.name} (account {self.account}, {self.region})"
+        return flat(f"{self.name} (account {self.account}, {self.region})")  # others write the claim object, too
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,7 +140,7 @@ def _is_void(one: Claim, now: datetime) -> bool:
 
 
 def _named(folder: str) -> str:
-    return f"the folder {folder}" if folder else "the whole bucket"
+    return f"the folder {flat(folder)}" if folder else "the whole bucket"
 
 
 def _read(s3: Any, bucket: str, now: datetime) -> _Read:
@@ -160,7 +161,7 @@ def _read(s3: Any, bucket: str, now: datetime) -> _Read:
         if len(body) > SIZE_LIMIT:
             raise ValueError
         claims = [_claim(one) for one in json.loads(body)["claims"]]
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         raise Permanent(
             f"{KEY} of {bucket} is not a list of claims: delete it once you know that no other stack cleans the bucket."
         ) from None

@@ -199,7 +199,11 @@ def _composed(given: _Given) -> str:
         except Permanent as error:
             raise SettingsError(f"In the settings: {error}") from None
     document = json.dumps(merged(layers), ensure_ascii=False, sort_keys=True, separators=(",", ":"))
-    if (size := len(document.encode())) > MAX_BYTES:
+    try:
+        size = len(document.encode())
+    except UnicodeEncodeError:
+        raise SettingsError("In the settings: they hold half of a surrogate pair, which is no text.") from None
+    if size > MAX_BYTES:
         raise SettingsError(f"The settings together hold {size} bytes; they take at most {MAX_BYTES}.")
     return document
 

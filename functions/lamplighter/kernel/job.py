@@ -302,6 +302,8 @@ class JobHandler[P: Params](JobType[P]):
             job = begin(given, settings, ledger, logger)
             if not isinstance(job, Job):
                 return job
+            if job.schedule and self.enabled_by and not attrgetter(self.enabled_by)(settings):
+                return self._skip(job, ledger, logger)
             with logged_as(logger, job_id=job.job_id, attempt=job.attempt, continuation=job.continuation):
                 left = timedelta(milliseconds=context.get_remaining_time_in_millis())
                 stop_at = ledger.clock() + max(left - STOP_MARGIN, left / 2)
@@ -340,13 +342,18 @@ class JobHandler[P: Params](JobType[P]):
                 raise
             logger.warning("tick refused", extra={"reason": str(refusal)})
             return {"status": "already_running", "reason": str(refusal)}
-        if ticked and self.enabled_by and not attrgetter(self.enabled_by)(settings):
-            # A row all the same: the history shows the tick, and the dead-man watch sees that the schedule lives.
-            answer = {"status": "skipped", "reason": f"The setting {self.enabled_by} is false."}
-            ledger.complete(started, answer)
-            logger.info("skipped", extra={"job_id": started.job_id, "reason": answer["reason"]})
-            return answer | {"job_id": started.job_id}
         return started
+
+    def _skip(self, job: Job, ledger: Ledger, logger: Logger) -> dict[str, Any]:
+        """End a scheduled run whose schedule is switched off: a tick, and what is left of one that began before.
+
+        It keeps its row: the history shows the tick, and the dead-man watch sees that the schedule lives. What it had
+        done before stays in its result.
+        """
+        answer = {"status": "skipped", "reason": f"The setting {self.enabled_by} is false."}
+        ledger.complete(job, (job.result or {}) | answer)
+        logger.info("skipped", extra={"job_id": job.job_id, "reason": answer["reason"]})
+        return answer | {"job_id": job.job_id}
 
     def _attempt(self, run: Run, ledger: Ledger, *, by_hand: bool) -> dict[str, Any]:
         run.logger.info("started", extra={"trigger": run.trigger})

@@ -14,6 +14,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from dataclasses import fields as dataclass_fields
 from datetime import timedelta
 from typing import Annotated, Any, Final
 
@@ -59,6 +60,19 @@ def _no_flag(value: object) -> object:
     if isinstance(value, bool):
         raise PydanticCustomError("number", "input should be a number")
     return value
+
+
+def _no_flags(kind: type) -> BeforeValidator:
+    """The same for the fields of a dataclass that are no flags themselves."""
+    flags = {one.name for one in dataclass_fields(kind) if isinstance(one.default, bool)}
+
+    def check(value: object) -> object:
+        for name, given in value.items() if isinstance(value, dict) else ():
+            if isinstance(given, bool) and name not in flags:
+                raise ValueError(f"{name}: takes neither true nor false")
+        return value
+
+    return BeforeValidator(check)
 
 
 def _folder(path: str) -> str:
@@ -145,9 +159,9 @@ class MediaSettings(Section):
     """Hours between scheduled runs (A6)."""
     base_path: Annotated[Text, Field(max_length=1024), AfterValidator(_folder)] = ""
     """The folder that is cleaned; empty is the whole bucket (A1)."""
-    references: Annotated[tuple[Annotated[Reference, BeforeValidator(reference_of)], ...], BeforeValidator(_split)] = (
-        Field((Reference(table="media_files", column="storage_key"),), min_length=1)
-    )
+    references: Annotated[
+        tuple[Annotated[Reference, _no_flags(Reference), BeforeValidator(reference_of)], ...], BeforeValidator(_split)
+    ] = Field((Reference(table="media_files", column="storage_key"),), min_length=1)
     """The columns whose values keep files: objects, or `table.column`; a variable may separate them by commas (A1)."""
     apply: bool = False
     """Whether runs delete; false only previews (A3, S4)."""
@@ -214,9 +228,11 @@ class CloudSettings(Section):
 
     targets: Annotated[tuple[Targets, ...], BeforeValidator(_from_json)] = Field(default=())
     """The accounts and regions that are scanned (C17); none: where the stack itself is."""
-    limits: Annotated[Limits, BeforeValidator(_from_json)] = Field(default=Limits())
+    limits: Annotated[Limits, _no_flags(Limits), BeforeValidator(_from_json)] = Field(default=Limits())
     """What counts as waste or risk, where not as REQUIREMENTS say."""
-    remedies: Annotated[dict[str, Remedy], BeforeValidator(_from_json)] = Field(default={})
+    remedies: Annotated[dict[str, Annotated[Remedy, _no_flags(Remedy)]], BeforeValidator(_from_json)] = Field(
+        default={}
+    )
     """What is done about findings, by check (C13). A check that is not named only reports."""
     concurrency: Whole = Field(8, ge=1, le=40)
     """How many regions are scanned at a time (C17)."""

@@ -150,6 +150,29 @@ class OrphanCleanup:
         self._min_age = timedelta(hours=params.min_age_hours or 0)
         self._dry_run = params.dry_run is not False
         self._s3 = s3
+        self._definition: dict[str, Any] = {
+            "bucket": self._bucket,
+            "folder": self._folder,
+            "references": [
+                {name: value for name, value in asdict(reference).items() if not name.startswith("max_")}
+                for reference in self._references
+            ],
+            "derived": list(self._rules.derived),
+            "exclude": list(self._rules.exclude),
+        }
+        self._limits = GovernorLimits(
+            max_share=params.max_orphan_share or self._rules.max_orphan_share,
+            max_reference_shrink=self._rules.max_reference_shrink,
+        )
+        self._basis = ramp.definition_of(
+            self._definition
+            | asdict(self._limits)
+            | {
+                "references": [asdict(reference) for reference in self._references],
+                "min_age_seconds": self._min_age.total_seconds(),
+            }
+        )
+        """What a plan is made and judged by: of settings that have changed since, no plan is carried out."""
         self._archive = Archive(
             s3,
             archive_bucket(),
@@ -175,6 +198,8 @@ class OrphanCleanup:
         resumed, reading = known is not None, None
         if known is None:
             scanned = Scanned.model_validate(self._run.checkpoint or {"started_at": self._run.now()})
+            if scanned.basis != self._basis:  # what was scanned before counts for nothing
+                scanned = Scanned(started_at=scanned.started_at, saved=scanned.saved, basis=self._basis)
             try:
                 reading = scan.complete(scanned)
             except Stopped as stopped:
@@ -188,7 +213,13 @@ class OrphanCleanup:
         scanned = Scanned.model_validate(plan.facts)
         if resumed:
             scanned.restarts = (self._run.checkpoint or {}).get("restarts", 0)
-        if not plan.accepted and not self._dry_run and plan.parts:
+            if scanned.basis not in (None, self._basis):
+                raise Permanent(
+                    f"The folder, the references or the limits of run {self._run.job_id} changed since its plan: "
+                    "nothing more was deleted. Start a new run."
+                )
+        accepted = plan.accepted and (not plan.refusals or self._is_overridden)  # the switch may be off again
+        if not accepted and not self._dry_run and plan.parts:
             report = self._report(scanned, plan=plan, manifest=written).model_copy(update={"status": "refused"})
             raise Refused([*plan.refusals, self._way_out()], report)
         allowance, limit = self._before_acting(plan)
@@ -226,18 +257,13 @@ class OrphanCleanup:
 
     def _plan(self, scanned: Scanned, reading: Reading) -> tuple[Plan, ManifestAddress]:
         """Has the governor judge the scan, and writes the plan down."""
-        settings = self._run.settings
         measure = Measure(
             scanned=scanned.files,
             planned=scanned.orphans,
             sources=reading.sources,
             baseline=self._archive.baseline(),
         )
-        limits = GovernorLimits(
-            max_share=self._params.max_orphan_share or settings.media.max_orphan_share,
-            max_reference_shrink=settings.media.max_reference_shrink,
-        )
-        refused = refusals(measure, limits)
+        refused = refusals(measure, self._limits)
         plan = Plan(
             job_id=self._run.job_id,
             scope=self._archive.scope,
@@ -250,10 +276,15 @@ class OrphanCleanup:
             missing=list(reading.missing),
             refusals=refused,
             warnings=warnings(measure),
-            accepted=not refused or (self._params.override and settings.allow_override),
+            accepted=not refused or self._is_overridden,
             facts=scanned.model_dump(mode="json"),
         )
         return plan, self._archive.write_plan(plan)
+
+    @property
+    def _is_overridden(self) -> bool:
+        """Whether both switches let what the governor refuses pass now."""
+        return self._params.override and self._run.settings.allow_override
 
     def _way_out(self) -> str:
         missing = [
@@ -277,18 +308,7 @@ class OrphanCleanup:
         trust: dict[str, Any] = {
             "table": ramp.table(),
             "scope": ramp.of_objects(self._archive.scope),
-            "definition": ramp.definition_of(
-                {
-                    "bucket": self._bucket,
-                    "folder": self._folder,
-                    "references": [
-                        {name: value for name, value in asdict(reference).items() if not name.startswith("max_")}
-                        for reference in self._references
-                    ],
-                    "derived": list(self._rules.derived),
-                    "exclude": list(self._rules.exclude),
-                }
-            ),
+            "definition": ramp.definition_of(self._definition),
             "now": ramp.began(self._run.job_id, self._run.now()),
             "first": ramp.FIRST_OBJECTS,
             "ceiling": self._rules.max_objects,

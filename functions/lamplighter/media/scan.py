@@ -97,6 +97,8 @@ class Scanned(BaseModel):
     orphan_bytes: int = 0
     kept: dict[str, int] = {}
     """Candidates that are kept after all, by outcome."""
+    basis: str | None = None
+    """A hash of what the scan goes by: folder, references, patterns, limits. None in one of an earlier version."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,7 +202,9 @@ class Scan:
         """The account that the listing goes on with; after the first reading, if there is none yet."""
         if account := self._loaded(scanned):
             return account
-        begun = Scanned(started_at=scanned.started_at, saved=scanned.saved, restarts=scanned.restarts)
+        begun = Scanned(
+            started_at=scanned.started_at, saved=scanned.saved, restarts=scanned.restarts, basis=scanned.basis
+        )
         for name in Scanned.model_fields:  # what was found before counts for nothing
             setattr(scanned, name, getattr(begun, name))
         account = self._new_account()

@@ -324,6 +324,7 @@ class Work:
         execute(self.connection, f"BEGIN ISOLATION LEVEL {level}", {})
         try:
             if self.table.is_watched:
+                execute(self.connection, "SET CONSTRAINTS ALL IMMEDIATE", {})  # no trigger waits for the commit
                 changed = self._change_watched(leaf, place, chosen)
             else:
                 changed = self._change_rows(leaf, self._where(leaf, place, chosen), place)
