@@ -15,7 +15,7 @@ from botocore.exceptions import ClientError
 from lamplighter.deletion import claims, ramp
 from lamplighter.kernel.deletion import Refused, verified
 from lamplighter.kernel.errors import Permanent
-from lamplighter.media import listing, orphan_cleanup
+from lamplighter.media import listing, orphan_cleanup, scan
 from tests.integration.media_world import World, before
 
 MATCHED: dict[str, Callable[[str], str]] = {
@@ -310,6 +310,29 @@ def test_a_reading_that_is_no_longer_fresh_is_repeated_before_a_deletion(world: 
 
     assert world.keys() == ["uploads/adopted.jpg", "uploads/used.jpg"]
     assert (report.deleted_files, report.kept_referenced_again) == (1, 1)
+
+
+def test_a_row_that_comes_between_two_parts_keeps_its_file(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A column without an index, read in milliseconds: it is read again before each part."""
+    monkeypatch.setattr(scan, "PART", 2)
+    world.put("uploads/used.jpg", *(f"uploads/{n}.jpg" for n in range(6)))
+    world.refer("uploads/used.jpg")
+    run = world.run()
+    began = run.now()
+    seconds = iter(range(1, 100))
+    run._clock = lambda: began
+    end = before(world.s3, "DeleteObjects", lambda params: adopt())
+
+    def adopt() -> None:
+        if (now := next(seconds)) == 1:
+            world.refer("HTTPS://CDN.example.com/uploads/5.jpg?x")
+        run._clock = lambda: began + timedelta(seconds=now)
+
+    report = world.clean(run)
+    end()
+
+    assert world.keys() == ["uploads/5.jpg", "uploads/used.jpg"]
+    assert (report.deleted_files, report.kept_referenced_again) == (5, 1)
 
 
 def test_files_uploaded_behind_the_listing_refuse_nothing(world: World) -> None:

@@ -161,8 +161,8 @@ class Run:
         return self._clock()
 
     def progress(self, percent: int, message: str) -> None:
-        """Say how far the run is; the next heartbeat carries it."""
-        self._progress = (percent, message)
+        """Say how far the run is, which never goes back; the next heartbeat carries it."""
+        self._progress = (max(percent, self._progress[0]), message)
 
     def stop(self) -> Literal["cancelled", "out_of_time"] | None:
         """Whether the body should stop now; ask between batches.

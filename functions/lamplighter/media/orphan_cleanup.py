@@ -49,8 +49,10 @@ if TYPE_CHECKING:
 
 GB: Final = 10**9
 READING_IS_FRESH: Final = timedelta(minutes=15)
-"""How old the second reading may be when a part is deleted. A row written since is seen only by the re-check by index,
-in its usual forms; a function's whole time is as long, so a run seldom reads again."""
+"""How old the second reading may be at most when a part is deleted. A row written since is seen only by the re-check by
+index, in its usual forms."""
+READINGS_SHARE: Final = 0.1
+"""Of a run's time that goes into reading again: what is read in a second is read again after ten."""
 
 
 class Report(JobReport):
@@ -436,11 +438,13 @@ class _Guard:
         """Asked before each part: whether to stop. Reads all values again where the reading is no longer fresh."""
         if stopped := self._run.stop():
             return stopped
-        if self._reading is None or self._run.now() - self._reading.read_at > READING_IS_FRESH:
-            try:
+        try:
+            if self._reading is None:
                 self._reading = self._scan.reopened(self._scanned)
-            except Stopped as told:
-                return told.reason
+            elif self._run.now() - self._reading.read_at > min(READING_IS_FRESH, self._reading.took / READINGS_SHARE):
+                self._reading = self._scan.read(self._reading.account, self._scanned, probe=False)
+        except Stopped as told:
+            return told.reason
         return None
 
     def keep(self, orphans: Sequence[Entry]) -> list[str | None]:

@@ -117,6 +117,7 @@ class Reading:
 
     account: Account
     read_at: datetime
+    took: timedelta
     sources: tuple[SourceCount, ...]
     missing_files: int
     """Values with the extension of a media file whose object is gone."""
@@ -293,8 +294,11 @@ class Scan:
 
     # -- second reading
 
-    def read(self, account: Account, scanned: Scanned) -> Reading:
+    def read(self, account: Account, scanned: Scanned, *, probe: bool = True) -> Reading:
         """The account of all values, as of now.
+
+        Args:
+            probe: ask the bucket for objects that were uploaded behind the listing. Only the account needs it.
 
         Raises:
             Stopped: by the run.
@@ -304,7 +308,8 @@ class Scan:
         for batch in self._values(scanned):
             account.second(batch.column, batch.values, batch.hints)
         found = account.counts(cache(lambda prefix: listing.has(self._s3, self._bucket, prefix)))
-        appeared = self._appeared(found)
+        took = self._run.now() - read_at
+        appeared = self._appeared(found) if probe else set[str]()
         gone = [(column, [value for value in column.missing if value not in appeared]) for column in found]
         missing = [
             Missing(column=column.column, value=value[:LONGEST_SHOWN]) for column, values in gone for value in values
@@ -312,6 +317,7 @@ class Scan:
         return Reading(
             account=account,
             read_at=read_at,
+            took=took,
             sources=tuple(
                 _source(column, reference, len(column.missing) - len(values))
                 for (column, values), reference in zip(gone, self._references, strict=True)
