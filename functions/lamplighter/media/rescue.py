@@ -250,6 +250,8 @@ class Patterns:
                 self._folders.append(fold(pattern))
             else:
                 self._names.append(_compiled(pattern))
+        marks = "|".join(map(re.escape, self._folders))
+        self._in_folder = re.compile(rf"(?:^|/)(?:{marks})/" if marks else "(?!)")
         every = "|".join(pattern.pattern.replace("?P<name>", "?:") for pattern in self._names)
         self._any_name = re.compile(every or "(?!)")
 
@@ -278,9 +280,10 @@ class Patterns:
             level, seen = [path], {path}
             for _ in range(DERIVATIONS):
                 level = [one for above in level for one in self._undone(above) if one not in seen]
+                seen.update(level)
+                level = [one for one in level if self._may_derive(one)]
                 if not level or len(seen) > _MAX_ORIGINALS:
                     break
-                seen.update(level)
             split = (one.rpartition("/") for one in seen - {path})
             found += {folder + slash + stem(name) for folder, slash, name in split}
         return found
@@ -288,10 +291,11 @@ class Patterns:
     def _may_derive(self, path: str) -> bool:
         """Whether `_undone` may find something."""
         name = path.rpartition("/")[2]
-        bare = stem(name) if name.count(".") > 1 else name.partition(".")[0]
-        if self._any_name.fullmatch(bare) or (bare != name and self._any_name.fullmatch(name)):
+        dots = name.count(".")
+        bare = stem(name) if dots > 1 else name.partition(".")[0]
+        if self._any_name.fullmatch(bare) or (dots > 1 and self._any_name.fullmatch(name)):
             return True
-        return any(f"{folder}/" in path for folder in self._folders)
+        return self._in_folder.search(path) is not None
 
     def _undone(self, path: str) -> list[str]:
         folder, slash, name = path.rpartition("/")
