@@ -84,6 +84,8 @@ class Group:
     examples: list[str] = field(default_factory=list)
     fitting: Counter[str] = field(default_factory=Counter)
     """Prefixes without which values would match, and how many."""
+    only: str | None = None
+    """The value that all of them are."""
 
     def __str__(self) -> str:
         examples = ", ".join(self.examples)
@@ -95,8 +97,12 @@ class Group:
         """What to declare if these values are no faults."""
         if self.fitting:
             return f"strip: [{self.fitting.most_common(1)[0][0]}]"
+        if self.only is not None and self.count > 1 and not self.host:
+            return f"elsewhere: [{self.only}]"  # a placeholder that the application itself has
         if self.host or (self.far and self.segment):
             return f"elsewhere: [{self.host or self.segment}]"
+        if not self.segment and self.examples:
+            return "a view that joins the columns of a path"
         return None
 
 
@@ -258,12 +264,17 @@ class Account:
                 tally.matched += 1
                 tally.relative += 1
                 matched.append(flat[hit.index(True, middle)])
+                if len(tally.folders) < MAX_GROUPS:
+                    tally.folders.add(matched[-1].removeprefix(self._root).partition("/")[0] + "/")
             else:
                 left.append((value, spread))
         self._names.add_segments(matched, matched=True)
-        self._names.add_segments({path.rpartition("/")[0] for path in flat if path.endswith(_INDEXES)}, matched=False)
+        joined = "\n".join(flat)
+        if any(one in joined for one in _INDEXES):
+            self._names.add_segments({one.rpartition("/")[0] for one in flat if one.endswith(_INDEXES)}, matched=False)
         self._names.add_unmatched(fold_batch(_cut_off([*values, *hints])))
-        self._originals.add(fingerprint_batch(self._patterns.bases(matched)))
+        if len(new):
+            self._originals.add(fingerprint_batch(self._patterns.bases(matched)))
         if left:
             self._unmatched(column, tally, left)
 
@@ -403,9 +414,11 @@ class _Remains:
         if key not in self.groups and len(self.groups) >= MAX_GROUPS:
             key = ("", "other folders")
         group = self.groups.setdefault(key, Group(*key, far=self.far))
+        shown = value if len(value) <= 120 else value[:117] + "..."
+        group.only = shown if shown == value and (not group.count or group.only == value) else None
         group.count += 1
-        if len(group.examples) < EXAMPLES:
-            group.examples.append(value if len(value) <= 120 else value[:117] + "...")
+        if len(group.examples) < EXAMPLES and shown not in group.examples:
+            group.examples.append(shown)
         if fitting and (fitting in group.fitting or len(group.fitting) < MAX_GROUPS):
             group.fitting[fitting] += 1
 
@@ -416,6 +429,8 @@ class _Tally:
     matched: int = 0
     relative: int = 0
     """Matched only as relative to the scope's folder."""
+    folders: set[str] = field(default_factory=set)
+    """The first folders of these below the scope's, of which at most `MAX_GROUPS` are kept."""
     outside: int = 0
     near: _Remains = field(default_factory=_Remains)
     far: _Remains = field(default_factory=lambda: _Remains(far=True))
@@ -424,6 +439,8 @@ class _Tally:
     def account(self, column: str) -> ColumnAccount:
         whole = self.relative == 0
         remains = [self.near] if whole else [self.near, self.far]
+        for group in self.far.groups.values():  # beside values that match, this is no folder of something else
+            group.far = group.segment not in self.folders
         groups = sorted((group for one in remains for group in one.groups.values()), key=lambda group: -group.count)
         return ColumnAccount(
             column=column,
@@ -460,6 +477,9 @@ def _strings_of_json(value: str) -> list[str]:
 
 def _cut_off(values: Sequence[str]) -> list[str]:
     """Queries and fragments that name an image or a video: a value may hold two files, of which one is matched."""
+    joined = "\n".join(values)
+    if "?" not in joined and "#" not in joined:
+        return []
     tails = (value[end.start() + 1 :] for value in values if (end := _TAIL.search(value)))
     return [tail for tail in tails if is_counted(tail)]
 
