@@ -140,6 +140,27 @@ def test_a_path_of_a_folder_that_is_there_is_outside(folder: str, value: str, ke
     assert figures(account.counts(is_there({f"{folder}a.jpg"}))[0]) == (2, 1, 0, 1, 0)
 
 
+def test_no_folder_of_matched_values_is_proposed_as_elsewhere() -> None:
+    """That would take every missing avatar for a file of something else, in any number."""
+    scope = Scope("bucket", "up/")
+    keys = [f"up/avatars/{n}.jpg" for n in range(3)]
+    values = [key.removeprefix("up/") for key in keys]
+    one = count_of([*values, "avatars/default.png", "avatars/default.png"], keys, scope=scope)
+    assert figures(one) == (5, 3, 0, 2, 0)
+    assert one.groups[0].declaration == '"elsewhere": ["avatars/default.png"]'
+    assert one.groups[0].examples == ["avatars/default.png"]
+    two = count_of([*values, "avatars/default.png", "avatars/gone.png", "w/x.png", "w/y.png"], keys, scope=scope)
+    assert {group.segment: group.declaration for group in two.groups} == {
+        "avatars/": None,
+        "w/": '"elsewhere": ["w/"]',
+    }
+
+
+def test_names_without_a_folder_are_declared_by_a_view() -> None:
+    count = count_of(["1.jpg", "2.jpg"], ["a/1.jpg", "b/2.jpg"])
+    assert count.groups[0].declaration == "a view that joins the columns of a path"
+
+
 def test_declared_hosts_and_prefixes_are_elsewhere() -> None:
     values = [
         "a.jpg",

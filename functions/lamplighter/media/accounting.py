@@ -89,6 +89,8 @@ class Group:
     """Prefixes without which values would match, and how many."""
     places: tuple[str, ...] = ()
     """Of paths of another folder, what the keys there would begin with; not folded."""
+    only: str | None = None
+    """The value that all of them are."""
 
     def __str__(self) -> str:
         examples = ", ".join(self.examples)
@@ -100,8 +102,15 @@ class Group:
         """What to declare if these values are no faults."""
         if self.fitting:
             return f'"strip": {json.dumps([self.fitting.most_common(1)[0][0]], ensure_ascii=False)}'
-        if self.host or (self.far and self.segment.endswith("/")):
-            return f'"elsewhere": {json.dumps([self.host or self.segment], ensure_ascii=False)}'
+        elsewhere = None
+        if self.only is not None and self.count > 1 and not self.host:
+            elsewhere = self.only  # a placeholder that the application itself has
+        elif self.host or (self.far and self.segment.endswith("/")):
+            elsewhere = self.host or self.segment
+        if elsewhere:
+            return f'"elsewhere": {json.dumps([elsewhere], ensure_ascii=False)}'
+        if not self.segment and self.examples:
+            return "a view that joins the columns of a path"
         return None
 
 
@@ -270,8 +279,7 @@ class Account:
             tally.matched += count
             tally.relative += count if likely is relative else 0
             named = list(compress(likely.paths, hit))
-            self._names.add_segments(named, matched=True)
-            self._originals.add(fingerprint_batch(self._patterns.bases(named)))
+            self._add_matched(tally, named, relative=named if likely is relative else ())
             if count == len(values):
                 return ()
             matched.update(compress(likely.values, hit))
@@ -290,6 +298,7 @@ class Account:
             found = zip(hit, folders.marked(prints), new_folders.mark(prints), strict=True)
             hit = [a or b or c for a, b, c in found]
         matched: list[str] = []
+        relative: list[str] = []
         left: list[tuple[str, Spread]] = []
         names: list[str] = []
         end = 0
@@ -303,6 +312,7 @@ class Account:
                 tally.matched += 1
                 tally.relative += 1
                 matched.append(flat[hit.index(True, middle)])
+                relative.append(matched[-1])
             else:
                 left.append((value, spread))
                 continue
@@ -314,12 +324,19 @@ class Account:
                 matched.append(flat[hit.index(True, start)])
             else:  # without its folder or its extension
                 names += (*spread.absolute, *spread.beyond, *spread.relative)[:1]
-        self._names.add_segments(matched, matched=True)
-        if names:
-            self._names.add_hints(names)
-        self._originals.add(fingerprint_batch(self._patterns.bases(matched)))
+        self._add_matched(tally, matched, relative=relative)
+        self._names.add_hints(names)
         if left:
             self._unmatched(column, tally, left)
+
+    def _add_matched(self, tally: _Tally, paths: Sequence[str], *, relative: Sequence[str]) -> None:
+        """Add folded paths that values name, and those of them that are relative to the scope's folder."""
+        new, _ = self._list_ended()
+        self._names.add_segments(paths, matched=True)
+        if len(new):
+            self._originals.add(fingerprint_batch(self._patterns.bases(paths)))
+        if len(tally.folders) < MAX_GROUPS:
+            tally.folders.update({path.removeprefix(self._root).partition("/")[0] + "/" for path in relative})
 
     def _list_ended(self) -> tuple[Fingerprints, Fingerprints]:
         if self._candidates is None:
@@ -493,9 +510,11 @@ class _Remains:
         if readable and len(self.missing) < MAX_MISSING:
             self.missing.append((key, value))
         group = self.groups.setdefault(key, Group(*key, far=self.far, places=places))
+        shown = value if len(value) <= 120 else value[:117] + "..."
+        group.only = shown if shown == value and (not group.count or group.only == value) else None
         group.count += 1
-        if len(group.examples) < EXAMPLES:
-            group.examples.append(value if len(value) <= 120 else value[:117] + "...")
+        if len(group.examples) < EXAMPLES and shown not in group.examples:
+            group.examples.append(shown)
         if fitting and (fitting in group.fitting or len(group.fitting) < MAX_GROUPS):
             group.fitting[fitting] += 1
 
@@ -506,6 +525,8 @@ class _Tally:
     matched: int = 0
     relative: int = 0
     """Matched only as relative to the scope's folder."""
+    folders: set[str] = field(default_factory=set)
+    """The first folders of these below the scope's, of which at most `MAX_GROUPS` are kept."""
     outside: int = 0
     near: _Remains = field(default_factory=_Remains)
     far: _Remains = field(default_factory=lambda: _Remains(far=True))
@@ -516,6 +537,8 @@ class _Tally:
         if self.relative == 0:
             outside = {key for key, group in self.far.groups.items() if any(map(is_there, group.places))}
         remains = [(key, group) for key, group in self.far.groups.items() if key not in outside]
+        for group in self.far.groups.values():  # beside values that match, this is no folder of something else
+            group.far = group.segment not in self.folders
         groups = sorted((group for _, group in [*self.near.groups.items(), *remains]), key=lambda group: -group.count)
         missing = [value for key, value in self.far.missing if key not in outside]
         missing = [*(value for _, value in self.near.missing), *missing][:MAX_MISSING]

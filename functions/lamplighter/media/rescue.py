@@ -366,9 +366,10 @@ class Patterns:
             level, seen = [path], {path}
             for _ in range(DERIVATIONS):
                 level = [one for above in level for one in self._undone(above) if one not in seen]
+                seen.update(level)
+                level = [one for one in level if self._mark.search(one)]
                 if not level or len(seen) > _MAX_ORIGINALS:
                     break
-                seen.update(level)
             split = (one.rpartition("/") for one in seen - {path})
             found += {folder + slash + stem(name) for folder, slash, name in split}
         return found
