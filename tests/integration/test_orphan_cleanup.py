@@ -344,6 +344,32 @@ def test_a_scan_starts_over_when_its_settings_have_changed(world: World, monkeyp
     assert world.keys() == [*old, *new[::2]]
 
 
+@pytest.mark.usefixtures("small")
+def test_versioning_that_is_suspended_in_mid_run_stops_the_run(world: World) -> None:
+    """FAILURES 25: each part is asked for, and what went before can be undone."""
+    keys = numbered(range(12))
+    world.put(*keys)
+    world.refer(keys[0])
+    parts: list[str] = []
+
+    def suspend(params: Any) -> None:
+        if "/plan-" in params["Key"]:
+            parts.append(params["Key"])
+            if len(parts) == 2:
+                world.s3.put_bucket_versioning(Bucket=world.media, VersioningConfiguration={"Status": "Suspended"})
+
+    end = before(world.s3, "GetObject", suspend)
+    first = world.run()
+    with pytest.raises(Permanent, match=r"is suspended, so undo .* Nothing more was deleted\."):
+        world.clean(first)
+    end()
+    left = world.keys()
+    assert 1 < len(left) < len(keys)
+
+    world.version(world.media)
+    assert world.undo(world.clean(world.run(job_id=first.job_id, attempt=2)).manifest).restored_files == 11
+
+
 # -- the re-check ----------------------------------------------------------------------------------------------------
 
 

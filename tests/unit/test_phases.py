@@ -166,6 +166,22 @@ def test_settings_that_forbid_a_phase_fail_the_run_for_good_before_anything_is_t
     assert (row().status, row().dead_letter, store.locks) == (Status.FAILED, "permanent", {})
 
 
+def test_a_retry_asks_again_whether_the_settings_apply_what_its_order_demands(
+    monkeypatch: pytest.MonkeyPatch, ledger: Ledger, clock: FakeClock, store: MemoryStore
+) -> None:
+    """`dry_run: false` demands that every phase acts (S2): when one no longer may, it is refused and not previewed."""
+    monkeypatch.setattr(Ledger, "from_environment", lambda: ledger)
+    catalogue = {"cellar": Phase(function="sweep", applied=lambda settings: settings.media.apply)}
+    kind = PhasedJob("sweep", catalogue=catalogue, spans={"cellar": (0, 100)}, target="states:sweep")
+    applies = Settings.model_validate({"media": {"apply": True}})
+    job = ledger.submit(kind.new_job(ledger, applies, {"dry_run": False}))
+    turn = {"job_id": job.job_id, "attempt": 1, "continuation": 0, "job_type": "sweep"}
+    event = {"step": "begin", "input": turn, "execution": "arn:1", "started": clock().isoformat()}
+    with pytest.raises(Permanent, match="dry_run: false is refused, because the settings do not apply cellar"):
+        phases.begin(event, {"sweep": kind})
+    assert (ledger.get(job.job_id).status, store.locks) == (Status.FAILED, {})
+
+
 def test_the_same_tick_twice_is_one_run(machine: Machine, row: Callable[[], Job]) -> None:
     """REQUIREMENTS K6."""
     assert machine.begin(**TICK)["next"] == "phase"

@@ -113,7 +113,9 @@ def begin(event: Mapping[str, Any], types: Mapping[str, PhasedJob]) -> dict[str,
             return {"next": "stop", "result": job}
         with logged_as(logger, job_id=job.job_id, attempt=job.attempt, continuation=job.continuation):
             try:
-                left = kind.turns(kind.validated(job.payload), settings)
+                params = kind.validated(job.payload)
+                kind.previews(params, settings)  # a retry may find that the settings apply less than its order asks
+                left = kind.turns(params, settings)
             except Permanent as error:
                 logger.exception("failed")
                 ledger.fail(job, error)

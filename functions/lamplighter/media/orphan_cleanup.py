@@ -7,7 +7,7 @@ Runs every `media.scan_interval_hours`. Previews unless the settings apply it. D
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
@@ -226,7 +226,7 @@ class OrphanCleanup:
             raise Refused([*plan.refusals, self._way_out()], report)
         allowance, limit = self._before_acting(plan)
         recheck = Recheck(connection, self._references, folder=self._folder, max_lag=self._min_age)
-        guard = _Guard(self._run, scan, scanned, recheck, reading)
+        guard = _Guard(self._run, scan, scanned, recheck, reading, demand=self._demand_versioned)
         done = carry_out(
             self._archive,
             parts=plan.parts,
@@ -331,6 +331,13 @@ class OrphanCleanup:
         allowance = ramp.open(run=self._run.job_id, **trust)
         return allowance, allowance.limit
 
+    def _demand_versioned(self) -> None:
+        """Called before each part of a run in earnest: somebody may switch versioning off meanwhile (S5)."""
+        if self._dry_run or self._rules.allow_unversioned:
+            return
+        if found := versioning.problem(self._s3, self._bucket):
+            raise Permanent(f"{found} Nothing more was deleted.")
+
     def _obstacles(self) -> list[str]:
         """In a preview, why a run in earnest would delete nothing."""
         if not self._dry_run:
@@ -426,9 +433,19 @@ class OrphanCleanup:
 class _Guard:
     """Decides right before a deletion whether a file is an orphan still."""
 
-    def __init__(self, run: Run, scan: Scan, scanned: Scanned, recheck: Recheck, reading: Reading | None) -> None:
-        """`reading` is this invocation's own, None where it has read nothing yet."""
+    def __init__(
+        self,
+        run: Run,
+        scan: Scan,
+        scanned: Scanned,
+        recheck: Recheck,
+        reading: Reading | None,
+        *,
+        demand: Callable[[], None],
+    ) -> None:
+        """`reading` is this invocation's own, None where it has read nothing yet; `demand` raises Permanent."""
         self._run = run
+        self._demand = demand
         self._scan = scan
         self._scanned = scanned
         self._recheck = recheck
@@ -451,6 +468,7 @@ class _Guard:
         """Why each is kept after all, None where it is not."""
         assert self._reading is not None, "`stop` is asked before each part"
         self._scanned.restarts = 0
+        self._demand()
         verdicts = self._reading.verdicts(orphans)
         named = self._recheck.named([orphan.key for orphan in orphans])
         return ["kept_referenced_again" if n in named else verdict for n, verdict in enumerate(verdicts)]
