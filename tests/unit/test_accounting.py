@@ -304,6 +304,8 @@ def test_hints_keep_and_are_not_counted() -> None:
         'm/a.jpg?crop={"of": ["m/b c.jpg"]}',
         "m/a.jpg?crop=%7B%22of%22%3A%22m%5C%2Fb%20c.jpg%22%7D",
         "https%3A%2F%2Fcdn.net%2Fm%2Fa.jpg%3Fmark%3Dm%2Fb%2520c.jpg",
+        r"https\u003a\u002f\u002fcdn.net/m/a.jpg\u003fmark=m/b\u0020c.jpg",
+        "https&colon;//cdn.net/m/a.jpg&quest;mark=m/b&nbsp;c.jpg",
     ],
 )
 def test_a_value_that_matches_by_its_first_path_keeps_what_it_names_behind_it(value: str) -> None:

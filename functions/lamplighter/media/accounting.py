@@ -54,7 +54,8 @@ MAX_MISSING: Final = 10_000
 """Unmatched values a column that are kept as they are, for the list of missing files."""
 
 _BLANK: Final = "\0\xad\u200b\u200c\u200d\u2060\ufeff"
-_TAIL: Final = re.compile(r"[?#]")
+_CUTTING: Final = re.compile(r"[?#%&]|\\u")
+"""What a value has that is cut at a `?` or `#`, written as it is or escaped."""
 _HOST: Final = re.compile(r"(?:[a-z][a-z0-9+.\-]*:)?[/\\]{2,}(?:[^/\\?#@]*@)?([^/\\?#:]+)", re.I)
 
 
@@ -316,7 +317,7 @@ class Account:
             else:
                 left.append((value, spread))
                 continue
-            if "?" in value or "#" in value or "%" in value:
+            if _CUTTING.search(value):
                 names += _names_behind(value, spread)
         for spread in spreads[len(values) :]:
             start, end = end, end + len(spread.absolute) + len(spread.relative)
