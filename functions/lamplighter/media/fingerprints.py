@@ -5,8 +5,8 @@ fingerprints and their marks are stored apart: a continuation loads both, and pa
 fingerprints once each and combine their marks with OR.
 
 Below `SET_BELOW` fingerprints a Python set holds them, which is faster; above, a sorted array with an index of its
-cells. Measured by `bench/fingerprints.py` a million fingerprints: 12 MiB sealed, 18 MiB at the most while they are
-added and sealed, 0.6 us each to add, 0.7-1 us each to probe. A set of 300,000 takes 22 MiB.
+cells. Measured by `bench/fingerprints.py` a million fingerprints: 21 MiB sealed, 26 MiB at the most while they are
+added and sealed, 0.6 us each to add, 0.6-0.9 us each to probe. A set of 300,000 takes 22 MiB.
 """
 
 from __future__ import annotations
