@@ -33,8 +33,6 @@ TIMEOUT: Final = 120.0
 """Seconds that a mutant's tests may take; or five times what they take without one, if that is more."""
 PATIENCE: Final = 5
 
-Tests = tuple[str, ...]
-
 
 def main(arguments: Sequence[str]) -> int:
     """The exit code."""
@@ -92,21 +90,21 @@ def workshop() -> Iterator[RunAll]:
                 copy.close()
 
 
-def unmutated(run_all: RunAll, guards: Sequence[Mutant], others: Sequence[Mutant]) -> dict[Tests, float] | None:
-    """How many seconds each set of tests takes without a mutant; None if one fails."""
-    by_file: dict[str, set[str]] = defaultdict(set)
-    for guard in guards:
-        for test in guard.tests:
-            by_file[test.partition("::")[0]].add(test)
-    sets: list[Tests] = [*(tuple(sorted(tests)) for tests in by_file.values()), *{mutant.tests for mutant in others}]
+def unmutated(run_all: RunAll, guards: Sequence[Mutant], others: Sequence[Mutant]) -> dict[str, float] | None:
+    """How many seconds each file of tests takes without a mutant, as far as it is needed; None if one fails."""
+    needed: dict[str, set[str]] = defaultdict(set)
+    for mutant in (*guards, *others):
+        for test in mutant.tests:
+            needed[test.partition("::")[0]].add(test)
+    files = {file: (file,) if file in tests else tuple(sorted(tests)) for file, tests in needed.items()}
+    runs = run_all([lambda copy, tests=tests: copy.run(tests, 20 * TIMEOUT) for tests in files.values()])  # type: ignore[misc]
     seconds, failed = {}, False
-    runs = run_all([lambda copy, tests=tests: copy.run(tests, 10 * TIMEOUT) for tests in sets])  # type: ignore[misc]
-    for tests, run in zip(sets, runs, strict=True):
-        seconds[tests] = run.seconds
+    for file, run in zip(files, runs, strict=True):
+        seconds[file] = run.seconds
         if run.fate is not Fate.SURVIVED:
             failed = True
-            print(f"Without a mutant, {' '.join(tests)}: {run.fate.value}\n{run.said}", file=sys.stderr)
-    print(f"{len(sets)} sets of tests pass without a mutant." if not failed else "Mend these first.", flush=True)
+            print(f"Without a mutant, {file}: {run.fate.value}\n{run.said}", file=sys.stderr, flush=True)
+    print(f"{len(files)} files of tests pass without a mutant." if not failed else "Mend these first.", flush=True)
     return None if failed else seconds
 
 
@@ -121,10 +119,10 @@ def judge_guards(run_all: RunAll, guards: Sequence[Mutant]) -> bool:
     return not alive
 
 
-def judge_others(run_all: RunAll, others: Sequence[Mutant], seconds: dict[Tests, float], *, seed: int) -> bool:
+def judge_others(run_all: RunAll, others: Sequence[Mutant], seconds: dict[str, float], *, seed: int) -> bool:
     """Whether enough random mutants are killed, and the others are explained."""
     began, known = time.monotonic(), at_random.survivors()
-    fates = judged(run_all, others, lambda mutant: max(TIMEOUT, PATIENCE * seconds[mutant.tests]))
+    fates = judged(run_all, others, lambda mutant: max(TIMEOUT, PATIENCE * sum(seconds[file] for file in mutant.tests)))
     alive = [mutant for mutant in others if fates[mutant.id] not in (Fate.KILLED, Fate.BROKEN)]
     killed = len(others) - len(alive)
     took = time.monotonic() - began
