@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
-from lamplighter.deletion import versioning
 from lamplighter.kernel.deletion import Refused
 from lamplighter.kernel.errors import DatabaseUnavailable, Permanent
 from lamplighter.kernel.job import Unfinished
@@ -826,12 +825,11 @@ def test_undo_leaves_alone_what_was_made_anew_or_deleted_again(world: World) -> 
     assert world.s3.get_object(Bucket=world.media, Key="a.jpg")["Body"].read() == b"new"
 
 
-def test_undo_says_when_the_bucket_was_not_versioned(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_undo_says_when_the_bucket_was_not_versioned(world: World) -> None:
     world.s3.create_bucket(Bucket=world.plain)
     world.put("used.jpg", "a.jpg", bucket=world.plain)
     world.refer("used.jpg")
-    monkeypatch.setattr(versioning, "demand_versioned", lambda *_, **__: None)
-    report = world.clean(bucket=world.plain)
+    report = world.clean(world.run(settings={"media": {"allow_unversioned": True}}), bucket=world.plain)
 
     undone = world.undo(report.manifest)
 
