@@ -18,11 +18,11 @@ from tests.e2e.deployed import LONG_AGO, Deployed, FunctionFailed, Mailbox, Shel
 # -- a Lambda --------------------------------------------------------------------------------------------------------
 
 
-def test_a_record_that_comes_again_starts_nothing_again(stack: Deployed, shelf: Shelf, job_type: str) -> None:
+def test_a_record_that_comes_again_starts_nothing_again(stack: Deployed, shelf: Shelf) -> None:
     """K2: the claim lets one delivery in; the others are told so, and are no failures."""
     shelf.put("orphan.jpg", "kept.jpg")
     shelf.refer("kept.jpg")
-    job = stack.seed(job_type, target="lambda:orphan-cleanup", payload=shelf.params)
+    job = stack.seed("orphan_cleanup", target="lambda:orphan-cleanup", payload=shelf.params)
     done = stack.becomes(job.job_id, "completed", "failed")
     assert done.result is not None and done.result["deleted_files"] == 1
     inserted = [record for record in stack.records(job.job_id) if record["eventName"] == "INSERT"]
@@ -35,17 +35,17 @@ def test_a_record_that_comes_again_starts_nothing_again(stack: Deployed, shelf: 
     assert [log.message for log in stack.history(job.job_id, rows=2)] == ["started, attempt 1 of 3", "completed"]
 
 
-def test_a_final_failure_alerts_once(stack: Deployed, alerts: Mailbox, job_type: str) -> None:
+def test_a_final_failure_alerts_once(stack: Deployed, alerts: Mailbox) -> None:
     """K9: whatever the stream delivers again."""
     unknown = {"references": [{"table": "there_is_none", "column": "key"}]}
-    job = stack.seed(job_type, target="lambda:orphan-cleanup", critical=True, payload=unknown)
+    job = stack.seed("orphan_cleanup", target="lambda:orphan-cleanup", critical=True, payload=unknown)
     failed = stack.becomes(job.job_id, "completed", "failed")
     assert (failed.status, failed.dead_letter, failed.attempt) == (Status.FAILED, "permanent", 1)
     assert failed.errors[0].message == "references: there is no table there_is_none in the database."
     eventually(lambda: alerts.about(job.job_id))
     stack.invoke("dispatcher", {"Records": stack.records(job.job_id)})
     (alert,) = alerts.about(job.job_id)
-    assert json.loads(alert)["Subject"] == f"[{stack.name}] {job_type} failed"
+    assert json.loads(alert)["Subject"] == f"[{stack.name}] orphan_cleanup failed"
     assert failed.errors[0].message in json.loads(alert)["Message"]
 
 

@@ -13,7 +13,7 @@ from tests.e2e.deployed import Deployed, FunctionFailed, Shelf, Turnstile, event
 
 
 def test_a_database_that_goes_away_deletes_nothing_and_is_caught_up_with(
-    stack: Deployed, shelf: Shelf, job_type: str, background: Callable[..., Future[Any]]
+    stack: Deployed, shelf: Shelf, background: Callable[..., Future[Any]]
 ) -> None:
     """FAILURES 8: no answer is not "no reference". The run is retried, the history is late, and no start is."""
     orphans = shelf.put("a.jpg", "b.jpg")
@@ -34,7 +34,7 @@ def test_a_database_that_goes_away_deletes_nothing_and_is_caught_up_with(
             assert (row.status, row.attempt, row.errors[0].reason) == (Status.PENDING, 2, "error")
             assert row.errors[0].type == "DatabaseUnavailable"
 
-            other = stack.seed(job_type, target="lambda:orphan-cleanup", payload=shelf.params, max_attempts=1)
+            other = stack.seed("orphan_cleanup", target="lambda:orphan-cleanup", payload=shelf.params, max_attempts=1)
             failed = stack.becomes(other.job_id, "failed")  # it was started, though there is no database
             assert "cannot be reached" in failed.errors[0].message
             eventually(lambda: len(_refusals(stack)) > before)  # the stream's batch has to come again
