@@ -272,19 +272,21 @@ def test_a_run_that_does_not_fit_the_timeout_goes_on_from_its_checkpoint(
     shelf.put(*crowd)
     kept = shelf.put("kept.png", "notes.txt")
     shelf.refer("kept.png")
-    with stack.configured("orphan-cleanup", Timeout=8), Turnstile(stack.engine, shelf.name) as turnstile:
+    with stack.configured("orphan-cleanup", Timeout=14), Turnstile(stack.engine, shelf.name) as turnstile:
         run = background(shelf.clean)
         turnstile.wait()  # first reading
-        turnstile.step()  # second reading
         row = shelf.jobs()[0]
-        _let_the_run_age(stack, row.job_id)
+        _let_the_run_age(stack, row.job_id, seconds=3.5)
+        turnstile.step()  # second reading
+        _let_the_run_age(stack, row.job_id, seconds=7.2)
         turnstile.step()  # the run stops: the next look is the continuation's second reading
         answer = run.result(30)
         assert answer["finished"] is False
         assert answer["scanned_files"] == len(crowd) + 1
-        turnstile.step()  # re-check of the first part
         assert stack.ledger.get(row.job_id).continuation == 1
-        _let_the_run_age(stack, row.job_id)
+        _let_the_run_age(stack, row.job_id, seconds=3.5)
+        turnstile.step()  # re-check of the first part
+        _let_the_run_age(stack, row.job_id, seconds=7.2)
         turnstile.step()  # the second continuation's reading
         assert len(shelf.keys()) == len(crowd) - 1_000 + len(kept)
         turnstile.release()
@@ -302,6 +304,7 @@ def _let_the_heartbeat_age(stack: Deployed, job_id: str) -> None:
     eventually(lambda: utc_now() - (stack.ledger.get(job_id).heartbeat_at or utc_now()) >= FRESH)
 
 
-def _let_the_run_age(stack: Deployed, job_id: str) -> None:
-    """Until half of a timeout of eight seconds is over, when a run has to stop."""
-    eventually(lambda: utc_now() - (stack.ledger.get(job_id).started_at or utc_now()) >= timedelta(seconds=4.2))
+def _let_the_run_age(stack: Deployed, job_id: str, *, seconds: float) -> None:
+    """Of a timeout of 14 s, a run stops after half. It waits for a lock for 5 s at most, so it ages in two places."""
+    age = timedelta(seconds=seconds)
+    eventually(lambda: utc_now() - (stack.ledger.get(job_id).started_at or utc_now()) >= age)

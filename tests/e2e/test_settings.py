@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import select
 import shutil
 import subprocess
 import sys
@@ -187,9 +188,11 @@ def guided(stack: Deployed, config_file: Path, answers: dict[str, str]) -> str:
     said = line = ""
     try:
         while said.count("Parameter ") < 200:  # it asks for one thing again and again if it does not like the answer
+            assert select.select([terminal], [], [], 60)[0], f"it waits for an answer, and has said:\n{said}"
             said += (some := os.read(terminal, 4096).decode(errors="replace"))
             line = (line + some).rpartition("\n")[2]
-            if line.rstrip().endswith(":"):
+            # Not before the blank: what is typed between the colon and the blank of a hidden prompt is thrown away.
+            if line.endswith(": "):
                 answer = next((answer for asked, answer in answers.items() if asked in line), "")
                 os.write(terminal, f"{answer}\n".encode())
                 line = ""
