@@ -52,7 +52,7 @@ def test_rows_in_an_unknown_form_are_refused_until_they_are_declared(stack: Depl
 
     refusal = clean_refused(shelf)
     assert f"40 of 100 references in {shelf.name}.storage_key name no file that exists; 0 may" in refusal
-    assert "static/ (40, declare strip: [static/]): static/060.jpg" in refusal
+    assert 'static/ (40, declare "strip": ["static/"]): static/060.jpg' in refusal
     refused = shelf.jobs()[0].result or {}
     assert (refused["status"], refused["matched"], refused["unmatched"]) == ("refused", 60, 40)
 
@@ -273,17 +273,22 @@ def versioning(stack: Deployed, status: str) -> Iterator[None]:
         put("Enabled")
 
 
+def obstacles(report: Mapping[str, Any]) -> list[str]:
+    """The warnings, besides that of the configured column, which is empty here."""
+    return [one for one in report["warnings"] if "holds no references" not in one]
+
+
 def test_without_versioning_nothing_is_deleted_unless_the_owner_accepts_it(stack: Deployed, shelf: Shelf) -> None:
     """S5; FAILURES 25."""
     shelf.put("orphan.jpg", "kept.jpg")
     shelf.refer("kept.jpg")
     with versioning(stack, "Suspended"):
-        [warning] = shelf.clean(dry_run=True)["warnings"]
+        [warning] = obstacles(shelf.clean(dry_run=True))
         assert warning.startswith(f"Versioning of {stack.media} is suspended")
         assert clean_refused(shelf).startswith(f"Permanent: {warning} Nothing was deleted.")
         with stack.with_settings({"media": {"allow_unversioned": True}}):
             report = shelf.clean()
-            assert (report["deleted_files"], report["warnings"]) == (1, [])
+            assert (report["deleted_files"], obstacles(report)) == (1, [])
         undone = stack.invoke("undo", {"job_id": report["job_id"]})
         assert (undone["would_restore_files"], undone["not_restorable"]) == (0, 1)
     assert shelf.keys() == {shelf.key("kept.jpg")}
@@ -419,12 +424,11 @@ def test_a_folder_that_another_stack_cleans_is_refused_with_its_name(stack: Depl
 
     claim(days=29)
     try:
-        [warning] = shelf.clean(dry_run=True)["warnings"]
+        [warning] = obstacles(shelf.clean(dry_run=True))
         assert warning.startswith("The stack staging (account 111122223333, eu-west-1) cleans the folder ")
         assert clean_refused(shelf).startswith(f"Permanent: {warning} Nothing was deleted.")
         claim(days=30)
-        report = shelf.clean(dry_run=True)
-        assert report["warnings"] == []
+        assert obstacles(shelf.clean(dry_run=True)) == []
         assert shelf.clean()["deleted_files"] == 1
         body = stack.client("s3").get_object(Bucket=stack.media, Key=CLAIM)["Body"].read()
         assert [(one["stack"], one["folder"]) for one in json.loads(body)["claims"]] == [(stack.name, f"{shelf.name}/")]
