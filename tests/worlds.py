@@ -542,7 +542,9 @@ class World:
             return []
         folder = rng.choice(["exports/2024", "avatars", "img", f"{self.base_path.rstrip('/')}-2"])
         keys = [f"{folder}/{n}-{rng.getrandbits(32):08x}.png" for n in range(rng.randint(1, 6))]
-        self.neighbours += keys
+        gone = not self.clean and random.Random(f"gone {self.seed} {column}").random() < 0.2
+        column.missing += gone
+        self.neighbours += keys[gone:]
         column.forms.append("another folder")
         if not self.clean and rng.random() < 0.1:
             self._kinds.add("stranger")

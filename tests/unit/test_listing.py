@@ -190,6 +190,7 @@ def test_botocore_does_not_parse_the_objects_as_well(monkeypatch: pytest.MonkeyP
 def test_a_key_too_long_for_s3_is_not_asked_for() -> None:
     assert listing.look(None, "bucket", "ä" * 513) is None
     assert listing.look(None, "bucket", "") is None
+    assert listing.look(None, "bucket", "img/\ud800.jpg") is None
 
 
 @pytest.mark.parametrize(

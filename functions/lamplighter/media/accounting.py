@@ -5,9 +5,9 @@
 3. `second` takes the values again, from a later snapshot, and counts each: matched, outside or unmatched.
 4. `verdicts` says why each candidate is kept; None: no value names it or may mean it.
 
-A path of another folder is outside only where the bucket has that folder: `img/<hash>.jpg` may be a name that an
-application gives to `uploads/photo.jpg`, which nothing here can read. Where both folders exist, such a name stays
-unseen; declare the column's files by what they are called in the bucket, or do not list that folder alone.
+A path of another folder is outside only where the bucket has that object: `img/<hash>.jpg` may be a name that an
+application gives to `uploads/photo.jpg`, which nothing here can read. So the other folders are listed, too, as far as
+`MAX_ELSEWHERE` keys; what is not found there is unmatched.
 
 All take batches of some thousand. The memory is that of `fingerprints` and `rescue`, and a bounded number of examples.
 A listing that goes on elsewhere takes `sealed_to_bytes` and `progress_to_bytes`; ranges of keys that were listed side
@@ -20,12 +20,13 @@ import html
 import json
 import re
 import string
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import compress
 from typing import Final, Protocol
-from urllib.parse import unquote
+from urllib.parse import unquote, unquote_plus
 
 from lamplighter.kernel.media import DERIVED
 from lamplighter.media.extensions import MEDIA, is_media
@@ -46,12 +47,16 @@ from lamplighter.media.rescue import Exclusions, Kept, Names, Patterns, any_of, 
 
 MAX_GROUPS: Final = 200
 """Groups of unmatched values a column; values of others count as one more group."""
-MAX_SHOWN: Final = 5
-"""Groups that a refusal names."""
 EXAMPLES: Final = 3
 """Values that are shown of each group."""
 MAX_MISSING: Final = 10_000
 """Unmatched values a column that are kept as they are, for the list of missing files."""
+OTHERS: Final = ("", "other folders")
+"""The group of values that are of no other group."""
+MAX_PLACES: Final = 1000
+"""Beginnings of keys a column that are listed in other folders."""
+MAX_ELSEWHERE: Final = 200_000
+"""Keys of other folders that are listed, to see whether they have the objects that values name there."""
 
 _BLANK: Final = "\0\xad\u200b\u200c\u200d\u2060\ufeff"
 _CUTTING: Final = re.compile(r"[?#%&]|\\u")
@@ -88,15 +93,8 @@ class Group:
     examples: list[str] = field(default_factory=list)
     fitting: Counter[str] = field(default_factory=Counter)
     """Prefixes without which values would match, and how many."""
-    places: tuple[str, ...] = ()
-    """Of paths of another folder, what the keys there would begin with; not folded."""
     only: str | None = None
     """The value that all of them are."""
-
-    def __str__(self) -> str:
-        examples = ", ".join(self.examples)
-        named = f"//{self.host}/{self.segment}" if self.host else self.segment or "without a folder"
-        return f"{named}: {self.count} ({examples})"
 
     @property
     def declaration(self) -> str | None:
@@ -125,7 +123,7 @@ class ColumnAccount:
     matched: int
     """Name a listed key."""
     outside: int
-    """Name what is below another folder that the bucket has, in a column of whole keys, or is declared elsewhere."""
+    """Name an object of another folder of the bucket, in a column of whole keys, or what is declared elsewhere."""
     unmatched: int
     unreadable: int
     """Unmatched values without the extension of a media file."""
@@ -137,29 +135,6 @@ class ColumnAccount:
     def __post_init__(self) -> None:
         if self.values != self.matched + self.outside + self.unmatched:
             raise AssertionError(f"{self.column}: {self.values} values are not accounted for: {self}")
-
-    def explained(self, *, max_unmatched: int, max_unreadable: int) -> str | None:
-        """Why the account is refused and what to declare, or None when it is within its limits."""
-        if self.values and not self.matched:
-            why = f"none of {self.values} values matches a file"
-        elif self.unmatched > max_unmatched:
-            why = f"{self.unmatched} of {self.values} values match no file; max_unmatched is {max_unmatched}"
-        elif self.unreadable > max_unreadable:
-            why = (
-                f"{self.unreadable} of {self.values} values match no file and have no extension of an image or a video;"
-                f" max_unreadable is {max_unreadable}"
-            )
-        else:
-            return None
-        shown = self.groups[:MAX_SHOWN]
-        lines = [f"{group}" + (f" -> {group.declaration}" if group.declaration else "") for group in shown]
-        if len(self.groups) > len(shown):
-            lines.append(f"{len(self.groups) - len(shown)} other groups")
-        found = f" By host and first folder: {'; '.join(lines)}." if lines else ""
-        return (
-            f"{self.column}: {why}.{found} Declare strip for a prefix that is no part of the keys and elsewhere for"
-            " files that are not in this bucket, or set max_unmatched to the number of missing files that you accept."
-        )
 
 
 class Account:
@@ -347,8 +322,10 @@ class Account:
     def _unmatched(self, column: int, tally: _Tally, left: list[tuple[str, Spread]]) -> None:
         texts = fold_batch([value for value, _ in left])
         self._names.add_unmatched(texts)
-        self._names.add_unmatched(fold_batch([text for value, _ in left for text in _strings_of_json(value)]))
-        self._names.add_unmatched(fold_batch([text for value, _ in left if (text := _read_once(value))]))
+        inner = [text for value, _ in left for text in _strings_of_json(value)]
+        self._names.add_unmatched(fold_batch(inner))
+        written = (*(value for value, _ in left), *inner)
+        self._names.add_unmatched(fold_batch([text for one in written if (text := _read_once(one))]))
         self._names.add_segments([path for text in texts for path in (text, *uncut(text))], matched=False)
         for (value, spread), text in zip(left, texts, strict=True):
             host = host_of(value)
@@ -361,9 +338,8 @@ class Account:
             # A path in another folder of the bucket. Whether the column's values are whole keys, and whether there is
             # such a folder, is known at the end.
             if self._root and not spread.absolute and readable and "/" in (*spread.beyond, "")[0]:
-                places = self._places(value)
                 group = _departing(path, self._root)
-                tally.far.add(value, host, group, readable=True, fitting=fitting, places=places)
+                tally.far.add(value, host, group, fitting=fitting, beyond=spread.beyond, places=self._places(value))
             else:
                 segment, slash, _ = path.partition("/")
                 tally.near.add(value, host, segment + slash if slash else "", readable=readable, fitting=fitting)
@@ -404,15 +380,31 @@ class Account:
 
     # -- the result ------------------------------------------------------------------------------------------------
 
-    def counts(self, is_there: Callable[[str], bool] = lambda _: False) -> list[ColumnAccount]:
+    def counts(self, neighbours: Callable[[str], Iterable[Sequence[str]]] = lambda _: ()) -> list[ColumnAccount]:
         """The account of each column.
 
         Args:
-            is_there: whether the bucket has a key with this prefix. Asked of each other folder that values name.
+            neighbours: batches of all keys of the bucket that begin with a prefix. Asked of each other folder that
+                values name, until it gave `MAX_ELSEWHERE` keys.
         """
-        return [
-            tally.account(str(column), is_there) for column, tally in zip(self._columns, self._tallies, strict=True)
-        ]
+        asked = {place for tally in self._tallies if not tally.relative for place in tally.far.places}
+        left = MAX_ELSEWHERE
+        for tally in self._tallies:
+            tally.far.seal()
+        for place in sorted(asked):
+            if any(place != other and place.startswith(other) for other in asked):
+                continue
+            for keys in neighbours(place):
+                prints = fingerprint_batch(fold_batch(keys[:left]))
+                for tally in self._tallies:
+                    tally.far.mark(prints)
+                left -= len(keys)
+                if left <= 0:
+                    return self._accounts()
+        return self._accounts()
+
+    def _accounts(self) -> list[ColumnAccount]:
+        return [tally.account(str(column)) for column, tally in zip(self._columns, self._tallies, strict=True)]
 
     def verdict(self, key: str) -> Kept | None:
         """Why a listed key, which `listed` did not find named, is kept; None: it is an orphan."""
@@ -495,22 +487,18 @@ class Account:
 class _Remains:
     """Values that match nothing."""
 
-    far: bool = False
     unreadable: int = 0
     groups: dict[tuple[str, str], Group] = field(default_factory=dict)
-    missing: list[tuple[tuple[str, str], str]] = field(default_factory=list)
-    """Values by the key of their group."""
+    missing: list[str] = field(default_factory=list)
 
-    def add(
-        self, value: str, host: str, segment: str, *, readable: bool, fitting: str, places: tuple[str, ...] = ()
-    ) -> None:
+    def add(self, value: str, host: str, segment: str, *, readable: bool, fitting: str, far: bool = False) -> None:
         self.unreadable += not readable
+        if readable and len(self.missing) < MAX_MISSING:
+            self.missing.append(value)
         key = (host, segment[:100])
         if key not in self.groups and len(self.groups) >= MAX_GROUPS:
-            key, places = ("", "other folders"), ()
-        if readable and len(self.missing) < MAX_MISSING:
-            self.missing.append((key, value))
-        group = self.groups.setdefault(key, Group(*key, far=self.far, places=places))
+            key = OTHERS
+        group = self.groups.setdefault(key, Group(*key, far=far))
         shown = value if len(value) <= 120 else value[:117] + "..."
         group.only = shown if shown == value and (not group.count or group.only == value) else None
         group.count += 1
@@ -518,6 +506,71 @@ class _Remains:
             group.examples.append(shown)
         if fitting and (fitting in group.fitting or len(group.fitting) < MAX_GROUPS):
             group.fitting[fitting] += 1
+
+    def add_unseen(self, host: str, segment: str) -> None:
+        """Count one more path of another folder, of which only the group is known."""
+        group = self.groups.setdefault((host, segment), Group(host, segment, far=True))
+        group.only = None
+        group.count += 1
+
+
+class _Far:
+    """Values that name paths of other folders, until it is known whether the bucket has such objects.
+
+    Of each value its group and 12 bytes a reading are kept; of the first `MAX_MISSING`, what is shown of them.
+    """
+
+    def __init__(self) -> None:
+        self.places: set[str] = set()
+        """What keys begin with that have these paths; not folded. At most `MAX_PLACES`."""
+        self._keys: dict[tuple[str, str], int] = {}
+        self._groups = array("I")
+        """Of each value, its group."""
+        self._prints = array("Q")
+        self._owners = array("I")
+        """Of each fingerprint, its value."""
+        self._first: list[tuple[str, str]] = []
+        """Of the first values, the text and its fitting prefix."""
+        self._sealed = Builder().seal()
+
+    def add(
+        self, value: str, host: str, segment: str, *, fitting: str, beyond: Sequence[str], places: Iterable[str]
+    ) -> None:
+        if len(self.places) < MAX_PLACES:
+            self.places.update(places)
+        key = (host, segment[:100])
+        if key not in self._keys and len(self._keys) >= MAX_GROUPS:
+            key = OTHERS
+        prints = fingerprint_batch(beyond)
+        self._prints.extend(prints)
+        self._owners.extend([len(self._groups)] * len(prints))
+        self._groups.append(self._keys.setdefault(key, len(self._keys)))
+        if len(self._first) < MAX_MISSING:
+            self._first.append((value, fitting))
+
+    def seal(self) -> None:
+        """All values were added; none is marked."""
+        builder = Builder()
+        builder.add(self._prints)
+        self._sealed = builder.seal()
+
+    def mark(self, prints: Sequence[int]) -> None:
+        """Mark the values that name the listed keys of these fingerprints."""
+        self._sealed.mark(prints)
+
+    def count_into(self, remains: _Remains, *, found: bool) -> int:
+        """Add the values to the remains, if `found` without those that are marked; how many those are."""
+        marked = set(compress(self._owners, self._sealed.marked(self._prints))) if found else set()
+        keys = list(self._keys)
+        for number, group in enumerate(self._groups):
+            if number in marked:
+                continue
+            if number < len(self._first):
+                value, fitting = self._first[number]
+                remains.add(value, *keys[group], readable=True, fitting=fitting, far=True)
+            else:
+                remains.add_unseen(*keys[group])
+        return len(marked)
 
 
 @dataclass(slots=True)
@@ -530,28 +583,25 @@ class _Tally:
     """The first folders of these below the scope's, of which at most `MAX_GROUPS` are kept."""
     outside: int = 0
     near: _Remains = field(default_factory=_Remains)
-    far: _Remains = field(default_factory=lambda: _Remains(far=True))
-    """Below another folder of the bucket if the column holds whole keys and there is such a folder; else unmatched."""
+    far: _Far = field(default_factory=_Far)
+    """Below another folder of the bucket: outside if the column holds whole keys and the object is there, else
+    unmatched."""
 
-    def account(self, column: str, is_there: Callable[[str], bool]) -> ColumnAccount:
-        outside = set[tuple[str, str]]()
-        if self.relative == 0:
-            outside = {key for key, group in self.far.groups.items() if any(map(is_there, group.places))}
-        remains = [(key, group) for key, group in self.far.groups.items() if key not in outside]
-        for group in self.far.groups.values():  # beside values that match, this is no folder of something else
+    def account(self, column: str) -> ColumnAccount:
+        far = _Remains()
+        found = self.far.count_into(far, found=self.relative == 0)
+        for group in far.groups.values():  # beside values that match, this is no folder of something else
             group.far = group.segment not in self.folders
-        groups = sorted((group for _, group in [*self.near.groups.items(), *remains]), key=lambda group: -group.count)
-        missing = [value for key, value in self.far.missing if key not in outside]
-        missing = [*(value for _, value in self.near.missing), *missing][:MAX_MISSING]
+        groups = sorted([*self.near.groups.values(), *far.groups.values()], key=lambda group: -group.count)
         return ColumnAccount(
             column=column,
             values=self.values,
             matched=self.matched,
-            outside=self.outside + sum(self.far.groups[key].count for key in outside),
+            outside=self.outside + found,
             unmatched=sum(group.count for group in groups),
             unreadable=self.near.unreadable,
             groups=tuple(groups),
-            missing=tuple(missing),
+            missing=tuple([*self.near.missing, *far.missing][:MAX_MISSING]),
         )
 
 
@@ -575,9 +625,11 @@ def _names_behind(value: str, spread: Spread) -> list[str]:
     behind = whole[cut + 1 :]
     if not has_media_name(behind):
         return []
-    plain = unquote(value)
-    parts = [part.partition("=")[2] or part for part in re.split(r"[?#&]", plain)[1:]]
-    parts.append(re.split(r"[?#]", plain, maxsplit=1)[-1])
+    parts = []
+    for text in dict.fromkeys((value, unquote(value))):  # as written, JSON has no `?` or `&` of its own
+        parts += [part.partition("=")[2] or part for part in re.split(r"[?#&]", text)[1:]]
+        parts.append(re.split(r"[?#]", text, maxsplit=1)[-1])
+    parts = list(dict.fromkeys([*parts, *map(unquote_plus, parts)]))
     return [behind, *fold_batch([text for part in parts for text in _strings_of_json(part)])]
 
 

@@ -67,21 +67,19 @@ def look(s3: Any, bucket: str, key: str) -> Listed | None:
     Raises:
         Permanent: the bucket cannot be listed.
     """
-    if not 0 < len(key.encode()) <= MAX_KEY_BYTES:
+    if not is_key(key):
         return None
     page = _list(s3, Bucket=bucket, Prefix=key, MaxKeys=1)  # a key comes before all that begin with it
     return next((_from_boto(entry) for entry in page.get("Contents", ()) if entry["Key"] == key), None)
 
 
-def has(s3: Any, bucket: str, prefix: str) -> bool:
-    """Whether there is an object whose key begins with `prefix`.
-
-    Raises:
-        Permanent: the bucket cannot be listed.
-    """
-    if not 0 < len(prefix.encode()) <= MAX_KEY_BYTES:
+def is_key(text: str) -> bool:
+    """Whether S3 takes a text as a key, or as a prefix of keys."""
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON may hold
         return False
-    return bool(_list(s3, Bucket=bucket, Prefix=prefix, MaxKeys=1).get("Contents"))
+    return 0 < size <= MAX_KEY_BYTES
 
 
 def _fetch(client: Any, request: dict[str, str]) -> tuple[list[Listed], str | None]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import glob
 import re
 from array import array
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from enum import Enum
 from typing import Final
@@ -333,9 +333,7 @@ class Patterns:
                 self._names.append(_compiled(pattern))
         every = "|".join(pattern.pattern.replace("?P<name>", "?:") for pattern in self._names)
         self._any_name = re.compile(every or "(?!)")
-        marks = [_mark_of(pattern) for pattern in patterns]
-        self._mark = re.compile("|".join(marks) or "(?!)", re.MULTILINE)
-        """What every path has that derives from another, quick to find among many."""
+        self._mark = _mark_of(patterns)
 
     def originals(self, folded: str, extensions: Collection[str] = _EXTENSIONS) -> Iterator[list[str]]:
         """The folded paths of what the file may be derived from, nearest first, in groups of one name each.
@@ -360,19 +358,22 @@ class Patterns:
     def bases(self, paths: Sequence[str]) -> list[str]:
         """The paths, without extension, of what these files may be derived from."""
         found: list[str] = []
-        if not self._mark.search("\n".join(paths)):
+        if not self._is_marked("\n/".join(paths)):
             return found
-        for path in filter(self._mark.search, paths):
+        for path in filter(self._is_marked, paths):
             level, seen = [path], {path}
             for _ in range(DERIVATIONS):
                 level = [one for above in level for one in self._undone(above) if one not in seen]
                 seen.update(level)
-                level = [one for one in level if self._mark.search(one)]
+                level = [one for one in level if self._is_marked(one)]
                 if not level or len(seen) > _MAX_ORIGINALS:
                     break
             split = (one.rpartition("/") for one in seen - {path})
             found += {folder + slash + stem(name) for folder, slash, name in split}
         return found
+
+    def _is_marked(self, path: str) -> bool:
+        return self._mark.search(f"/{path}") is not None
 
     def _undone(self, path: str) -> list[str]:
         folder, slash, name = path.rpartition("/")
@@ -401,17 +402,31 @@ def _compiled(pattern: str) -> re.Pattern[str]:
     )
 
 
-def _mark_of(pattern: str) -> str:
-    """What a path that the pattern makes of another has: the folder, or what the name begins or ends with."""
-    if pattern.endswith("/"):
-        return rf"(?:^|/){re.escape(fold(pattern))}/"
+def _mark_of(patterns: Iterable[str]) -> re.Pattern[str]:
+    """What every path has that derives from another: the folder, or what the name begins or ends with.
+
+    Searched for in lines that begin with a slash. The alternatives begin with different characters, which `re` looks
+    for first: that is 20 times faster than to try each at every character.
+    """
     words = {"{n}": "[0-9]+", "{any}": ".*"}
-    parts = [
-        words.get(part) or ("\0" if part == "{name}" else re.escape(part.casefold().replace("+", " ")))
-        for part in derived_parts(pattern)
-    ]
-    before, _, after = "".join(parts).partition("\0")
-    return rf"(?:^|/){before}" if before else rf"{after}(?=[.]|$)"
+    by_first: defaultdict[str, list[str]] = defaultdict(list)
+    for pattern in patterns:
+        if pattern.endswith("/"):
+            by_first["/"].append(re.escape(fold(pattern)) + "/")
+            continue
+        parts = [
+            words.get(part) or ("\0" if part == "{name}" else re.escape(part.casefold().replace("+", " ")))
+            for part in derived_parts(pattern)
+        ]
+        before, _, after = "".join(parts).partition("\0")
+        if before:
+            by_first["/"].append(before)
+        else:
+            first = re.match(r"\\.|[^\[.]", after)
+            start = first[0] if first else ""
+            by_first[start].append(f"{after[len(start) :]}(?=[.]|$)")
+    every = "|".join(f"{start}(?:{'|'.join(rest)})" for start, rest in by_first.items())
+    return re.compile(every or "(?!)", re.MULTILINE)
 
 
 def _with_extensions(path: str, besides: str, extensions: Collection[str]) -> list[str]:

@@ -17,7 +17,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
 
@@ -307,7 +306,7 @@ class Scan:
         account.begin_second()
         for batch in self._values(scanned):
             account.second(batch.column, batch.values, batch.hints)
-        found = account.counts(cache(lambda prefix: listing.has(self._s3, self._bucket, prefix)))
+        found = account.counts(lambda prefix: self._neighbours(prefix, scanned))
         took = self._run.now() - read_at
         appeared = self._appeared(found) if probe else set[str]()
         gone = [(column, [value for value in column.missing if value not in appeared]) for column in found]
@@ -319,7 +318,7 @@ class Scan:
             read_at=read_at,
             took=took,
             sources=tuple(
-                _source(column, reference, len(column.missing) - len(values))
+                source_count(column, reference, appeared=len(column.missing) - len(values))
                 for (column, values), reference in zip(gone, self._references, strict=True)
             ),
             missing_files=sum(
@@ -342,15 +341,31 @@ class Scan:
             for batch in batches:
                 count += len(batch.values)
                 self._run.progress(10, f"{count} references read")
-                if reason := self._run.stop():
-                    scanned.restarts += 1
-                    if reason == "out_of_time" and scanned.restarts > MAX_RESTARTS:
-                        raise Permanent(
-                            f"references: the time was over after {count} values, {scanned.restarts} times in a row: "
-                            "raise the timeout of the function, or divide the columns among several runs."
-                        )
-                    raise Stopped(reason)
+                self._check_stop(scanned, f"{count} values")
                 yield batch
+
+    def _neighbours(self, prefix: str, scanned: Scanned) -> Iterator[list[str]]:
+        """Batches of all keys that begin with a prefix.
+
+        Raises:
+            Stopped: the reading is to start over.
+            Permanent: it has been stopped by the clock too often.
+        """
+        if not listing.is_key(prefix):
+            return
+        for objects in listing.batches(self._s3, self._bucket, prefix):
+            yield [one[0] for one in objects]
+            self._check_stop(scanned, f"all values and a part of {prefix}")
+
+    def _check_stop(self, scanned: Scanned, read: str) -> None:
+        if reason := self._run.stop():
+            scanned.restarts += 1
+            if reason == "out_of_time" and scanned.restarts > MAX_RESTARTS:
+                raise Permanent(
+                    f"references: the time was over after {read}, {scanned.restarts} times in a row: "
+                    "raise the timeout of the function, or divide the columns among several runs."
+                )
+            raise Stopped(reason)
 
     def _appeared(self, found: Sequence[ColumnAccount]) -> set[str]:
         """Values whose objects were written behind the listing: rows and uploads do not wait for a run."""
@@ -394,7 +409,8 @@ class Scan:
                 raise Stopped(reason)
 
 
-def _source(column: ColumnAccount, reference: Reference, appeared: int) -> SourceCount:
+def source_count(column: ColumnAccount, reference: Reference, *, appeared: int = 0) -> SourceCount:
+    """The account of a column for the governor and the report, `appeared` of its missing files counted as matched."""
     groups = [
         Group(
             start=f"//{group.host}/{group.segment}" if group.host else group.segment or "without a folder",
