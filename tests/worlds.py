@@ -542,7 +542,8 @@ class World:
             return []
         folder = rng.choice(["exports/2024", "avatars", "img", f"{self.base_path.rstrip('/')}-2"])
         keys = [f"{folder}/{n}-{rng.getrandbits(32):08x}.png" for n in range(rng.randint(1, 6))]
-        gone = not self.clean and random.Random(f"gone {self.seed} {column}").random() < 0.2
+        other = random.Random(f"gone {self.seed} {column}")
+        gone = not self.clean and other.random() < 0.2
         column.missing += gone
         self.neighbours += keys[gone:]
         column.forms.append("another folder")
