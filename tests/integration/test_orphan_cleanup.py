@@ -200,6 +200,38 @@ def test_an_empty_database_deletes_nothing(world: World) -> None:
     assert "no references at all in media_files.storage_key" in str(refused(world))
 
 
+@pytest.mark.parametrize(
+    ("value", "sentence"),
+    [
+        (None, "There are no references at all in media_files.storage_key"),
+        ("https://cdn.example/gone.jpg", "No reference in media_files.storage_key names a file"),
+    ],
+)
+def test_a_column_of_the_run_excuses_no_configured_one(world: World, value: str | None, sentence: str) -> None:
+    """REQUIREMENTS S2: an added column is read, and keeps its files; the configured ones are judged alone."""
+    world.sql("CREATE TABLE users (avatar text)")
+    world.sql("INSERT INTO users VALUES ('a.jpg')")
+    world.put("a.jpg", "b.jpg")
+    if value:
+        world.refer(value)
+    configured = {"table": "media_files", "column": "storage_key", "elsewhere": ["cdn.example"]}
+    settings = STRICT | {"media": STRICT["media"] | {"references": [configured]}}  # type: ignore[dict-item]
+    added = [{"table": "users", "column": "avatar"}]
+
+    refusal = refused(world, world.run(settings=settings), references=added)
+
+    assert sentence in str(refusal)
+    report = refusal.report
+    assert isinstance(report, orphan_cleanup.Report)
+    assert [(one.column, one.matched) for one in report.references] == [
+        ("media_files.storage_key", 0),
+        ("users.avatar", 1),
+    ]
+    if not value:
+        world.refer("b.jpg")
+        assert world.clean(world.run(settings=settings), references=added).refusals == []
+
+
 def test_too_large_a_share_of_orphans_deletes_nothing(world: World) -> None:
     """FAILURES 7 (mastodon #33948)."""
     world.put("a.jpg", "b.jpg", "c.jpg")

@@ -264,6 +264,7 @@ class OrphanCleanup:
             planned=scanned.orphans,
             sources=reading.sources,
             baseline=self._archive.baseline(),
+            configured=None if self._run.settings.allow_override else set(map(str, self._rules.references)),
         )
         refused = refusals(measure, self._limits)
         plan = Plan(
