@@ -55,9 +55,8 @@ def test_a_change_of_the_parameter_reaches_the_jobs_and_a_schedule_by_the_checke
     shelf.put("a.jpg", "b.jpg", "kept.jpg", body=b"x" * 400)
     shelf.refer("kept.jpg")
     assert shelf.clean(dry_run=True)["skipped_size_limit"] == 0
-    put(
-        {"media": {"max_delete_gb": 0.000_000_5, "scan_interval_hours": 6}, "uploads": {"cleanup_interval_seconds": 90}}
-    )
+    media = {"max_delete_gb": 0.000_000_5, "scan_interval_hours": 6}
+    put(stack.document({"media": media, "uploads": {"cleanup_interval_seconds": 90}}))
     eventually(lambda: schedule(stack, "upload-cleanup").endswith("rate(2 minutes)"))
     assert schedule(stack, "orphan-cleanup") == "ENABLED rate(6 hours)"
     assert shelf.clean(dry_run=True)["skipped_size_limit"] == 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from annotated_types import Ge, MinLen
 
@@ -115,6 +115,10 @@ _NO_NAME: Final = re.compile(r"[\s.+'\"]*")
 """What is left of a name once it is folded: nothing."""
 
 
+_WHOLE: Final = "-"
+"""How a scope writes the whole bucket; a folder of this name is written with its slash."""
+
+
 def derived_pattern(pattern: str) -> str:
     """The pattern of derived files, once it is known to say something.
 
@@ -154,3 +158,16 @@ def folder_of(path: str) -> str:
     if path and any(segment.strip() in {"", ".", ".."} or "\0" in segment for segment in segments):
         raise ValueError("takes a folder without empty segments, . or ..")
     return f"{path}/" if path else ""
+
+
+def scope_of(bucket: str, folder: str) -> str:
+    """The scope of a cleanup: a bucket and a folder of it, which is empty or ends with a slash."""
+    return f"{bucket}/{quote(folder, safe='') or _WHOLE}"
+
+
+def scopes_around(scope: str) -> list[str]:
+    """A scope and those of the folders around it, the whole bucket last."""
+    bucket, _, written = scope.partition("/")
+    segments = [] if written == _WHOLE else unquote(written).removesuffix("/").split("/")
+    folders = ["".join(f"{one}/" for one in segments[:end]) for end in range(len(segments), -1, -1)]
+    return [scope_of(bucket, folder) for folder in folders]
