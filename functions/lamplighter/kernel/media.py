@@ -100,6 +100,7 @@ DERIVED: Final = (
     "optimized/",
     "conversions/",
     "responsive-images/",
+    "size/w{n}/",
 )
 """Patterns of derived files as WordPress, easy-thumbnails, Strapi, Ghost, Discourse, Mastodon, laravel-medialibrary,
 Retina images and others write them."""
@@ -111,6 +112,7 @@ def reference_of(value: object) -> object:
 
 
 _PLACES: Final = re.compile(r"(\{name\}|\{n\}|\{any\})")
+_FOLDERS: Final = re.compile(r"(?:(?:[^/{}\x00]|\{n\})+/)+")
 _NO_NAME: Final = re.compile(r"[\s.+'\"]*")
 """What is left of a name once it is folded: nothing."""
 
@@ -125,8 +127,11 @@ def derived_pattern(pattern: str) -> str:
     Raises:
         ValueError: it does not; names the pattern and what is accepted.
     """
-    if re.fullmatch(r"[^/{}\x00]+/", pattern) and not _NO_NAME.fullmatch(pattern[:-1]):
-        return pattern
+    if _FOLDERS.fullmatch(pattern):
+        segments = pattern[:-1].split("/")
+        literal = "".join(segments).replace("{n}", "")
+        if not any(map(_NO_NAME.fullmatch, [literal, *segments])):
+            return pattern
     parts = derived_parts(pattern)
     literal = "".join(parts[::2])
     if (
@@ -137,7 +142,7 @@ def derived_pattern(pattern: str) -> str:
     ):
         raise ValueError(
             f"derived: {pattern[:80]!r} takes {{name}} once, {{n}} for digits, {{any}} at most once, and some other"
-            " characters, as in {name}-{n}x{n}; or a folder, as in thumbs/"
+            " characters, as in {name}-{n}x{n}; or folders with {n} at most, as in thumbs/ or size/w{n}/"
         )
     return pattern
 

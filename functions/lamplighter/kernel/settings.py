@@ -183,7 +183,8 @@ class MediaSettings(Section):
     """Whether runs delete in a bucket without versioning, where nothing can be restored (S5)."""
     derived: Annotated[tuple[Annotated[Text, AfterValidator(_derived)], ...], BeforeValidator(_from_json)] = DERIVED
     """How files are named that derive from a referenced one, which keeps them (A1): `{name}` stands for its file name,
-    `{n}` for digits, `{any}` for anything; a folder ends with a slash, as `thumbs/`. The extension may be another."""
+    `{n}` for digits, `{any}` for anything; folders end with a slash, as `thumbs/` or `size/w{n}/`. The extension may be
+    another."""
     exclude: Patterns = ()
     """Glob patterns of keys that are never removed (A1)."""
 
