@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import quote, unquote
 
-from annotated_types import Ge, MinLen
+from annotated_types import Interval, MinLen
 
 _STRICT: Final = {"extra": "forbid"}
 """For pydantic: an unknown name is an error."""
@@ -18,6 +18,9 @@ _STRICT: Final = {"extra": "forbid"}
 _TABLE: Final = re.compile(r"[^.,\x00]+(\.[^.,\x00]+)?")
 _COLUMN: Final = re.compile(r"[^.,\x00]+")
 _FOLDER_KINDS: Final = (None, "text", "array")
+
+MOST: Final = 1_000_000_000
+"""The largest number of objects, rows or references that a setting takes."""
 
 type Prefix = Annotated[str, MinLen(1)]
 
@@ -41,9 +44,9 @@ class Reference:
     """Hosts or prefixes of values that name files outside this bucket."""
     folder: bool = False
     """Whether a value names a folder, which keeps all files below it."""
-    max_unmatched: Annotated[int, Ge(0)] = 0
+    max_unmatched: Annotated[int, Interval(ge=0, le=MOST)] = 0
     """How many values without a file are accepted: the missing files that the owner has seen."""
-    max_unreadable: Annotated[int, Ge(0)] = 0
+    max_unreadable: Annotated[int, Interval(ge=0, le=MOST)] = 0
     """How many of them may lack the extension of an image or a video."""
 
     def __post_init__(self) -> None:
