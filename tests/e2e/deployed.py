@@ -159,7 +159,7 @@ class Deployed:
         return {**document, "media": self.media_settings | document.get("media", {})}
 
     def put_settings(self, document: Mapping[str, Any]) -> None:
-        """Put the SSM parameter and apply it. The schedule that a changed document starts stands still again."""
+        """Put the SSM parameter and apply it. The schedule that a changed interval starts stands still again."""
         value = json.dumps(self.document(document))
         self.client("ssm").put_parameter(Name=self.parameter, Value=value, Overwrite=True)
         self.invoke("settings", {})

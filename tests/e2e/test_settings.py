@@ -90,13 +90,17 @@ def test_a_bad_document_alerts_once_and_changes_nothing(
 
 
 def test_a_schedule_that_an_operator_stopped_stays_stopped(stack: Deployed, put: Callable[[Any], None]) -> None:
-    put(HARMLESS)
-    assert stack.invoke("settings", {})["switched"] == ["orphan-cleanup"]  # the document changed
+    """A6: until the settings want another interval or state of it."""
+    every_six = {"media": {"scan_interval_hours": 6}}
+    put(every_six)
+    assert stack.invoke("settings", {})["switched"] == ["orphan-cleanup"]
     assert stack.invoke("schedules", {"schedule": "orphan-cleanup", "action": "stop"})["changed"] is True
+    put(every_six | HARMLESS)
+    assert stack.invoke("settings", {})["changed"] is True
     for _ in range(2):
         stack.check()
         assert stack.invoke("settings", {}) | {"sha256": ""} == {"changed": False, "sha256": "", "switched": []}
-    assert schedule(stack, "orphan-cleanup") == "DISABLED rate(24 hours)"
+    assert schedule(stack, "orphan-cleanup") == "DISABLED rate(6 hours)"
 
 
 def test_a_large_document_is_an_object_of_the_archive(stack: Deployed, put: Callable[[Any], None]) -> None:

@@ -183,6 +183,22 @@ def refer(engine: Engine, action: str, table: str = "parts", column: str = "thin
 
 
 @pytest.mark.parametrize("action", ["CASCADE", "SET NULL", "SET DEFAULT"])
+def test_a_trigger_that_updates_rows_of_a_table_with_a_cascading_foreign_key_is_an_error(
+    engine: Engine, action: str
+) -> None:
+    """Not told apart from what the foreign key does to rows that are not due."""
+    fill(engine, *[OLD] * 8, DAY)
+    run(engine, "INSERT INTO parts VALUES (1, 9)")
+    refer(engine, action)
+    trigger(engine, "UPDATE parts SET thing = 9 WHERE id = 1; RETURN old;", "AFTER DELETE")
+    before = everything(engine)
+
+    with pytest.raises(Permanent, match=r"rows of parts would be updated, which are not due \(look at .*meddler"):
+        go(engine)
+    assert everything(engine) == before
+
+
+@pytest.mark.parametrize("action", ["CASCADE", "SET NULL", "SET DEFAULT"])
 def test_a_cascade_to_rows_that_are_not_due_is_an_error_before_anything_is_touched(engine: Engine, action: str) -> None:
     fill(engine, *[OLD] * 8, DAY)
     run(engine, "INSERT INTO parts VALUES (1, 5)")
