@@ -90,19 +90,47 @@ class Server:
         return True
 
     def stop(self) -> bool:
-        """Stop it with everything it started; False when it was not running."""
+        """Stop it with everything it started; False when it was not running.
+
+        Raises LocalAwsError when it still runs then, as one of another user does.
+        """
         if not self.is_running():
             return False
         pid, _port = self._read_pid_file()
-        os.killpg(pid, self.stop_signal)
         end = time.monotonic() + 10
-        while self.is_running() and time.monotonic() < end:
+        _signal_group(pid, self.stop_signal)
+        while self.is_running() and _is_group(pid) and time.monotonic() < end:
             time.sleep(0.02)
-        with contextlib.suppress(ProcessLookupError, PermissionError):  # gone, or only a zombie is left
-            os.killpg(pid, signal.SIGKILL)
+        if self.is_running() and not _is_group(pid):
+            self._signal_survivors(self.stop_signal)
+            while self.is_running() and time.monotonic() < end:
+                time.sleep(0.02)
+        _signal_group(pid, signal.SIGKILL)
+        if self.is_running():
+            self._signal_survivors(signal.SIGKILL)
+        while self.is_running():
+            if time.monotonic() > end + 5:
+                raise LocalAwsError(f"{self.name} does not stop; end its process group {pid} yourself.")
+            time.sleep(0.02)
         if child := _children.pop(pid, None):
             child.wait()
         return True
+
+    def _signal_survivors(self, number: signal.Signals) -> None:
+        """Signal what the server started, where the server itself has died: Postgres gives its processes groups of
+        their own."""
+        for pid in self._holders() & self._holders():  # others may look at the pid file for a moment
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, number)
+
+    def _holders(self) -> set[int]:
+        """The processes that have the pid file open: those that inherited it locked."""
+        file, found = self._pid_path.stat(), set()
+        for link in Path("/proc").glob("[0-9]*/fd/*"):
+            with contextlib.suppress(OSError):  # it ended meanwhile, or is another user's
+                if os.path.samestat(link.stat(), file):
+                    found.add(int(link.parts[2]))
+        return found - {os.getpid()}
 
     @property
     def _pid_path(self) -> Path:
@@ -142,6 +170,22 @@ class Server:
             if time.monotonic() > end:
                 raise LocalAwsError(f"{self.name} does not answer. Its log, {self.log}, ends:\n{tail(self.log)}")
             time.sleep(0.05)
+
+
+def _is_group(pid: int) -> bool:
+    """Whether a process group still has a process. A dead child of this process is reaped first."""
+    if child := _children.get(pid):
+        child.poll()
+    return _signal_group(pid, 0)
+
+
+def _signal_group(pid: int, number: int) -> bool:
+    """Whether there was something to signal."""
+    try:
+        os.killpg(pid, number)
+    except (ProcessLookupError, PermissionError):  # gone, or only a zombie is left
+        return False
+    return True
 
 
 def tail(log: Path, lines: int = 25) -> str:

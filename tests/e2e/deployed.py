@@ -75,6 +75,8 @@ class Deployed:
         self.group = outputs["ScheduleGroupName"]
         self.parameter = outputs["SettingsParameterName"]
         self.api_url = aws.api_url()
+        self.media_settings: dict[str, Any] = {}
+        """Of the section `media`, what holds in the SSM parameter unless a test says otherwise."""
         self.ledger = Ledger(AdminStore(self.table, self.client("dynamodb")))
 
     def client(self, service: str) -> Any:
@@ -152,9 +154,14 @@ class Deployed:
         finally:
             self.put_settings({})
 
+    def document(self, document: Mapping[str, Any]) -> dict[str, Any]:
+        """A document, with what holds unless it says otherwise."""
+        return {**document, "media": self.media_settings | document.get("media", {})}
+
     def put_settings(self, document: Mapping[str, Any]) -> None:
-        """Put the SSM parameter and apply it. The schedule that a changed document starts stands still again."""
-        self.client("ssm").put_parameter(Name=self.parameter, Value=json.dumps(document), Overwrite=True)
+        """Put the SSM parameter and apply it. The schedule that a changed interval starts stands still again."""
+        value = json.dumps(self.document(document))
+        self.client("ssm").put_parameter(Name=self.parameter, Value=value, Overwrite=True)
         self.invoke("settings", {})
         self.invoke("schedules", {"schedule": "orphan-cleanup", "action": "stop"})
 
@@ -370,7 +377,7 @@ class Machine:
 
 @dataclass
 class Shelf:
-    """A folder of the media bucket and a table of references to it, both a test's own."""
+    """A folder of the media bucket and a table of references to it, both a test's own. The settings name the table."""
 
     stack: Deployed
     name: str = field(default_factory=lambda: f"e2e_{uuid4().hex[:12]}")
@@ -411,6 +418,8 @@ class Shelf:
     def __enter__(self) -> Self:
         self.stack.sql(f"CREATE TABLE {self.name} (storage_key text)")
         self.stack.sql(f"CREATE INDEX ON {self.name} (storage_key)")
+        self.stack.media_settings = {"references": [self.reference()]}
+        self.stack.put_settings({})
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -418,6 +427,8 @@ class Shelf:
             if not job.status.terminal:
                 self.stack.ledger.cancel(job.job_id)
                 self.stack.backdate(job.job_id)
+        self.stack.media_settings = {}
+        self.stack.put_settings({})
         self.stack.sql(f"DROP TABLE {self.name}")
 
     def jobs(self) -> list[Job]:

@@ -36,8 +36,8 @@ def test_what_is_previewed_is_deleted_and_can_be_undone(stack: Deployed, shelf: 
     everything = shelf.keys()
     assert everything == orphans | kept
 
-    known = {"references": [shelf.reference(max_unmatched=1)]}
-    preview = shelf.clean(**known, dry_run=True)
+    with stack.with_settings({"media": {"references": [shelf.reference(max_unmatched=1)]}}):
+        preview = shelf.clean(references=None, dry_run=True)
     assert shelf.keys() == everything
     assert preview["dry_run"] is True
     assert (preview["deleted_files"], preview["would_delete_files"]) == (0, len(orphans))
@@ -45,7 +45,8 @@ def test_what_is_previewed_is_deleted_and_can_be_undone(stack: Deployed, shelf: 
         key for key, entry in stack.outcomes(preview["manifest"]).items() if entry.outcome == "would_delete"
     } == orphans
 
-    report = shelf.clean(**known)
+    with stack.with_settings({"media": {"references": [shelf.reference(max_unmatched=1)]}}):
+        report = shelf.clean(references=None)
     assert shelf.keys() == kept
     expected = {
         "status": "completed",

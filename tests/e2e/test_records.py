@@ -87,7 +87,8 @@ def test_settings_are_overridden_without_a_deployment(
     shelf.put("a.jpg", "b.jpg", "c.jpg", "kept.jpg", body=b"x" * 400)
     shelf.refer("kept.jpg")
     assert shelf.clean(dry_run=True)["skipped_size_limit"] == 0
-    override(json.dumps({"orphan_cleanup_max_delete_gb": 0.000_001, "orphan_cleanup_dry_run": True}))
+    good = {"orphan_cleanup_max_delete_gb": 0.000_001, "orphan_cleanup_dry_run": True}
+    override(json.dumps(stack.document(good)))
     assert shelf.clean(dry_run=True)["skipped_size_limit"] == 1
 
     override(json.dumps({"orphan_cleanup_max_delete_gb": -1, "orphan_cleanup_dry_run": False}))

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError
 
+from lamplighter.deletion import ramp
 from lamplighter.kernel.deletion import Refused
 from lamplighter.kernel.errors import DatabaseUnavailable, Permanent
 from lamplighter.kernel.job import Unfinished
 from lamplighter.kernel.ledger.ledger import Ledger
 from lamplighter.kernel.ledger.row import Policy, Trigger
+from lamplighter.kernel.media import DERIVED
 from lamplighter.media import fingerprints, listing, orphan_cleanup, scan, undo
 from tests.integration.media_world import STRICT, ScriptedRun, World, before, numbered
 from tests.memory_store import MemoryStore
@@ -198,6 +200,38 @@ def test_an_empty_database_deletes_nothing(world: World) -> None:
     world.put("a.jpg", "b.jpg")
 
     assert "no references at all in media_files.storage_key" in str(refused(world))
+
+
+@pytest.mark.parametrize(
+    ("value", "sentence"),
+    [
+        (None, "There are no references at all in media_files.storage_key"),
+        ("https://cdn.example/gone.jpg", "No reference in media_files.storage_key names a file"),
+    ],
+)
+def test_a_column_of_the_run_excuses_no_configured_one(world: World, value: str | None, sentence: str) -> None:
+    """REQUIREMENTS S2: an added column is read, and keeps its files; the configured ones are judged alone."""
+    world.sql("CREATE TABLE users (avatar text)")
+    world.sql("INSERT INTO users VALUES ('a.jpg')")
+    world.put("a.jpg", "b.jpg")
+    if value:
+        world.refer(value)
+    configured = {"table": "media_files", "column": "storage_key", "elsewhere": ["cdn.example"]}
+    settings = STRICT | {"media": STRICT["media"] | {"references": [configured]}}  # type: ignore[dict-item]
+    added = [{"table": "users", "column": "avatar"}]
+
+    refusal = refused(world, world.run(settings=settings), references=added)
+
+    assert sentence in str(refusal)
+    report = refusal.report
+    assert isinstance(report, orphan_cleanup.Report)
+    assert [(one.column, one.matched) for one in report.references] == [
+        ("media_files.storage_key", 0),
+        ("users.avatar", 1),
+    ]
+    if not value:
+        world.refer("b.jpg")
+        assert world.clean(world.run(settings=settings), references=added).refusals == []
 
 
 def test_too_large_a_share_of_orphans_deletes_nothing(world: World) -> None:
@@ -961,3 +995,83 @@ def test_undo_takes_only_cleanups_that_the_ledger_knows(world: World, ledger: Le
         undo_job(world, other.job_id)
     with pytest.raises(Permanent, match="no job 'nonsense' in the ledger"):
         undo_job(world, "nonsense")
+
+
+# -- the ramp --------------------------------------------------------------------------------------------------------
+
+
+def narrowed(world: World, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Settings of the folder shop/ with a ramp of 2, 20, ... files, and files in folders below it."""
+    monkeypatch.setenv("MEDIA_BUCKET", world.media)
+    monkeypatch.setattr(ramp, "FIRST_OBJECTS", 2)
+    folders = ["shop/a", "shop/b", "shop/c", "shop/ä ö/d"]
+    world.put(*(f"{folder}/{n}.jpg" for folder in folders for n in range(9)))
+    world.refer(*(f"{folder}/0.jpg" for folder in folders))
+    return STRICT | {"media": STRICT["media"] | {"base_path": "shop"}}  # type: ignore[dict-item]
+
+
+def test_runs_of_folders_below_the_configured_one_share_its_ramp(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """REQUIREMENTS S3: a narrowed run earns the trust of the configured folder, and has no first step of its own."""
+    settings = narrowed(world, monkeypatch)
+
+    def clean(folder: str | None, hours: float = 0, **params: Any) -> orphan_cleanup.Report:
+        run = world.run(settings=settings, after=timedelta(hours=hours))
+        return world.clean(run, base_path=folder, **params)
+
+    assert clean("shop/a").deleted_files == 2
+    assert clean("shop/a", 25, dry_run=True).would_delete_files == 6
+    assert clean(None, 25).deleted_files == 20, "what a narrowed run earned counts for the configured folder"
+    address = clean("shop/ä ö/d", 25).manifest
+    assert list(world.trust.items) == [ramp.of_objects(f"{world.media}/shop%2F")]
+
+    assert world.undo(address, world.run(job_type="undo", after=timedelta(hours=26))).restored_files > 2
+    assert clean(None, 27).deleted_files == 2, "an undo of a narrowed run starts the configured folder again"
+
+
+def test_trust_that_folders_earned_by_themselves_before_is_not_used(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the configured folder earned before counts; an undo of a run of that time starts it again, too."""
+    settings = narrowed(world, monkeypatch)
+    earlier = datetime.now(UTC) - timedelta(days=3)
+    definition = {
+        "bucket": world.media,
+        "folder": "shop/",
+        "references": [
+            {
+                "table": "media_files",
+                "column": "storage_key",
+                "kind": None,
+                "path": None,
+                "strip": [],
+                "elsewhere": [],
+                "folder": False,
+            }
+        ],
+        "derived": list(DERIVED),
+        "exclude": [],
+    }
+    for folder, limit in (("shop%2F", 2), ("shop%2Fa%2F", 2_000)):
+        trust = ramp.Trust(
+            definition=ramp.definition_of(definition), limit=limit, since=earlier, acted_at=earlier, epoch="e"
+        )
+        world.trust.write(f"objects/{world.media}/{folder}", trust, version=None)
+
+    report = world.clean(world.run(settings=settings), base_path="shop/a")
+
+    assert (report.deleted_files, report.held_by_ramp) == (8, 0)
+    trust = world.trust.items[f"objects/{world.media}/shop%2F"].trust
+    assert trust is not None and trust.limit == 20
+
+
+def test_a_narrowed_run_is_compared_with_the_baseline_of_the_configured_folder(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """References of a column are the same whatever folder is cleaned: narrowing lifts no fuse (S2)."""
+    settings = narrowed(world, monkeypatch)
+    world.clean(world.run(settings=settings))
+    world.sql("DELETE FROM media_files WHERE storage_key <> 'shop/a/0.jpg'")
+
+    refusal = refused(world, world.run(settings=settings), base_path="shop/a")
+
+    assert "media_files.storage_key holds 1 references, 4 at the last accepted run" in str(refusal)

@@ -127,14 +127,17 @@ def test_a_trigger_that_waits_for_the_commit_is_seen_too(engine: Engine, body: s
     [
         (RULE, "INSERT INTO attic (id) VALUES (old.id); RETURN old;", "AFTER DELETE"),
         (RULE, "UPDATE parts SET thing = NULL WHERE id = 1; RETURN old;", "BEFORE DELETE"),
+        (RULE, "TRUNCATE parts; RETURN old;", "AFTER DELETE"),
         (MARK, "new.parent := 1; RETURN new;", "BEFORE UPDATE"),
     ],
 )
 @pytest.mark.parametrize("ceiling", [None, 100, 5])
-def test_a_trigger_that_records_or_counts_is_none_of_our_business(
+def test_what_a_trigger_inserts_updates_or_truncates_elsewhere_is_not_seen(
     engine: Engine, rule: Rule, body: str, when: str, ceiling: int | None
 ) -> None:
+    """The limit that docs/operations.md states."""
     fill(engine, *[OLD] * 8, DAY)
+    run(engine, "INSERT INTO parts SELECT n, n FROM generate_series(1, 9) AS n")
     trigger(engine, body, when)
 
     assert go(engine, rule, ceiling=ceiling).rows == min(8, ceiling or 8)
@@ -177,6 +180,22 @@ def refer(engine: Engine, action: str, table: str = "parts", column: str = "thin
         engine,
         f"ALTER TABLE {table} ADD CONSTRAINT belongs FOREIGN KEY ({column}) REFERENCES things ON DELETE {action}",
     )
+
+
+@pytest.mark.parametrize("action", ["CASCADE", "SET NULL", "SET DEFAULT"])
+def test_a_trigger_that_updates_rows_of_a_table_with_a_cascading_foreign_key_is_an_error(
+    engine: Engine, action: str
+) -> None:
+    """Not told apart from what the foreign key does to rows that are not due."""
+    fill(engine, *[OLD] * 8, DAY)
+    run(engine, "INSERT INTO parts VALUES (1, 9)")
+    refer(engine, action)
+    trigger(engine, "UPDATE parts SET thing = 9 WHERE id = 1; RETURN old;", "AFTER DELETE")
+    before = everything(engine)
+
+    with pytest.raises(Permanent, match=r"rows of parts would be updated, which are not due \(look at .*meddler"):
+        go(engine)
+    assert everything(engine) == before
 
 
 @pytest.mark.parametrize("action", ["CASCADE", "SET NULL", "SET DEFAULT"])

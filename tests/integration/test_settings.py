@@ -54,11 +54,12 @@ class Stack:
         found = aws.client("scheduler").get_schedule(GroupName="lamplighter", Name=f"lamplighter-{name}")
         return f"{found['State']} {found['ScheduleExpression']}"
 
-    def switch(self, name: str, state: str) -> None:
+    def switch(self, name: str, state: str, expression: str | None = None) -> None:
         """What an operator does to a schedule."""
         scheduler, at = aws.client("scheduler"), {"GroupName": "lamplighter", "Name": f"lamplighter-{name}"}
         found = scheduler.get_schedule(**at)
         wanted = {key: found[key] for key in ("ScheduleExpression", "FlexibleTimeWindow", "Target")}
+        wanted["ScheduleExpression"] = expression or wanted["ScheduleExpression"]
         scheduler.update_schedule(**at, **wanted, State=state)
 
 
@@ -352,18 +353,64 @@ def test_without_a_database_the_orphan_cleanup_stays_off(stack: Stack, monkeypat
     assert stack.schedule("orphan-cleanup").startswith("DISABLED")
 
 
-def test_what_an_operator_stopped_stays_stopped_until_the_document_changes_or_is_deployed(stack: Stack) -> None:
+def test_what_an_operator_stopped_stays_stopped_until_its_own_settings_change(stack: Stack) -> None:
+    """A6: neither a change of other settings nor a deployment starts it."""
     apply_settings(deployed="{}")
-    stack.switch("orphan-cleanup", "DISABLED")
-    stack.switch("upload-cleanup", "DISABLED")
+    for name in ("orphan-cleanup", "upload-cleanup"):
+        stack.switch(name, "DISABLED")
     for _ in range(3):
         assert apply_settings().switched == ()
-    assert stack.schedule("orphan-cleanup").startswith("DISABLED")
-    stack.put({"retry_base_seconds": 7})
-    assert apply_settings().switched == ("orphan-cleanup",)
+    stack.put({"retry_base_seconds": 7, "media": {"apply": True, "max_delete_gb": 5}})
+    assert (apply_settings().changed, apply_settings().switched) == (True, ())
+    assert apply_settings(deployed="{}").switched == ()
+    assert apply_settings(deployed='{"jobs": {"retry_cap_seconds": 70}}').switched == ()
+    stack.put({"uploads": {"cleanup_interval_seconds": 90}})
+    assert apply_settings().switched == ("upload-cleanup",)
+    assert stack.schedule("orphan-cleanup") == "DISABLED rate(24 hours)"
+    assert stack.schedule("upload-cleanup") == "DISABLED rate(2 minutes)"  # no setting switches it
+
+    stack.put({"media": {"scan_interval_hours": 6}})
+    assert apply_settings().switched == ("orphan-cleanup", "upload-cleanup")
+    assert stack.schedule("orphan-cleanup") == "ENABLED rate(6 hours)"
+
+
+def test_a_document_that_is_refused_starts_nothing_and_neither_does_its_correction(stack: Stack) -> None:
+    apply_settings(deployed="{}")
     stack.switch("orphan-cleanup", "DISABLED")
-    assert apply_settings(deployed="{}").switched == ("orphan-cleanup",)
-    assert stack.schedule("upload-cleanup").startswith("DISABLED")  # no setting switches it
+    stack.put({"media": {"scan_interval_hours": 0}})
+    assert apply_settings().refused
+    stack.put({"media": {"scan_interval_hours": 24}})
+    assert apply_settings().changed
+    assert stack.schedule("orphan-cleanup") == "DISABLED rate(24 hours)"
+
+
+def test_a_deployment_restores_what_cloudformation_wrote_over(stack: Stack) -> None:
+    """An upgrade that changes a schedule's definition gives it the template's interval and state."""
+    stack.put({"media": {"enabled": False}, "uploads": {"cleanup_interval_seconds": 90}})
+    apply_settings(deployed="{}")
+    for name, expression in (("orphan-cleanup", "rate(24 hours)"), ("upload-cleanup", "rate(60 minutes)")):
+        stack.switch(name, "ENABLED", expression)
+    assert apply_settings(deployed="{}").switched == ("orphan-cleanup", "upload-cleanup")
+    assert stack.schedule("orphan-cleanup") == "DISABLED rate(24 hours)"
+    assert stack.schedule("upload-cleanup") == "ENABLED rate(2 minutes)"
+
+
+@pytest.mark.parametrize("deployed", [None, '{"jobs": {"retry_cap_seconds": 60}}'])
+def test_what_was_stopped_under_an_earlier_version_stays_stopped(stack: Stack, deployed: str | None) -> None:
+    """Its document does not say to what it had brought the schedules."""
+    document = '{"jobs":{"retry_cap_seconds":50}}'
+    sha256 = settings_document._sha256(document)
+    item = {"document": document, "sha256": sha256, "scheduled": sha256, "at": "2026-11-01T00:00:00.000+00:00"}
+    item |= {"deployed": document, "inputs": "of then"}
+    written = {name: {"S": value} for name, value in item.items()}
+    aws.client("dynamodb").put_item(TableName=stack.table, Item={"pk": {"S": KEY}, "version": {"N": "3"}} | written)
+    stack.switch("orphan-cleanup", "DISABLED")
+    stack.put({"retry_base_seconds": 7})
+    assert apply_settings(deployed=deployed).changed
+    assert stack.schedule("orphan-cleanup") == "DISABLED rate(24 hours)"
+    stack.put({"media": {"scan_interval_hours": 12}})
+    apply_settings()
+    assert stack.schedule("orphan-cleanup") == "ENABLED rate(12 hours)"
 
 
 def test_a_schedule_that_could_not_be_switched_is_switched_a_minute_later(

@@ -70,6 +70,26 @@ def test_each_limit_is_guarded_by_a_sentence_of_its_own(change: dict[str, Any], 
     assert sentence in found[0]
 
 
+@pytest.mark.parametrize(
+    ("configured", "sentence"),
+    [
+        (count(0), "There are no references at all in t.c: everything looks orphaned."),
+        (count(0, outside=90), "No reference in t.c names a file that exists"),
+        (count(0, 3, max_unmatched=3), "No reference in t.c names a file that exists"),
+    ],
+)
+def test_a_column_that_only_the_run_adds_excuses_no_configured_one(configured: SourceCount, sentence: str) -> None:
+    """REQUIREMENTS S2: references that a caller adds may only tighten."""
+    measure = replace(FINE, sources=(configured, count(900, column="u.d")), baseline=None)
+
+    (found,) = refusals(replace(measure, configured=frozenset({"t.c"})), LIMITS)
+
+    assert found.startswith(sentence)
+    assert found.endswith("Columns that only the run names do not count here.")
+    assert refusals(replace(measure, configured=frozenset({"t.c", "u.d"})), LIMITS) == []
+    assert refusals(measure, LIMITS) == [], "with allow_override, the columns of the run are the configured ones"
+
+
 @pytest.mark.parametrize("values", [99, 101])
 def test_an_account_that_does_not_add_up_is_none(values: int) -> None:
     """FAILURES 19: each value is matched, outside or unmatched, and none is left over."""

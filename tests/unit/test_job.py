@@ -11,6 +11,7 @@ import pytest
 from botocore.exceptions import ClientError
 from sqlalchemy.exc import ProgrammingError
 
+from lamplighter.jobs.shown import Brief
 from lamplighter.kernel.deletion import Refused
 from lamplighter.kernel.errors import AlreadyRunning, LostLease, Permanent, Retryable, Unreadable
 from lamplighter.kernel.job import GRACE, RESULT_LIMIT, JobHandler, Params, Report, Run, Unfinished, job
@@ -190,6 +191,23 @@ def test_a_schedule_that_is_switched_off_ends_the_runs_that_it_has_begun(
     assert (answer["status"], row.status, begun) == ("skipped", Status.COMPLETED, [0])
     assert row.result == {"swept": 5, "names": []} | {key: answer[key] for key in ("status", "reason")}
     assert handler({}, FakeContext())["swept"] == 5  # by hand it runs, and the lock is free
+
+
+def test_a_refused_job_shows_its_refusal_and_not_its_last_progress(
+    make: Any, store: MemoryStore, ledger: Ledger
+) -> None:
+    """K7, K14."""
+
+    def body(run: Run, params: SweepParams) -> SweepReport:
+        run.progress(50, "7 candidates looked at")
+        run.beat()
+        raise Refused(["There are no references at all.", "Nothing was deleted."], SweepReport(status="refused"))
+
+    with pytest.raises(Refused):
+        make(body)({}, FakeContext())
+    row = only_row(store, ledger)
+    assert (row.status, row.progress) == (Status.FAILED, 50)
+    assert row.message == Brief.of(row).message == "There are no references at all. Nothing was deleted."
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lamplighter.kernel.job import InvalidParams
-from lamplighter.kernel.media import Reference
+from lamplighter.kernel.media import Reference, scope_of, scopes_around
 from lamplighter.kernel.settings import Settings, parse
 from lamplighter.media.orphan_cleanup import handler
 from lamplighter.media.parameters import Params, tightened
@@ -174,3 +174,19 @@ def test_what_passes_is_never_looser(age: float, gigabytes: float, quarantine: f
     assert params.max_delete_gb <= 10
     assert params.max_orphan_share is not None
     assert params.max_orphan_share <= 0.2
+
+
+@pytest.mark.parametrize(
+    ("folder", "around"),
+    [
+        ("", ["media/-"]),
+        ("-/", ["media/-%2F", "media/-"]),
+        (
+            "shop/ä ö/50%/",
+            ["media/shop%2F%C3%A4%20%C3%B6%2F50%25%2F", "media/shop%2F%C3%A4%20%C3%B6%2F", "media/shop%2F", "media/-"],
+        ),
+    ],
+)
+def test_the_scopes_around_a_folder_are_those_of_the_folders_that_hold_it(folder: str, around: list[str]) -> None:
+    assert scopes_around(scope_of("media", folder)) == around
+    assert scopes_around(around[-1]) == ["media/-"]

@@ -127,12 +127,47 @@ def test_what_derives_from_a_named_or_a_kept_file_is_kept(key: str) -> None:
         ("files/109/small/abc.png", "files/109/original/abc.mp4"),
         ("optimized/1X/ab12cd34ef_2_100x100.jpg", "original/1X/ab12cd34ef.jpg"),
         ("2024/p_o.jpg", "2024/p.jpg"),
+        ("size/w600/2024/photo.jpg", "2024/photo.jpg"),
+        ("content/images/size/w1000/2024/01/photo.webp", "content/images/2024/01/photo.jpg"),
+        ("size/w600/photo.jpg", "photo.jpg"),
+        ("size/w30/thumbs/2024/photo-150x150.jpg", "2024/photo.jpg"),
     ],
 )
 def test_files_that_applications_derive_are_kept(key: str, original: str) -> None:
     """laravel-medialibrary, Mastodon, Discourse and Ghost name the original alone."""
     assert reason(key, named=(fold(original),)) is Kept.DERIVED
     assert reason(key, named=(fold("z/" + original),)) is None
+
+
+@pytest.mark.parametrize(
+    ("pattern", "key", "is_derived"),
+    [
+        ("size/w{n}/", "m/size/w600/photo.jpg", True),
+        ("size/w{n}/", "m/Size/W600/photo.jpg", True),
+        ("size/w{n}/", "m/size/w/photo.jpg", False),
+        ("size/w{n}/", "m/size/w6x/photo.jpg", False),
+        ("size/w{n}/", "m/size/photo.jpg", False),
+        ("size/w{n}/", "m/w600/photo.jpg", False),
+        ("size/w{n}/", "m/size/a/w600/photo.jpg", False),
+        ("size/w{n}/", "m/presize/w600/photo.jpg", False),
+        ("size/w{n}/", "m/size/w600/other.jpg", False),
+        ("{n}x{n}/", "m/150x150/photo.jpg", True),
+        ("cache/{n}/", "cache/150/m/photo.jpg", True),
+        ("a/a/", "m/a/a/a/photo.jpg", False),
+        ("a.b/", "m/axb/photo.jpg", False),
+        ("a.b/", "m/a.b/photo.jpg", True),
+    ],
+)
+def test_a_folder_pattern_may_have_segments_and_digits(pattern: str, key: str, is_derived: bool) -> None:
+    patterns = Patterns([pattern])
+    assert reason(key, named=("m/photo.jpg",), patterns=patterns) is (Kept.DERIVED if is_derived else None)
+    assert reason("m/a/photo.jpg", named=("m/photo.jpg",), patterns=patterns) is None
+
+
+def test_folders_that_overlap_are_each_tried() -> None:
+    assert set(Patterns(["a/a/"]).bases(["a/a/b/a/a/a/photo.jpg"])) >= {"b/a/a/a/photo", "a/a/b/a/photo", "b/a/photo"}
+    assert set(Patterns(["x/", "x/y/"]).bases(["x/y/photo.jpg"])) >= {"y/photo", "photo"}
+    assert set(Patterns(["x/y/", "y/z/"]).bases(["x/y/z/photo.jpg"])) >= {"z/photo", "x/photo"}
 
 
 def test_a_file_does_not_derive_from_itself_and_an_unnamed_original_keeps_nothing() -> None:
@@ -150,8 +185,17 @@ def test_a_file_does_not_derive_from_itself_and_an_unnamed_original_keeps_nothin
         "{name}{n}",
         "{name}{any}",
         "{name}{name}-",
-        "a/b/",
         "/",
+        "//",
+        "/a/",
+        "a//b/",
+        "a/../b/",
+        "./",
+        "{n}/",
+        "{n}/{n}/",
+        "{name}/a/",
+        "a/{any}/",
+        "a/{x}/",
         "x/{name}",
         "{x}-{name}",
         "{any}-{name}-{any}",

@@ -327,6 +327,27 @@ def test_the_interval_of_summaries_is_unknown_while_there_are_none() -> None:
         ({"jobs": {"retention_hours": {"sync": "30d"}}}, "jobs.retention_hours.sync: .*valid integer"),
         ({"jobs": {"retention_hours": {"sync/faild": 24}}}, "jobs.retention_hours.sync/faild.*got 'sync/faild'"),
         ({"jobs": {"retention_hours": {"sync/running": 24}}}, "jobs.retention_hours.sync/running"),
+        (
+            {"media": {"max_objects": 10**9 + 1}},
+            "media.max_objects: .*less than or equal to 1000000000, got 1000000001.",
+        ),
+        ({"media": {"max_objects": 10**40}}, "media.max_objects: .*less than or equal to 1000000000, got 1000"),
+        (
+            {"retention": {"rules": {"sessions": {"max_rows": 10**9 + 1}}}},
+            "retention.rules.sessions.max_rows: .*1000000000,",
+        ),
+        (
+            {"cloud": {"remedies": {"idle_cpu": {"action": "stop", "max_actions": 10_001}}}},
+            "cloud.remedies.idle_cpu.max_actions: .*less than or equal to 10000, got 10001.",
+        ),
+        (
+            {"media": {"references": [{"table": "a", "column": "b", "max_unmatched": 10**9 + 1}]}},
+            "media.references.0.max_unmatched: .*less than or equal to 1000000000",
+        ),
+        (
+            {"media": {"references": [{"table": "a", "column": "b", "max_unreadable": 10**9 + 1}]}},
+            "media.references.0.max_unreadable: .*less than or equal to 1000000000",
+        ),
         ({"media": {"exclude": "x" * 1000}}, "media.exclude: .*x{79}\\.\\.\\."),
     ],
 )
@@ -432,6 +453,45 @@ def test_a_message_names_the_document_that_is_at_fault() -> None:
         assert re.fullmatch(
             rf"In {source}: nonsense is not a .*; jobs.retry_base_seconds: .*\.", str(caught.value)
         ) or (re.fullmatch(rf"In {source}: jobs.retry_base_seconds: .*; nonsense is not .*\.", str(caught.value)))
+
+
+LIMIT = "orphan_cleanup_max_unmapped_references"
+OWN = {"table": "c", "column": "d", "max_unmatched": -2}
+
+
+@pytest.mark.parametrize(
+    ("template", "parameter", "said"),
+    [
+        ({"media": {"references": ["a.b"]}}, {LIMIT: "many"}, rf"In document 2: {LIMIT}: .*, got 'many'\."),
+        ({"media": {"references": "a.b, c.d"}}, {LIMIT: -3}, rf"In document 2: {LIMIT}: [^;]*, got -3\."),
+        ({"orphan_cleanup_references": "a.b, c.d"}, {LIMIT: -3}, rf"In document 2: {LIMIT}: [^;]*, got -3\."),
+        ({}, {LIMIT: -3}, rf"In document 2: {LIMIT}: [^;]*, got -3\."),
+        ({LIMIT: -3}, {"media": {"references": ["a.b"]}}, rf"In document 1: {LIMIT}: .*, got -3\."),
+        ({LIMIT: 3}, {LIMIT: -3, "media": {"references": ["a.b"]}}, rf"In document 2: {LIMIT}: .*, got -3\."),
+        ({"media": {"references": "[x"}}, {LIMIT: -3}, r"In document 1: media\.references: takes JSON .*, got '\[x'\."),
+        (
+            {"media": {"references": ["a.b", OWN]}},
+            {LIMIT: 3},
+            r"In document 1: media\.references\.1\.max_unmatched: .*, got -2\.",
+        ),
+        (
+            {"media": {"references": [OWN, "a.b"]}},
+            {LIMIT: -3},
+            rf"In document 1: media\.references\.0\.max_unmatched: .*, got -2\. In document 2: {LIMIT}: .*, got -3\.",
+        ),
+        (
+            {"media": {"references": [OWN]}},
+            {LIMIT: -3, "media": {"references": ["a.b"]}},
+            rf"In document 2: {LIMIT}: .*, got -3\.",
+        ),
+    ],
+)
+def test_the_earlier_limit_of_all_columns_is_blamed_on_the_document_that_gives_it(
+    template: Mapping[str, Any], parameter: Mapping[str, Any], said: str
+) -> None:
+    with pytest.raises(SettingsError) as caught:
+        together(template, parameter)
+    assert re.fullmatch(said, str(caught.value)), caught.value
 
 
 def test_merging_leaves_the_documents_as_they_were() -> None:

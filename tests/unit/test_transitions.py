@@ -225,6 +225,33 @@ def test_the_message_says_which_timeout_fired(job: Job, after: timedelta, said: 
     assert said in expiry_reason(job, NOW + after)[1]
 
 
+@pytest.mark.parametrize(
+    "end",
+    [
+        lambda job, one: transitions.fail(job, now=NOW, error=one, retry=False, jitter=0),
+        lambda job, one: transitions.fail(
+            replace(job, attempt=job.max_attempts), now=NOW, error=one, retry=True, jitter=0
+        ),
+        lambda job, one: transitions.expire(
+            replace(job, attempt=job.max_attempts), now=NOW, jitter=0, reason="timeout", message=one.message
+        ),
+    ],
+)
+def test_a_failed_job_says_why_and_no_longer_how_far_it_was(end: Any) -> None:
+    """K7: lists show the message alone."""
+    job = transitions.heartbeat(running(), now=NOW, progress=50, message="7 candidates looked at")
+    failed = end(job, error(message="There are no references at all." + "." * 2_000))
+    assert (failed.status, failed.progress) == (Status.FAILED, 50)
+    assert failed.message == failed.errors[-1].message
+    assert failed.message.startswith("There are no references at all.")
+
+
+def test_a_job_that_went_on_too_often_says_so() -> None:
+    often = replace(running(), continuation=running().policy.max_continuations, message="working")
+    failed = transitions.continue_later(often, now=NOW, checkpoint={}, result=None)
+    assert failed.message == failed.errors[-1].message
+
+
 def test_long_errors_are_cut_so_that_the_row_fits() -> None:
     long = error(message="m" * 10_000, stack_trace="s" * 50_000 + "the end")
     job = transitions.fail(running(), now=NOW, error=long, retry=False, jitter=0)

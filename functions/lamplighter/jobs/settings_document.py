@@ -7,8 +7,9 @@ once a minute. What nobody changed costs one read of the table and one of the pa
 holds a hash of what the document was made of (`inputs`). A document that is refused changes nothing.
 
 Writes are conditional on the item's `version`, so of two at once the later one starts over with what the first wrote.
-The schedules are brought in line once for each document (`scheduled` is the hash of the last one) and at a deployment,
-so that a schedule which an operator stopped stays stopped.
+The schedules are brought in line once for each document (`scheduled` is the hash of the last one) and at a deployment.
+A schedule follows when what is wanted of it changed: `schedules` is what was wanted last. So a schedule which an
+operator stopped stays stopped when other settings change.
 """
 
 from __future__ import annotations
@@ -101,7 +102,7 @@ def apply_settings(*, deployed: str | None = None, strict: bool = False) -> Appl
             continue
         if not done.sha256 or (done.refused and deployed is None):
             return done
-        switched = _bring_in_line(done.sha256)
+        switched = _bring_in_line(done.sha256, at_deployment=deployed is not None, overtaken=overtaken)
         if switched is not None:
             return replace(done, switched=switched)
         overtaken = True  # the schedules are now as an older document says
@@ -152,6 +153,8 @@ def _replace(item: Mapping[str, str], given: _Given, *, at_deployment: bool, str
     }
     if "scheduled" in item and not at_deployment:
         new["scheduled"] = item["scheduled"]
+    if before := _wanted_before(item):
+        new["schedules"] = json.dumps(before)
     if not _put(item, new):
         return None
     if "refused" in item:
@@ -348,34 +351,70 @@ def _put(before: Mapping[str, str], new: Mapping[str, str]) -> bool:
     return True
 
 
-def _bring_in_line(sha256: str) -> tuple[str, ...] | None:
+type _Wanted = dict[str, list[Any]]
+"""Of schedules, by name: whether it is on (None where no setting says), and its expression."""
+
+
+def _bring_in_line(sha256: str, *, at_deployment: bool, overtaken: bool) -> tuple[str, ...] | None:
     """Give the schedules the interval and the state that the document in force says; None if another is in force.
+
+    Args:
+        at_deployment: restore intervals, and what is off, too: CloudFormation may have written over them.
+        overtaken: set everything: the schedules may be as an older document says.
 
     Raises:
         UnknownSchedule: the stack has none of this name.
     """
-    from lamplighter.jobs.schedules import expressions
     from lamplighter.kernel.schedules import switch
-    from lamplighter.kernel.settings import parse, read
 
     item = _item()
     if item["sha256"] != sha256:
         return None
-    source = "the settings in force"
-    settings: Settings = parse(read(item["document"], source=source), source=source)
-    has_database = any(os.environ.get(name) for name in _DATABASES)
-    on = {"orphan-cleanup": settings.media.enabled and has_database}
-    switched = tuple(
-        name
-        for name, expression in expressions(settings).items()
-        if switch(name, on=on.get(name), expression=expression)
-    )
+    before, wanted = _wanted_before(item), _wanted(item["document"])
+    switched = []
+    for name, (on, expression) in wanted.items():
+        if overtaken or before.get(name) != [on, expression]:
+            changed = switch(name, on=on, expression=expression)
+        else:
+            changed = at_deployment and switch(name, on=False if on is False else None, expression=expression)
+        switched += [name] if changed else []
     if switched:
         logger.info("schedules brought in line", extra={"switched": switched})
-    elif item.get("scheduled") == sha256:
-        return switched
-    marked = {name: value for name, value in item.items() if name != "version"} | {"scheduled": sha256}
-    return switched if _put(item, marked) else None
+    marked = {name: value for name, value in item.items() if name != "version"}
+    marked |= {"scheduled": sha256, "schedules": json.dumps(wanted)}
+    if marked.items() <= item.items():
+        return tuple(switched)
+    return tuple(switched) if _put(item, marked) else None
+
+
+def _wanted(document: str) -> _Wanted:
+    """What a document says about the schedules. Raises SettingsError."""
+    from lamplighter.jobs.schedules import expressions
+    from lamplighter.kernel.settings import parse, read
+
+    source = "the settings in force"
+    settings: Settings = parse(read(document, source=source), source=source)
+    has_database = any(os.environ.get(name) for name in _DATABASES)
+    on = {"orphan-cleanup": settings.media.enabled and has_database}
+    return {name: [on.get(name), expression] for name, expression in expressions(settings).items()}
+
+
+def _wanted_before(item: Mapping[str, str]) -> _Wanted:
+    """What the schedules were brought in line with last; nothing before the first time.
+
+    Versions before the attribute `schedules` said only with which document.
+    """
+    from lamplighter.kernel.settings import SettingsError
+
+    if "schedules" in item:
+        wanted: _Wanted = json.loads(item["schedules"])
+        return wanted
+    if "document" not in item or item.get("scheduled") != item["sha256"]:
+        return {}
+    try:
+        return _wanted(item["document"])
+    except SettingsError:  # an earlier version took it
+        return {}
 
 
 def _sha256(text: str) -> str:

@@ -37,6 +37,7 @@ class Brief(Answer):
     finished_at: Moment | None = None
     progress: int = Field(ge=0, le=100)
     message: str
+    """What the job does now, or did last; of a failed job, why it failed."""
     dead_letter: str | None = None
     """`poison`, `exhausted` or `permanent` if it is on the dead-letter list."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Final, Literal
 
-from annotated_types import Ge, Gt, Interval, MaxLen, MinLen
+from annotated_types import Gt, Interval, MaxLen, MinLen
 
 _STRICT: Final = {"extra": "forbid"}
 """For pydantic: an unknown name is an error."""
@@ -83,7 +83,7 @@ class Remedy:
     """False only previews: nothing is marked and nothing is done."""
     ramp: bool = True
     """Whether the first runs in earnest are limited (S3)."""
-    max_actions: Annotated[int, Ge(1)] = 50
+    max_actions: Annotated[int, Interval(ge=1, le=10_000)] = 50
     """How many resources one run acts upon at most; the others' turn comes with the next."""
     max_share: Annotated[float, Interval(gt=0, le=1)] = 0.5
     """Where more of the resources offend than this share, nothing is done: that is rather a mistake than waste."""

@@ -24,7 +24,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, Self
@@ -163,16 +163,22 @@ class Measure:
     sources: Sequence[SourceCount]
     baseline: Mapping[str, int] | None
     """How many references each source held at the last accepted run, or None when there was none."""
+    configured: Collection[str] | None = None
+    """The sources that have to hold references and to match files without the others. None means all together."""
 
 
 def refusals(measure: Measure, limits: GovernorLimits) -> list[str]:
     """Why the plan must not be carried out, a sentence each; empty when it may be (REQUIREMENTS A7, S1)."""
     found = []
-    names = ", ".join(source.column for source in measure.sources)
-    if not sum(source.values for source in measure.sources):
-        found.append(f"There are no references at all in {names}: everything looks orphaned.")
-    elif not sum(source.matched for source in measure.sources):
-        found.append(f"No reference in {names} names a file that exists: check the bucket, the folder and the columns.")
+    judged = [one for one in measure.sources if measure.configured is None or one.column in measure.configured]
+    names = ", ".join(source.column for source in judged)
+    others = " Columns that only the run names do not count here." if len(judged) < len(measure.sources) else ""
+    if not sum(source.values for source in judged):
+        found.append(f"There are no references at all in {names}: everything looks orphaned.{others}")
+    elif not sum(source.matched for source in judged):
+        found.append(
+            f"No reference in {names} names a file that exists: check the bucket, the folder and the columns.{others}"
+        )
     values = {source.column: source.values for source in measure.sources}
     for column, before in (measure.baseline or {}).items():
         now = values.get(column, 0)

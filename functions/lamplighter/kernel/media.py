@@ -8,9 +8,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
-from annotated_types import Ge, MinLen
+from annotated_types import Interval, MinLen
 
 _STRICT: Final = {"extra": "forbid"}
 """For pydantic: an unknown name is an error."""
@@ -18,6 +18,9 @@ _STRICT: Final = {"extra": "forbid"}
 _TABLE: Final = re.compile(r"[^.,\x00]+(\.[^.,\x00]+)?")
 _COLUMN: Final = re.compile(r"[^.,\x00]+")
 _FOLDER_KINDS: Final = (None, "text", "array")
+
+MOST: Final = 1_000_000_000
+"""The largest number of objects, rows or references that a setting takes."""
 
 type Prefix = Annotated[str, MinLen(1)]
 
@@ -41,9 +44,9 @@ class Reference:
     """Hosts or prefixes of values that name files outside this bucket."""
     folder: bool = False
     """Whether a value names a folder, which keeps all files below it."""
-    max_unmatched: Annotated[int, Ge(0)] = 0
+    max_unmatched: Annotated[int, Interval(ge=0, le=MOST)] = 0
     """How many values without a file are accepted: the missing files that the owner has seen."""
-    max_unreadable: Annotated[int, Ge(0)] = 0
+    max_unreadable: Annotated[int, Interval(ge=0, le=MOST)] = 0
     """How many of them may lack the extension of an image or a video."""
 
     def __post_init__(self) -> None:
@@ -100,6 +103,7 @@ DERIVED: Final = (
     "optimized/",
     "conversions/",
     "responsive-images/",
+    "size/w{n}/",
 )
 """Patterns of derived files as WordPress, easy-thumbnails, Strapi, Ghost, Discourse, Mastodon, laravel-medialibrary,
 Retina images and others write them."""
@@ -111,8 +115,13 @@ def reference_of(value: object) -> object:
 
 
 _PLACES: Final = re.compile(r"(\{name\}|\{n\}|\{any\})")
+_FOLDERS: Final = re.compile(r"(?:(?:[^/{}\x00]|\{n\})+/)+")
 _NO_NAME: Final = re.compile(r"[\s.+'\"]*")
 """What is left of a name once it is folded: nothing."""
+
+
+_WHOLE: Final = "-"
+"""How a scope writes the whole bucket; a folder of this name is written with its slash."""
 
 
 def derived_pattern(pattern: str) -> str:
@@ -121,8 +130,11 @@ def derived_pattern(pattern: str) -> str:
     Raises:
         ValueError: it does not; names the pattern and what is accepted.
     """
-    if re.fullmatch(r"[^/{}\x00]+/", pattern) and not _NO_NAME.fullmatch(pattern[:-1]):
-        return pattern
+    if _FOLDERS.fullmatch(pattern):
+        segments = pattern[:-1].split("/")
+        literal = "".join(segments).replace("{n}", "")
+        if not any(map(_NO_NAME.fullmatch, [literal, *segments])):
+            return pattern
     parts = derived_parts(pattern)
     literal = "".join(parts[::2])
     if (
@@ -133,7 +145,7 @@ def derived_pattern(pattern: str) -> str:
     ):
         raise ValueError(
             f"derived: {pattern[:80]!r} takes {{name}} once, {{n}} for digits, {{any}} at most once, and some other"
-            " characters, as in {name}-{n}x{n}; or a folder, as in thumbs/"
+            " characters, as in {name}-{n}x{n}; or folders with {n} at most, as in thumbs/ or size/w{n}/"
         )
     return pattern
 
@@ -154,3 +166,16 @@ def folder_of(path: str) -> str:
     if path and any(segment.strip() in {"", ".", ".."} or "\0" in segment for segment in segments):
         raise ValueError("takes a folder without empty segments, . or ..")
     return f"{path}/" if path else ""
+
+
+def scope_of(bucket: str, folder: str) -> str:
+    """The scope of a cleanup: a bucket and a folder of it, which is empty or ends with a slash."""
+    return f"{bucket}/{quote(folder, safe='') or _WHOLE}"
+
+
+def scopes_around(scope: str) -> list[str]:
+    """A scope and those of the folders around it, the whole bucket last."""
+    bucket, _, written = scope.partition("/")
+    segments = [] if written == _WHOLE else unquote(written).removesuffix("/").split("/")
+    folders = ["".join(f"{one}/" for one in segments[:end]) for end in range(len(segments), -1, -1)]
+    return [scope_of(bucket, folder) for folder in folders]

@@ -23,7 +23,7 @@ from pydantic_core import PydanticCustomError
 
 from lamplighter.kernel.cloud import Limits, Remedy, Targets
 from lamplighter.kernel.errors import Permanent, Retryable
-from lamplighter.kernel.media import DERIVED, Reference, derived_pattern, folder_of, reference_of
+from lamplighter.kernel.media import DERIVED, MOST, Reference, derived_pattern, folder_of, reference_of
 
 PREFIX: Final = "LAMPLIGHTER_"
 KEY: Final = "settings#effective"
@@ -167,7 +167,7 @@ class MediaSettings(Section):
     """Whether runs delete; false only previews (A3, S4)."""
     ramp: bool = True
     """Whether the first runs in earnest are limited (S3)."""
-    max_objects: Annotated[Whole, Field(ge=1)] | None = None
+    max_objects: Annotated[Whole, Field(ge=1, le=MOST)] | None = None
     """The most objects that a run removes, and the ceiling of the ramp (S3); none: no limit."""
     min_age_hours: Hours = 24
     """Younger files are skipped (A2)."""
@@ -183,7 +183,8 @@ class MediaSettings(Section):
     """Whether runs delete in a bucket without versioning, where nothing can be restored (S5)."""
     derived: Annotated[tuple[Annotated[Text, AfterValidator(_derived)], ...], BeforeValidator(_from_json)] = DERIVED
     """How files are named that derive from a referenced one, which keeps them (A1): `{name}` stands for its file name,
-    `{n}` for digits, `{any}` for anything; a folder ends with a slash, as `thumbs/`. The extension may be another."""
+    `{n}` for digits, `{any}` for anything; folders end with a slash, as `thumbs/` or `size/w{n}/`. The extension may be
+    another."""
     exclude: Patterns = ()
     """Glob patterns of keys that are never removed (A1)."""
 
@@ -197,7 +198,7 @@ class RuleSettings(Section):
     """Days that rows are kept; none: as long as the rule says (B11)."""
     ramp: bool = True
     """Whether the first runs in earnest are limited (S3)."""
-    max_rows: Annotated[Whole, Field(ge=1)] | None = None
+    max_rows: Annotated[Whole, Field(ge=1, le=MOST)] | None = None
     """The most rows that a run changes, and the ceiling of the ramp (S3); none: no limit."""
 
 
@@ -520,7 +521,10 @@ def _unmatched(document: dict[str, Any]) -> dict[str, Any]:
     media = document.get("media", {})
     if limit is None or not isinstance(media, dict):
         return document
-    references = _split(media.get("references", [str(one) for one in MediaSettings().references]))
+    try:
+        references = _split(media.get("references", [str(one) for one in MediaSettings().references]))
+    except PydanticCustomError:  # the model says what is wrong with them
+        return document
     if isinstance(references, list):
         given = [Reference.fields_of(one) if isinstance(one, str) else one for one in references]
         references = [{"max_unmatched": limit, **one} if isinstance(one, dict) else one for one in given]
@@ -552,21 +556,30 @@ def _explain(error: ValidationError, layers: Sequence[Layer]) -> str:
             continue  # a list is too short because of what is wrong inside it
         source, name = _found(path, layers)
         found.setdefault(source, []).append(_sentence(name, path, problem))
-    text = " ".join(f"In {source}: {'; '.join(clauses[:10])}." for source, clauses in found.items())
+    unique = {source: list(dict.fromkeys(clauses)) for source, clauses in found.items()}
+    text = " ".join(f"In {source}: {'; '.join(clauses[:10])}." for source, clauses in unique.items())
     return text.encode(errors="backslashreplace").decode()
 
 
 def _found(path: Path, layers: Sequence[Layer]) -> tuple[str, str]:
     """The last layer that says something about a setting, and how it calls it."""
+    if path[:2] == ("media", "references") and path[3:] == ("max_unmatched",) and not _is_own_limit(path, layers):
+        for layer in reversed(layers):
+            if layer.name((MAX_UNMAPPED,)):
+                return layer.source, MAX_UNMAPPED
     for end in range(len(path), 0, -1):  # what is missing has no layer, what it is missing from has
         for layer in reversed(layers):
             if name := layer.name(path[:end]):
                 return layer.source, ".".join((name, *path[end:]))
-    if path[:2] == ("media", "references"):  # whose limit was given by its earlier name
-        for layer in reversed(layers):
-            if layer.name((MAX_UNMAPPED,)):
-                return layer.source, MAX_UNMAPPED
     return layers[-1].source, ".".join(path)
+
+
+def _is_own_limit(path: Path, layers: Sequence[Layer]) -> bool:
+    """Whether the reference at `path` has a limit of its own, and not the earlier limit of all columns."""
+    given = (layer.values["media"] for layer in reversed(layers) if isinstance(layer.values.get("media"), dict))
+    references = next((_split(media["references"]) for media in given if "references" in media), [])
+    own = references[int(path[2])] if isinstance(references, list) and int(path[2]) < len(references) else None
+    return isinstance(own, dict) and "max_unmatched" in own
 
 
 def _sentence(name: str, path: Path, problem: Any) -> str:

@@ -6,12 +6,12 @@ Runs every `media.scan_interval_hours`. Previews unless the settings apply it. D
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import quote
 
 from lamplighter.deletion import claims, ramp, versioning
 from lamplighter.deletion.ramp import Allowance
@@ -38,7 +38,7 @@ from lamplighter.kernel.deletion import (
 from lamplighter.kernel.errors import Permanent
 from lamplighter.kernel.job import Report as JobReport
 from lamplighter.kernel.job import Run, Unfinished, job
-from lamplighter.kernel.media import folder_of
+from lamplighter.kernel.media import folder_of, scope_of
 from lamplighter.media.parameters import Params
 from lamplighter.media.recheck import Recheck
 from lamplighter.media.removal import Removal
@@ -175,12 +175,20 @@ class OrphanCleanup:
             }
         )
         """What a plan is made and judged by: of settings that have changed since, no plan is carried out."""
-        self._archive = Archive(
-            s3,
+        self._archive = self._archive_of(self._folder)
+        configured = folder_of(self._rules.base_path)
+        is_within = self._bucket == os.environ.get("MEDIA_BUCKET") and self._folder.startswith(configured)
+        self._base = configured if is_within else self._folder
+        """The folder whose trust the run uses and earns: that of the settings, for each folder below it (S3)."""
+
+    def _archive_of(self, folder: str) -> Archive:
+        """What this run writes down, and what runs of a folder wrote down before."""
+        return Archive(
+            self._s3,
             archive_bucket(),
             job_type="orphan_cleanup",
-            scope=f"{self._bucket}/{quote(self._folder, safe='') or '-'}",
-            job_id=run.job_id,
+            scope=scope_of(self._bucket, folder),
+            job_id=self._run.job_id,
         )
 
     def run(self, connection: Connection) -> Report | Unfinished:
@@ -263,7 +271,8 @@ class OrphanCleanup:
             scanned=scanned.files,
             planned=scanned.orphans,
             sources=reading.sources,
-            baseline=self._archive.baseline(),
+            baseline=self._baseline(),
+            configured=None if self._run.settings.allow_override else set(map(str, self._rules.references)),
         )
         refused = refusals(measure, self._limits)
         plan = Plan(
@@ -282,6 +291,15 @@ class OrphanCleanup:
             facts=scanned.model_dump(mode="json"),
         )
         return plan, self._archive.write_plan(plan)
+
+    def _baseline(self) -> dict[str, int] | None:
+        """What the references are compared with: of a narrowed run, what its own folder or the configured one had more
+        of. A column holds the same references whatever folder is cleaned."""
+        own = self._archive.baseline()
+        around = self._archive_of(self._base).baseline() if self._base != self._folder else None
+        if own is None or around is None:
+            return around if own is None else own
+        return {column: max(own.get(column, 0), around.get(column, 0)) for column in own | around}
 
     @property
     def _is_overridden(self) -> bool:
@@ -309,8 +327,8 @@ class OrphanCleanup:
         """
         trust: dict[str, Any] = {
             "table": ramp.table(),
-            "scope": ramp.of_objects(self._archive.scope),
-            "definition": ramp.definition_of(self._definition),
+            "scope": ramp.of_objects(scope_of(self._bucket, self._base)),
+            "definition": ramp.definition_of(self._definition | {"folder": self._base}),
             "now": ramp.began(self._run.job_id, self._run.now()),
             "first": ramp.FIRST_OBJECTS,
             "ceiling": self._rules.max_objects,

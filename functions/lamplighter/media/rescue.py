@@ -313,7 +313,7 @@ def any_of(groups: Sequence[Sequence[str]], contains: Callable[[array[int]], lis
 
 
 class Patterns:
-    """Patterns of derived files, each of an original's name in the same folder or, with `/` at the end, of a folder.
+    """Patterns of derived files, each of an original's name in the same folder or, with `/` at the end, of folders.
 
     In a pattern `{name}` is the original's name with or without extension, `{n}` digits, `{any}` anything in a name.
     A derived file may have any media extension, and also the original's name and another extension.
@@ -324,15 +324,17 @@ class Patterns:
 
     def __init__(self, patterns: Iterable[str] = DERIVED) -> None:
         patterns = tuple(patterns)
-        self._folders: list[str] = []
+        self._folders: list[re.Pattern[str]] = []
         self._names: list[re.Pattern[str]] = []
         for pattern in patterns:
             if derived_pattern(pattern).endswith("/"):
-                self._folders.append(fold(pattern))
+                self._folders.append(re.compile(f"(?=/({_folders_of(pattern)})/)"))
             else:
                 self._names.append(_compiled(pattern))
         every = "|".join(pattern.pattern.replace("?P<name>", "?:") for pattern in self._names)
         self._any_name = re.compile(every or "(?!)")
+        folders = "|".join(_folders_of(pattern) for pattern in patterns if pattern.endswith("/"))
+        self._any_folder = re.compile(f"/(?:{folders})/" if folders else "(?!)")
         self._mark = _mark_of(patterns)
 
     def originals(self, folded: str, extensions: Collection[str] = _EXTENSIONS) -> Iterator[list[str]]:
@@ -385,13 +387,13 @@ class Patterns:
             for pattern in self._names
             if (match := pattern.fullmatch(tried))
         ]
-        segments = folder.split("/")
-        for n, segment in enumerate(segments):
-            if segment in self._folders:
-                # Beside the folder, below it or in the folder of originals; in there a name may have any ending.
-                names = [name, *(bare[: end.start()] for end in [*_ENDINGS.finditer(bare)][-MAX_ENDINGS:])]
-                for above in (segments[:n], [*segments[:n], "original"]):
-                    found += ["/".join([*above, *segments[n + 1 :], one]) for one in names if one]
+        inside = f"/{folder}/"
+        if self._any_folder.search(inside):
+            # Beside the folder, below it or in the folder of originals; in there a name may have any ending.
+            names = [name, *(bare[: end.start()] for end in [*_ENDINGS.finditer(bare)][-MAX_ENDINGS:])]
+            for match in (match for pattern in self._folders for match in pattern.finditer(inside)):
+                before, after = inside[1 : match.start(1)], inside[match.end(1) + 1 :]
+                found += [f"{before}{above}{after}{one}" for above in ("", "original/") for one in names if one]
         return list(dict.fromkeys(found))
 
 
@@ -400,6 +402,12 @@ def _compiled(pattern: str) -> re.Pattern[str]:
     return re.compile(
         "".join(words.get(part) or re.escape(part.casefold().replace("+", " ")) for part in derived_parts(pattern))
     )
+
+
+def _folders_of(pattern: str) -> str:
+    """A regular expression of the folders of a pattern, without slashes around them."""
+    parts = derived_parts(fold(pattern))
+    return "".join("[0-9]{1,20}+" if part == "{n}" else re.escape(part) for part in parts)
 
 
 def _mark_of(patterns: Iterable[str]) -> re.Pattern[str]:
@@ -412,7 +420,7 @@ def _mark_of(patterns: Iterable[str]) -> re.Pattern[str]:
     by_first: defaultdict[str, list[str]] = defaultdict(list)
     for pattern in patterns:
         if pattern.endswith("/"):
-            by_first["/"].append(re.escape(fold(pattern)) + "/")
+            by_first["/"].append(_folders_of(pattern) + "/")
             continue
         parts = [
             words.get(part) or ("\0" if part == "{name}" else re.escape(part.casefold().replace("+", " ")))

@@ -18,6 +18,7 @@ from lamplighter.kernel.deletion import Entry, ManifestAddress, Tally
 from lamplighter.kernel.job import Report as JobReport
 from lamplighter.kernel.job import Run, Unfinished, job
 from lamplighter.kernel.ledger.row import Job
+from lamplighter.kernel.media import scopes_around
 from lamplighter.kernel.undo import Deeds, UndoParams, deeds, take_back
 
 THREADS: Final = 16
@@ -89,7 +90,8 @@ class _Restoration:
     def __init__(self, s3: Any, deleted: Deeds, *, now: datetime, dry_run: bool) -> None:
         self._s3 = s3
         self._bucket = deleted.scope.partition("/")[0]
-        self._scope = ramp.of_objects(deleted.scope)
+        self._scopes = [ramp.of_objects(scope) for scope in scopes_around(deleted.scope)]
+        """A run of a folder uses the ramp of the configured folder around it, whichever that was then."""
         self._planned_at = deleted.planned_at.replace(microsecond=0)
         self._now = now
         self._dry_run = dry_run
@@ -171,7 +173,8 @@ class _Restoration:
         """Once, and before the first object: a crash in between costs trust, not safety."""
         with self._resetting:
             if not self._reset:
-                ramp.reset(ramp.table(), self._scope, self._now)
+                for scope in self._scopes:
+                    ramp.reset(ramp.table(), scope, self._now)
                 self._reset = True
 
 

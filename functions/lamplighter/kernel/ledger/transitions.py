@@ -187,7 +187,10 @@ def _finish(job: Job, status: Status, now: datetime) -> Job:
 
 
 def _dead(job: Job, error: AttemptError, why: str, now: datetime) -> Job:
-    return _finish(replace(job, errors=(*job.errors, _trimmed(error)), dead_letter=why), Status.FAILED, now)
+    """Failed permanently. Lists show the message, so it says why, and no longer how far the job was."""
+    error = _trimmed(error)
+    job = replace(job, errors=(*job.errors, error), message=error.message, dead_letter=why)
+    return _finish(job, Status.FAILED, now)
 
 
 def _retry_or_give_up(job: Job, error: AttemptError, now: datetime, jitter: float) -> Job:

@@ -377,8 +377,11 @@ class Work:
             How many rows changed, those included that a foreign key of the table to itself deleted with them: they are
             due too, as `demand_no_dependants` has seen.
 
+        What a trigger inserts or updates in tables without such a foreign key, or truncates, is not seen.
+
         Raises:
-            Permanent: due rows stayed, or other rows were deleted or changed.
+            Permanent: due rows stayed, other rows of the table were deleted or updated, or rows of another table were
+                deleted, or updated where a foreign key of it cascades.
         """
         due, before = self._count(leaf, place), self._writes()
         wanted, rows = due, place
