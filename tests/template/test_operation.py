@@ -171,8 +171,8 @@ def test_a_deploy_applies_the_newest_migration() -> None:
     from alembic.script import ScriptDirectory
 
     head = ScriptDirectory(str(PROJECT.root / "functions" / "lamplighter" / "kernel" / "migrations")).get_current_head()
-    revision = PROJECT.resources["Schema"]["Properties"]["Revision"]
-    assert revision == head, f"Set Revision of the resource Schema to {head!r}: else no deploy applies that migration."
+    revision = PROJECT.resources["DatabaseSchema"]["Properties"]["Revision"]
+    assert revision == head, f"Set Revision of DatabaseSchema to {head!r}: else no deploy applies that migration."
 
 
 def test_the_audit_archives_objects_expire_and_its_chain_does_not() -> None:

@@ -32,12 +32,20 @@ def is_request(event: object) -> bool:
 
 
 def serve(
-    event: Mapping[str, Any], *, physical_id: str, work: Callable[[Mapping[str, Any]], Mapping[str, Any]]
+    event: Mapping[str, Any],
+    *,
+    physical_id: str,
+    work: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+    undo: Callable[[Mapping[str, Any]], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Do the work of a creation or an update, and tell CloudFormation how it went; a deletion keeps what there is.
+    """Do the work of a creation or an update, and tell CloudFormation how it went.
 
-    `work` takes the resource's properties and answers its attributes. Whatever it raises fails the deployment, with
-    that sentence.
+    Args:
+        event: the request.
+        physical_id: of the resource.
+        work: takes the resource's properties and answers its attributes. What it raises fails the deployment, with
+            that sentence.
+        undo: takes the request of a deletion. By default a deletion keeps what there is.
 
     Raises:
         Permanent: the event is no request of CloudFormation; nothing was done and nothing sent.
@@ -46,7 +54,9 @@ def serve(
     answer: dict[str, Any] = {name: event[name] for name in ("StackId", "RequestId", "LogicalResourceId")}
     answer |= {"PhysicalResourceId": physical_id, "Status": "SUCCESS"}
     try:
-        if event["RequestType"] != "Delete":
+        if event["RequestType"] == "Delete":
+            undo(event)
+        else:
             answer["Data"] = dict(work(event.get("ResourceProperties", {})))
     except Exception as error:  # whatever it was, CloudFormation waits for an answer
         logger.exception("a custom resource failed")
