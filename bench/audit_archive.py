@@ -181,13 +181,13 @@ def empty(client: Any) -> None:
 
 def main(sizes: Sequence[int]) -> None:
     """Measure and print a table."""
-    from lamplighter.jobs import migrate
+    from local.postgres import APPLICATION_TABLES
 
     table, peaks = [], {}
     with tempfile.TemporaryDirectory() as name, postgres() as url, s3(Path(name) / "aws") as client:
         directory = Path(name)
         os.environ["DATABASE_URL"] = url
-        migrate.handler({}, None)
+        subprocess.run([*psql(), "-qf", str(APPLICATION_TABLES)], check=True)
         for rows in sizes:
             runs: dict[str, list[Figure]] = {"archive": [], "read back": [], "floor": []}
             for _ in range(ROUNDS):

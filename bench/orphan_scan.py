@@ -330,12 +330,11 @@ def fill(objects: int, *, worst: bool = False) -> None:
 
     from sqlalchemy import text
 
-    from lamplighter.jobs import migrate
     from lamplighter.kernel.database import bound_statements, engine
+    from local.postgres import APPLICATION_TABLES
     from tests.worlds import ENCODINGS, PLACES
 
-    with engine().begin() as connection:
-        migrate.migrate(connection)
+    subprocess.run([*psql(), "-qf", str(APPLICATION_TABLES)], check=True)
     keys = [key(n) for n in range(objects) if not is_orphan(n)] + [
         f"media/2025/gone-{n}.jpg" for n in range(objects // 100)
     ]

@@ -244,19 +244,20 @@ class Demo:
         last = self._newest_cleanup()["job_id"]
 
         def caught_up() -> Sequence[Any] | None:
-            ends = "SELECT FROM system_logs WHERE job_id = :job AND message = 'completed'"
+            ends = "SELECT FROM lamplighter.system_logs WHERE job_id = :job AND message = 'completed'"
             if not self.database.run(ends, job=last):
                 return None
             rows: Sequence[Any] = self.database.run(
                 "SELECT to_char(created_at AT TIME ZONE 'UTC', 'HH24:MI:SS'), job_type, level, message,"
-                " details->>'trigger', details->>'duration_seconds' FROM system_logs ORDER BY created_at DESC LIMIT 10"
+                " details->>'trigger', details->>'duration_seconds'"
+                " FROM lamplighter.system_logs ORDER BY created_at DESC LIMIT 10"
             )
             return rows
 
         began = time.monotonic()
         with step("History") as current:
             rows = self.stage.wait("The history", caught_up)
-            ((count,),) = self.database.run("SELECT count(*) FROM system_logs")
+            ((count,),) = self.database.run("SELECT count(*) FROM lamplighter.system_logs")
             current.say(f"{number(count)} rows in system_logs, the newest of them:")
         self.stage.did("history", f"keeps {number(count)} starts and ends", time.monotonic() - began, "system_logs")
         table(
@@ -303,7 +304,7 @@ _LOOK_FURTHER: Final = """\
   aws s3 ls --recursive s3://{ArchiveBucketName}/manifests/
 
   # history; logs, as they come
-  psql "$DATABASE_URL" -c 'SELECT * FROM system_logs ORDER BY created_at DESC'
+  psql "$DATABASE_URL" -c 'SELECT * FROM lamplighter.system_logs ORDER BY created_at DESC'
   sam logs --stack-name {stack} --name TimeoutCheckerFunction"""
 
 

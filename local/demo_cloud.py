@@ -62,7 +62,8 @@ class Cloud:
         for one in self.planted:
             if "unattached_volumes" in one.found:
                 stage.database.run(
-                    "INSERT INTO unattached_volumes VALUES (:account, :region, :volume, now() - interval '21 days')"
+                    "INSERT INTO lamplighter.unattached_volumes "
+                    " VALUES (:account, :region, :volume, now() - interval '21 days')"
                     " ON CONFLICT (account_id, region, volume_id) DO UPDATE SET first_seen_at = excluded.first_seen_at",
                     account=one.account, region=one.region, volume=one.resource_id,
                 )  # fmt: skip
@@ -172,7 +173,7 @@ class Cloud:
             if check in checks
         }
         rows = self.stage.database.run(
-            "SELECT account_id, region, check_id, resource_id FROM findings WHERE status = 'open'"
+            "SELECT account_id, region, check_id, resource_id FROM lamplighter.findings WHERE status = 'open'"
         )
         found = {(account, region, check, resource) for account, region, check, resource in rows if check in checks}
         self.stage.expect(found == wanted, f"Other findings than were planted: {sorted(found ^ wanted)[:3]}.")

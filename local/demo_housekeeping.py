@@ -22,9 +22,10 @@ from local.stack import ROOT
 
 _OTHERS: Final = {
     "database_cleanup": {
-        "system_logs": "created_at < now() - interval '90 days'",
+        "lamplighter.system_logs": "created_at < now() - interval '90 days'",
         "onboarding_requests": "status = 'completed' AND completed_at < now() - interval '1 day'",
-        "instances": "NOT needs_review AND account_id IN (SELECT id FROM cloud_accounts WHERE deleted_at IS NOT NULL)",
+        "lamplighter.instances": "NOT needs_review"
+        " AND account_id IN (SELECT id FROM cloud_accounts WHERE deleted_at IS NOT NULL)",
     },
     "session_cleanup": {"sessions": "expires_at < now()"},
     "token_cleanup": {
@@ -146,7 +147,7 @@ class Housekeeping:
                 after, still = demo_tables.count(database, name), demo_tables.count(database, name, where)
                 stage.expect(still == 0, f"{name} still has {still} rows that should be gone.")
                 stage.expect(after >= before[name] - due[name], f"{name} lost rows that should have stayed.")
-                did = "flagged" if name == "instances" else "removed"
+                did = "flagged" if name == "lamplighter.instances" else "removed"
                 rows.append((job_type, name, number(before[name]), f"{number(due[name])} {did}", number(after)))
         table(("job type", "table", "rows", "due", "left"), rows, right=("rows", "due", "left"))
         stage.did("cleanup", f"{len(_OTHERS)} other cleanups", time.monotonic() - began, "Postgres")

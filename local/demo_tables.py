@@ -27,8 +27,8 @@ _FILLED: Final = {
         INSERT INTO cloud_accounts (id, deleted_at)
         SELECT '1000000000' || 10 + n, CASE WHEN n > 8 THEN now() - n * interval '1 day' END
         FROM generate_series(1, 10) n""",
-    "instances": """
-        INSERT INTO instances (id, account_id, region)
+    "lamplighter.instances": """
+        INSERT INTO lamplighter.instances (id, account_id, region)
         SELECT 'i-' || lpad(to_hex(n), 17, '0'), '1000000000' || 11 + n % 10, 'eu-central-1'
         FROM generate_series(1, 200) n""",
     "sessions": """
@@ -49,7 +49,7 @@ _FILLED: Final = {
 }
 
 _OLD_LOGS: Final = """
-    INSERT INTO system_logs (id, job_id, job_type, level, message, created_at)
+    INSERT INTO lamplighter.system_logs (id, job_id, job_type, level, message, created_at)
     SELECT gen_random_uuid(), '', 'demo', 'INFO', 'completed', now() - interval '88 days' - n * interval '10 minutes'
     FROM generate_series(1, 3000) n"""
 
@@ -69,7 +69,7 @@ def fill(database: Connection, live_jobs: Iterable[str]) -> Plans:
     for table, statement in _FILLED.items():
         database.run(f"TRUNCATE {table}")
         database.run(statement)
-    database.run("DELETE FROM system_logs WHERE job_type = 'demo'")
+    database.run("DELETE FROM lamplighter.system_logs WHERE job_type = 'demo'")
     database.run(_OLD_LOGS)
     database.run("TRUNCATE analysis_plans")
     waiting = list(live_jobs)

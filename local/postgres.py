@@ -11,6 +11,8 @@ from local.servers import Server
 
 DATABASE = "lamplighter"
 USER = "postgres"
+APPLICATION_TABLES = Path(__file__).with_name("application_tables.sql")
+"""SQL that makes the tables of an application, where they are not there yet; a deployment makes none of them."""
 # What is in it can be made again, so no commit waits for a disk.
 SETTINGS = ("fsync=off", "synchronous_commit=off", "full_page_writes=off", "unix_socket_directories=")
 
@@ -56,7 +58,7 @@ def database_url(port: int) -> str:
 
 
 def _has_database(port: int) -> bool:
-    """Whether it answers; creates the database on the first occasion."""
+    """Whether it answers; creates the database and the application's tables on the first occasion."""
     import pg8000.native
 
     try:
@@ -68,6 +70,8 @@ def _has_database(port: int) -> bool:
             connection.run(f"CREATE DATABASE {DATABASE}")
     finally:
         connection.close()
+    with pg8000.native.Connection(USER, host="127.0.0.1", port=port, database=DATABASE, timeout=5) as application:
+        application.run(APPLICATION_TABLES.read_text())
     return True
 
 

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
+from lamplighter.kernel.errors import NoTable, unreadable
+from lamplighter.kernel.job import Report
 from lamplighter.kernel.ledger.row import Job
 from lamplighter.kernel.retention import Delete, Rule, Set
 from lamplighter.kernel.settings import Settings, SettingsError
+
+if TYPE_CHECKING:
+    from lamplighter.kernel.job import Unfinished
+    from lamplighter.kernel.phased_job import Body, PhaseRun
 
 RULES: Final[Mapping[str, Rule]] = {
     rule.name: rule
@@ -23,7 +29,7 @@ RULES: Final[Mapping[str, Rule]] = {
         ),
         Rule(  # C16
             name="system_logs",
-            table="system_logs",
+            table="lamplighter.system_logs",
             clock="created_at",
             keep=timedelta(days=90),
             floor=timedelta(days=7),
@@ -40,7 +46,7 @@ RULES: Final[Mapping[str, Rule]] = {
         ),
         Rule(  # C16: flagged for review, never deleted
             name="deleted_accounts",
-            table="instances",
+            table="lamplighter.instances",
             clock=None,
             where="EXISTS (SELECT FROM cloud_accounts AS account"
             " WHERE account.id = instances.account_id AND account.deleted_at <= :cutoff)",
@@ -61,7 +67,7 @@ RULES: Final[Mapping[str, Rule]] = {
         ),
         Rule(  # C14: what is open stays; for a month the scans' actions still look after marks
             name="resolved_findings",
-            table="findings",
+            table="lamplighter.findings",
             clock="resolved_at",
             where="status = 'resolved'",
             keep=timedelta(days=365),
@@ -70,7 +76,7 @@ RULES: Final[Mapping[str, Rule]] = {
         ),
         Rule(  # C7: the bucket keeps the documents as long
             name="cloud_reports",
-            table="cloud_reports",
+            table="lamplighter.cloud_reports",
             clock="created_at",
             key="job_id",
             keep=timedelta(days=365),
@@ -79,7 +85,7 @@ RULES: Final[Mapping[str, Rule]] = {
         ),
         Rule(  # B3
             name="job_history",
-            table="job_history",
+            table="lamplighter.job_history",
             clock="copied_at",
             key="job_id",
             keep=timedelta(days=30),
@@ -109,6 +115,34 @@ def previews(name: str, job: Job, settings: Settings) -> bool:
     if job.dry_run or applied(name, settings):
         return job.dry_run
     return not (job.payload.get("dry_run") is False and settings.allow_override)
+
+
+class MissingTable(Report):
+    """What a phase answers that only previews, and whose table is not there."""
+
+    dry_run: bool = True
+    missing: str
+    """Which table, in a sentence."""
+
+
+def unless_missing(name: str, body: Body) -> Body:
+    """The body of a phase of the owner's, for which a missing table is no error until the settings apply the phase.
+
+    No deployment makes the owner's tables, and the default rules name tables that an application need not have.
+    """
+
+    def previewing(run: PhaseRun) -> Report | Unfinished:
+        try:
+            return body(run)
+        except Exception as error:
+            missing = error if isinstance(error, NoTable) else unreadable(error)
+            excused = previews(name, run.job, run.settings) and not applied(name, run.settings)
+            if not (isinstance(missing, NoTable) and excused):
+                raise
+            run.logger.info("a table is missing", extra={"missing": str(missing)})
+            return MissingTable(missing=str(missing))
+
+    return previewing
 
 
 def names() -> tuple[str, ...]:

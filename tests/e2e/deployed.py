@@ -263,7 +263,7 @@ class Deployed:
         """The job's rows in system_logs, oldest first, once there are so many."""
 
         def probe() -> tuple[list[Any]] | None:
-            statement = "SELECT * FROM system_logs WHERE job_id = :id ORDER BY created_at, message DESC"
+            statement = "SELECT * FROM lamplighter.system_logs WHERE job_id = :id ORDER BY created_at, message DESC"
             found = self.sql(statement, id=job_id)
             return (found,) if len(found) >= rows else None
 

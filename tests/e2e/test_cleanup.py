@@ -84,7 +84,9 @@ def test_a_preview_and_then_the_run_say_the_same_in_b9s_words(stack: Deployed, m
         (item,) = preview["cleaned_job_details"]
         assert (item["job_id"], item["status"], item["timeout_minutes"]) == (stale.job_id, "retried", 60)
     assert stack.ledger.store.get(made["old"].job_id) is None
-    assert stack.sql("SELECT status FROM job_history WHERE job_id = :id", id=made["old"].job_id) == [("completed",)]
+    assert stack.sql("SELECT status FROM lamplighter.job_history WHERE job_id = :id", id=made["old"].job_id) == [
+        ("completed",)
+    ]
     assert stack.ledger.get(made["young"].job_id) == made["young"]
     assert stack.ledger.get(made["live"].job_id) == made["live"]
 
@@ -148,7 +150,7 @@ def test_the_database_cleanup_deletes_what_expired_and_only_flags_instances(stac
     """C16."""
     now = utc_now()
     log = (
-        "INSERT INTO system_logs (id, job_id, job_type, level, message, created_at)"
+        "INSERT INTO lamplighter.system_logs (id, job_id, job_type, level, message, created_at)"
         " VALUES (gen_random_uuid(), '', :type, 'INFO', '', :at)"
     )
     for kind, days in (("e2e_old", 91), ("e2e_young", 89)):
@@ -158,14 +160,19 @@ def test_the_database_cleanup_deletes_what_expired_and_only_flags_instances(stac
         stack.sql(request, status=status, at=now - timedelta(hours=hours))
     stack.sql("INSERT INTO onboarding_requests (status) VALUES ('completed')")
     stack.sql("INSERT INTO cloud_accounts VALUES ('gone', :at), ('there', NULL)", at=now - timedelta(days=1))
-    stack.sql("INSERT INTO instances (id, account_id, region) VALUES ('i-1', 'gone', 'r'), ('i-2', 'there', 'r')")
+    stack.sql(
+        "INSERT INTO lamplighter.instances (id, account_id, region) VALUES ('i-1', 'gone', 'r'), ('i-2', 'there', 'r')"
+    )
     assert machine.run(job_type="database_cleanup")["status"] == "completed"
-    assert stack.sql("SELECT job_type FROM system_logs WHERE job_type LIKE 'e2e!_%' ESCAPE '!' AND job_id = ''") == [
-        ("e2e_young",)
-    ]
+    assert stack.sql(
+        "SELECT job_type FROM lamplighter.system_logs WHERE job_type LIKE 'e2e!_%' ESCAPE '!' AND job_id = ''"
+    ) == [("e2e_young",)]
     requests = stack.sql("SELECT status, completed_at < now() - interval '1 day' FROM onboarding_requests")
     assert sorted(requests, key=str) == [("completed", False), ("completed", None), ("rejected", True)]
-    assert stack.sql("SELECT id, needs_review FROM instances ORDER BY id") == [("i-1", True), ("i-2", False)]
+    assert stack.sql("SELECT id, needs_review FROM lamplighter.instances ORDER BY id") == [
+        ("i-1", True),
+        ("i-2", False),
+    ]
 
 
 def test_bad_input_is_refused_in_a_sentence_and_leaves_no_row(stack: Deployed, machine: Machine) -> None:

@@ -33,7 +33,8 @@ def machine(stack: Deployed) -> Iterator[Machine]:
 @pytest.fixture(autouse=True)
 def nothing_known(stack: Deployed, machine: Machine) -> None:
     """No scan has been here."""
-    stack.sql("TRUNCATE findings, judged_checks, unjudged, unattached_volumes, cloud_reports, instances")
+    tables = ("findings", "judged_checks", "unjudged", "unattached_volumes", "cloud_reports", "instances")
+    stack.sql(f"TRUNCATE {', '.join(f'lamplighter.{table}' for table in tables)}")
 
 
 def ec2(stack: Deployed, account: str = HOME, region: str = REGIONS[0]) -> Any:
@@ -44,7 +45,9 @@ def ec2(stack: Deployed, account: str = HOME, region: str = REGIONS[0]) -> Any:
 
 def kept(stack: Deployed, *checks: str) -> dict[tuple[str, str, str, str], Any]:
     """The stored findings of some checks."""
-    rows = stack.sql("SELECT * FROM findings WHERE check_id = ANY(CAST(:checks AS text[]))", checks=list(checks))
+    rows = stack.sql(
+        "SELECT * FROM lamplighter.findings WHERE check_id = ANY(CAST(:checks AS text[]))", checks=list(checks)
+    )
     return {(row.account_id, row.region, row.check_id, row.resource_id): row for row in rows}
 
 
@@ -104,15 +107,15 @@ def test_the_waste_scan_finds_what_was_planted_and_keeps_first_sights(stack: Dep
         client.delete_volume(VolumeId=volume["VolumeId"])
     assert kept(stack, *checks).keys() == planted(stack, *checks)
     assert kept(stack, "unattached_volumes") == {}
-    rows = stack.sql("SELECT account_id, region, volume_id FROM unattached_volumes")
+    rows = stack.sql("SELECT account_id, region, volume_id FROM lamplighter.unattached_volumes")
     seen = {(account, region, "unattached_volumes", id_) for account, region, id_ in rows}
     waste = planted(stack, "unattached_volumes")
     assert waste | {(HOME, REGIONS[0], "unattached_volumes", volume["VolumeId"])} <= seen
 
-    stack.sql("UPDATE unattached_volumes SET first_seen_at = first_seen_at - interval '15 days'")
+    stack.sql("UPDATE lamplighter.unattached_volumes SET first_seen_at = first_seen_at - interval '15 days'")
     machine.run(job_type="waste_scan")
     assert kept(stack, "unattached_volumes").keys() == waste
-    assert stack.sql("SELECT 1 FROM unattached_volumes WHERE volume_id = :id", id=volume["VolumeId"]) == []
+    assert stack.sql("SELECT 1 FROM lamplighter.unattached_volumes WHERE volume_id = :id", id=volume["VolumeId"]) == []
 
 
 def test_a_finding_is_resolved_when_its_resource_is_mended_and_reopened_when_it_is_not(
@@ -176,12 +179,12 @@ def test_a_preview_says_what_it_would_find_and_leaves_nothing_behind(stack: Depl
     assert (regions["findings"], regions["opened"]) == (len(planted(stack, *(one.id for one in SECURITY))), 0)
     assert output["phases"].keys() == {"regions"}
     for table in ("findings", "judged_checks", "unjudged", "unattached_volumes", "cloud_reports"):
-        assert stack.sql(f"SELECT count(*) FROM {table}") == [(0,)], table
+        assert stack.sql(f"SELECT count(*) FROM lamplighter.{table}") == [(0,)], table
     told = stack.invoke("cloud-region", {"job_type": "security_enforcement", "dry_run": True, "account": MEMBER})
     assert {one["resource_id"] for one in told["findings"] if one["check"] == "open_ports"} == {
         key[3] for key in planted(stack, "open_ports") if key[:2] == (MEMBER, REGIONS[0])
     }
-    assert stack.sql("SELECT count(*) FROM findings") == [(0,)]
+    assert stack.sql("SELECT count(*) FROM lamplighter.findings") == [(0,)]
 
 
 def test_a_tick_of_each_schedule_runs_its_job_once(stack: Deployed, machine: Machine) -> None:
@@ -209,7 +212,7 @@ def test_of_two_that_are_started_together_one_is_refused_with_the_holders_name(
     stack: Deployed, machine: Machine
 ) -> None:
     """K3."""
-    with Turnstile(stack.engine, "unattached_volumes") as turnstile:
+    with Turnstile(stack.engine, "lamplighter.unattached_volumes") as turnstile:
         refused, row = machine.together(turnstile)
     assert f": job {row.job_id} (attempt " in refused.cause
     assert row.status is Status.COMPLETED
@@ -221,7 +224,7 @@ def test_a_run_that_is_cancelled_begins_no_other_region_and_says_what_it_had_don
 ) -> None:
     """K7."""
     with stack.overriding("cloud-scan", LAMPLIGHTER_CLOUD_CONCURRENCY="1"):
-        with Turnstile(stack.engine, "findings") as turnstile:
+        with Turnstile(stack.engine, "lamplighter.findings") as turnstile:
             arn = machine.start()
             turnstile.wait()
             row = machine.row(arn)
@@ -237,7 +240,7 @@ def test_a_run_that_is_cancelled_begins_no_other_region_and_says_what_it_had_don
 
 def test_an_execution_that_is_aborted_is_tried_again_and_ends(stack: Deployed, machine: Machine) -> None:
     """K2, K5; FAILURES 3."""
-    with Turnstile(stack.engine, "findings") as turnstile:
+    with Turnstile(stack.engine, "lamplighter.findings") as turnstile:
         arn = machine.start()
         turnstile.wait()
         row = machine.row(arn)
@@ -272,7 +275,7 @@ def test_without_its_database_a_scan_fails_is_retried_and_ends_when_the_database
 def test_the_health_check_brings_the_instances_up_to_date(stack: Deployed, machine: Machine) -> None:
     """C15; and those of an account that cannot be read stay as they were."""
     insert = (
-        "INSERT INTO instances (id, account_id, region, state, needs_review, updated_at)"
+        "INSERT INTO lamplighter.instances (id, account_id, region, state, needs_review, updated_at)"
         " VALUES (:id, :account, :region, 'running', true, :at)"
     )
     before = utc_now() - timedelta(days=1)
@@ -281,7 +284,7 @@ def test_the_health_check_brings_the_instances_up_to_date(stack: Deployed, machi
     output = machine.run(job_type="instance_health")
     assert output["status"] == "completed_with_errors"
     regions = output["phases"]["regions"]
-    told = {row.id: row for row in stack.sql("SELECT * FROM instances")}
+    told = {row.id: row for row in stack.sql("SELECT * FROM lamplighter.instances")}
     assert regions["instances"] == len(told) - 2
     assert (told["i-gone"].state, told["i-gone"].needs_review) == ("terminated", True)
     assert (told["i-far"].state, told["i-far"].updated_at) == ("running", before)

@@ -79,7 +79,8 @@ def groups(stack: Deployed) -> Iterator[dict[tuple[str, str], str]]:
 @pytest.fixture
 def machine(stack: Deployed) -> Machine:
     """The state machine, whose findings are forgotten."""
-    stack.sql("TRUNCATE findings, judged_checks, unjudged, unattached_volumes, cloud_reports")
+    tables = ("findings", "judged_checks", "unjudged", "unattached_volumes", "cloud_reports")
+    stack.sql(f"TRUNCATE {', '.join(f'lamplighter.{table}' for table in tables)}")
     return Machine(stack, "cloud", ["security_enforcement"])
 
 
@@ -161,7 +162,8 @@ class Waste:
         settings = {"AvailabilityZone": f"{place[1]}a", "Size": 7, "VolumeType": "gp3", "Encrypted": True}
         made = self._old(place, ec2(self._stack, place).create_volume(**settings)["VolumeId"], **tags)
         self._stack.sql(
-            "INSERT INTO unattached_volumes VALUES (:account, :region, :id, now() - interval '30 days', now())",
+            "INSERT INTO lamplighter.unattached_volumes"
+            " VALUES (:account, :region, :id, now() - interval '30 days', now())",
             account=place[0],
             region=place[1],
             id=made,
@@ -299,7 +301,7 @@ def test_waste_is_stopped_and_deleted_after_its_days_and_brought_back(
             tag(stack, place, id_, **{key: f"{written.split()[0]} after 2020-01-01T00:00Z"})
         assert foreseen() == dict.fromkeys(offending, "waiting")
 
-        stack.sql("UPDATE findings SET first_seen_at = first_seen_at - interval '8 days'")
+        stack.sql("UPDATE lamplighter.findings SET first_seen_at = first_seen_at - interval '8 days'")
         ec2(stack, home).attach_volume(VolumeId=attached, InstanceId=next(iter(instances)), Device="/dev/sdz")
         devices = [{"DeviceName": "/dev/sdz", "Ebs": {"SnapshotId": used}}]
         template = {"LaunchTemplateName": "e2e-actions", "LaunchTemplateData": {"BlockDeviceMappings": devices}}
@@ -412,7 +414,7 @@ def test_a_remedy_that_does_not_fit_fails_the_run_before_it_begins(stack: Deploy
         ended = machine.end(machine.start())
     assert (ended.status, ended.error) == ("FAILED", "Permanent")
     assert "cloud.remedies.open_ports.action: takes tag or revoke, not stop." in ended.cause
-    assert stack.sql("SELECT count(*) FROM findings") == [(0,)]
+    assert stack.sql("SELECT count(*) FROM lamplighter.findings") == [(0,)]
 
 
 @pytest.mark.parametrize("place", PLACES, ids=["own", "member"])

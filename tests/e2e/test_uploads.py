@@ -145,7 +145,7 @@ def test_uploads_expire_by_the_state_machine(stack: Deployed, folder: Folder) ->
     assert not folder.keys(f"outputs/{done.job_id}/")
     assert [stack.ledger.store.get(job.job_id) for job in (done, broken)] == [None, None]
     assert stack.ledger.get(fresh.job_id) == fresh
-    (row,) = stack.sql("SELECT job FROM job_history WHERE job_id = :id", id=broken.job_id)
+    (row,) = stack.sql("SELECT job FROM lamplighter.job_history WHERE job_id = :id", id=broken.job_id)
     assert "not a Moodle course log" in row.job["errors"][0]["message"]
     (line,) = [one for one in stack.logs("upload-expiry", "disk_freed_mb") if one["jobs_cleaned"] == 2]
     assert line["message"] == "uploads expired"

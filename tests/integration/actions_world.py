@@ -60,9 +60,10 @@ class Account:
     def found(self, check: str, resource_id: str, *, ago: timedelta = 30 * DAY, status: str = "open") -> str:
         """Store a finding, as a scan would have so long ago."""
         self.sql(
-            "INSERT INTO findings (account_id, region, check_id, resource_id, resource_type, kind, title, severity,"
-            " confidence, status, first_seen_at, last_seen_at, resolved_at, job_id) VALUES (:account, :region, :check,"
-            " :id, 'Other', 'kind', 'title', 'low', 1, :status, :at, :at, :resolved, 'job')",
+            "INSERT INTO lamplighter.findings (account_id, region, check_id, resource_id, resource_type, kind, title,"
+            " severity, confidence, status, first_seen_at, last_seen_at, resolved_at, job_id)"
+            " VALUES (:account, :region, :check, :id, 'Other', 'kind', 'title', 'low', 1, :status,"
+            " :at, :at, :resolved, 'job')",
             account=self.account,
             region=REGION,
             check=check,
@@ -129,7 +130,7 @@ class Account:
             TagSpecifications=tagged,
         )
         self.sql(
-            "INSERT INTO unattached_volumes VALUES (:account, :region, :id, :at)",
+            "INSERT INTO lamplighter.unattached_volumes VALUES (:account, :region, :id, :at)",
             account=self.account,
             region=REGION,
             id=made["VolumeId"],
@@ -146,7 +147,7 @@ class Account:
 
     def clear(self) -> None:
         """Forget all findings and most of what they are about."""
-        self.sql("DELETE FROM findings")
+        self.sql("DELETE FROM lamplighter.findings")
         for reservation in self.ec2.describe_instances()["Reservations"]:
             self.ec2.terminate_instances(InstanceIds=[one["InstanceId"] for one in reservation["Instances"]])
         for group in self.ec2.describe_security_groups()["SecurityGroups"]:

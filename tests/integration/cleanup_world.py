@@ -20,7 +20,8 @@ from tests.unit.conftest import FakeContext
 
 DEFINITION = load((ROOT / "statemachines/cleanup.asl.yaml").read_text(), Cleanup="cleanup", Stack="stack")
 SYNC = Policy(timeout=timedelta(minutes=30), target="bus", backoff_base=timedelta(0))
-TABLES = "handled_downloads, analysis_plans, onboarding_requests, sessions, tokens, job_history, system_logs"
+OWN = "lamplighter.job_history, lamplighter.system_logs"
+TABLES = f"handled_downloads, analysis_plans, onboarding_requests, sessions, tokens, {OWN}"
 
 
 class World(PhasesWorld):

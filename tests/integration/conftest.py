@@ -23,6 +23,7 @@ from sqlalchemy import Connection, Engine, NullPool, create_engine, text
 from lamplighter.deletion import ramp
 from lamplighter.kernel import aws, database, retention
 from lamplighter.kernel.ledger.ledger import Ledger
+from local.postgres import APPLICATION_TABLES
 from local.stack import ROOT, LocalAws
 from tests.integration.actions_world import REGION, Account
 from tests.integration.media_world import World
@@ -85,19 +86,20 @@ def database_url(postgres: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str
 
 @pytest.fixture
 def engine(postgres: str, migrated: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
-    """The package's engine on a migrated database of this test's own."""
+    """The package's engine on a migrated database of this test's own, which has an application's tables, too."""
     with _database(postgres, monkeypatch, copy_of=migrated):
         yield database.engine()
 
 
 @pytest.fixture(scope="session")
 def migrated(postgres: str) -> str:
-    """The name of a database to copy that has been migrated once, for a copy takes a fraction of the time."""
+    """The name of a database with an application's tables and ours, to copy: that takes a fraction of the time."""
     from lamplighter.jobs import migrate
 
     with _administration(postgres) as connection:
         connection.execute(text("CREATE DATABASE migrated"))
     with _engine(_url(postgres, "migrated")).begin() as connection:
+        connection.exec_driver_sql(APPLICATION_TABLES.read_text())
         migrate.migrate(connection)
     return "migrated"
 

@@ -25,7 +25,7 @@ from lamplighter.kernel.settings import Settings
 from tests.memory_store import MemoryStore
 from tests.state_machine import Execution, ExecutionFailed, Killed
 
-WRITES = re.compile(r"\b(INSERT INTO|UPDATE|DELETE FROM|MERGE INTO) \w+")
+WRITES = re.compile(r"\b(INSERT INTO|UPDATE|DELETE FROM|MERGE INTO) [\w.]+")
 
 
 class PhasesWorld(ABC):

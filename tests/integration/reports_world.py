@@ -53,14 +53,12 @@ class Reports:
             "times_reopened": 0,
             "job_id": "01SCAN",
         } | values
-        row |= {name: json.dumps(row[name]) for name in ("evidence", "exemption") if row[name] is not None}
+        json_columns = ("evidence", "exemption")
+        row |= {name: json.dumps(row[name]) for name in json_columns if row[name] is not None}
+        parameters = [f"CAST(:{name} AS jsonb)" if name in json_columns else f":{name}" for name in row]
         with self.engine.begin() as connection:
             connection.execute(
-                text(
-                    f"INSERT INTO findings ({', '.join(row)}) VALUES ({', '.join(f':{name}' for name in row)})".replace(
-                        ":evidence", "CAST(:evidence AS jsonb)"
-                    ).replace(":exemption", "CAST(:exemption AS jsonb)")
-                ),
+                text(f"INSERT INTO lamplighter.findings ({', '.join(row)}) VALUES ({', '.join(parameters)})"),
                 row,
             )
 
@@ -74,7 +72,7 @@ class Reports:
     ) -> None:
         """What a check could not judge."""
         self.sql(
-            "INSERT INTO unjudged"
+            "INSERT INTO lamplighter.unjudged"
             " VALUES (:account, :region, :check, :reason, CAST(:resources AS jsonb), :now, '01SCAN')",
             account=account,
             region=region,
@@ -87,7 +85,7 @@ class Reports:
     def judged(self, check: str, at: datetime, *, account: str = "111111111111", region: str = "eu-west-1") -> None:
         """When a check was judged last."""
         self.sql(
-            "INSERT INTO judged_checks VALUES (:account, :region, :check, :at, '01SCAN')",
+            "INSERT INTO lamplighter.judged_checks VALUES (:account, :region, :check, :at, '01SCAN')",
             account=account,
             region=region,
             check=check,
@@ -125,4 +123,4 @@ class Reports:
     def rows(self) -> list[dict[str, Any]]:
         """What `cloud_reports` has."""
         with self.engine.connect() as connection:
-            return [dict(row) for row in connection.execute(text("TABLE cloud_reports")).mappings()]
+            return [dict(row) for row in connection.execute(text("TABLE lamplighter.cloud_reports")).mappings()]

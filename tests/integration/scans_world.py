@@ -254,7 +254,7 @@ class ScansWorld(PhasesWorld):
         if step == "report" and "report" in answer["outcomes"]:
             self.verify_report(payload["job_id"])
             told = self.document(payload["job_id"])
-            found = self.sql("SELECT id FROM findings WHERE status = 'open'")
+            found = self.sql("SELECT id FROM lamplighter.findings WHERE status = 'open'")
             assert {one.id for one in (*told.findings, *told.exempted_findings)} == {one.id for one in found}
         return answer
 
@@ -285,7 +285,7 @@ class ScansWorld(PhasesWorld):
         assert self.store.locks == {}, "a lock was left behind"
         self.verify_store()
         for job_id in self.touched:
-            if self.sql("SELECT 1 FROM cloud_reports WHERE job_id = :id", id=job_id):
+            if self.sql("SELECT 1 FROM lamplighter.cloud_reports WHERE job_id = :id", id=job_id):
                 self.verify_report(job_id)
         self.touched.clear()
         alerts = Counter(action.job.job_id for action in self.done if isinstance(action, Alert))
@@ -297,20 +297,22 @@ class ScansWorld(PhasesWorld):
             ((row.account_id, row.region), row.check_id, row.resource_id): Life(
                 **{name: getattr(row, name) for name in Life.__dataclass_fields__}
             )
-            for row in self.sql("SELECT * FROM findings")
+            for row in self.sql("SELECT * FROM lamplighter.findings")
         }
         assert lives == self.model.lives
         sights = {
             ((row.account_id, row.region), row.volume_id): (row.first_seen_at, row.last_seen_at)
-            for row in self.sql("SELECT * FROM unattached_volumes")
+            for row in self.sql("SELECT * FROM lamplighter.unattached_volumes")
         }
         assert sights == {(place, id): seen for place, those in self.model.sights.items() for id, seen in those.items()}
         instances = {
             ((row.account_id, row.region), row.id): (row.state, row.updated_at)
-            for row in self.sql("SELECT * FROM instances")
+            for row in self.sql("SELECT * FROM lamplighter.instances")
         }
         assert instances == self.model.instances
-        made = {row.job_id: row.created_at for row in self.sql("SELECT job_id, created_at FROM cloud_reports")}
+        made = {
+            row.job_id: row.created_at for row in self.sql("SELECT job_id, created_at FROM lamplighter.cloud_reports")
+        }
         assert made.items() >= self.reports.items(), "a report is lost, or its moment moved"
         self.reports = made
 
@@ -341,7 +343,7 @@ class ScansWorld(PhasesWorld):
 
     def verify_report(self, job_id: str) -> None:
         """A report's row and its documents agree."""
-        [row] = self.sql("SELECT * FROM cloud_reports WHERE job_id = :id", id=job_id)
+        [row] = self.sql("SELECT * FROM lamplighter.cloud_reports WHERE job_id = :id", id=job_id)
         document = self.document(job_id)
         assert (document.job_id, document.job_type, document.generated_at) == (job_id, row.job_type, row.created_at)
         assert document.documents == row.documents
@@ -365,7 +367,7 @@ class ScansWorld(PhasesWorld):
 
     def document(self, job_id: str) -> Document:
         """The report.json of a job."""
-        [row] = self.sql("SELECT documents FROM cloud_reports WHERE job_id = :id", id=job_id)
+        [row] = self.sql("SELECT documents FROM lamplighter.cloud_reports WHERE job_id = :id", id=job_id)
         return Document.model_validate_json(self._object(row.documents["json"]))
 
     def _keys(self, address: str) -> list[str]:
@@ -380,7 +382,9 @@ class ScansWorld(PhasesWorld):
 
 COMMITTED = """
     SELECT
-        EXISTS (SELECT FROM unattached_volumes WHERE account_id = :account AND region = :region AND last_seen_at = :at),
-        EXISTS (SELECT FROM judged_checks WHERE account_id = :account AND region = :region AND judged_at = :at),
-        EXISTS (SELECT FROM instances WHERE account_id = :account AND region = :region AND updated_at = :at)
+        EXISTS (SELECT FROM lamplighter.unattached_volumes
+            WHERE account_id = :account AND region = :region AND last_seen_at = :at),
+        EXISTS (SELECT FROM lamplighter.judged_checks
+            WHERE account_id = :account AND region = :region AND judged_at = :at),
+        EXISTS (SELECT FROM lamplighter.instances WHERE account_id = :account AND region = :region AND updated_at = :at)
 """

@@ -16,6 +16,7 @@ from uuid import uuid4
 
 import pytest
 from sqlalchemy import Engine, event, text
+from sqlalchemy.exc import DBAPIError
 
 from lamplighter.admin import audit_archive, audit_read
 from lamplighter.admin.audit_archive import Report, body, cutoff
@@ -26,6 +27,7 @@ from lamplighter.kernel.job import Unfinished
 from lamplighter.kernel.ledger.row import Job, Policy, Status
 from lamplighter.kernel.settings import parse
 from tests.integration.media_world import ScriptedRun, Stop, before
+from tests.unit.conftest import FakeContext
 
 NOW = datetime(2026, 8, 31, 14, 30, tzinfo=UTC)
 OLD = datetime(2026, 3, 3, tzinfo=UTC)
@@ -185,6 +187,19 @@ def _lines(printed: str) -> list[Row]:
 
 
 # -- what is archived, and when ----------------------------------------------------------------------------------------
+
+
+def test_a_table_that_is_not_there_is_told_of_until_it_is_applied(
+    log: Log, jobs_table: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """S4: no deployment makes it."""
+    log.sql("DROP TABLE audit_log")
+    preview = {"phase": "audit_log", "dry_run": True}
+    told = audit_archive.handler(preview, FakeContext())
+    assert told["missing"] == 'The database refuses a statement (42P01): relation "audit_log" does not exist.'
+    monkeypatch.setenv("LAMPLIGHTER_RETENTION_RULES", '{"audit_log": {"apply": true}}')
+    with pytest.raises(DBAPIError, match="does not exist"):
+        audit_archive.handler(preview, FakeContext())
 
 
 def test_what_was_archived_reads_back_as_it_was(log: Log, read: Any) -> None:

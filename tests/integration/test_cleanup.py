@@ -80,7 +80,7 @@ def test_the_result_of_a_cleanup_is_b9s_exactly(world: World) -> None:
     assert world.ledger.get(made["live"].job_id) == made["live"]
     assert world.store.get(made["old"].job_id) is None
     assert world.store.get(made["young"].job_id) == made["young"]
-    assert world.count("job_history") == 1
+    assert world.count("lamplighter.job_history") == 1
     assert world.count("handled_downloads") == 4
     found = world.plans()
     assert {found[plan] for plan in made["stuck"]} == {"DRAFT"}
@@ -100,7 +100,7 @@ def test_a_preview_finds_the_same_and_changes_nothing(world: World) -> None:
     assert row.dry_run and row.result == expected(made["stale"])
     assert {key: item for key, item in world.store.items.items() if key in rows} == rows
     assert (world.plans(), world.count("handled_downloads")) == before
-    assert world.count("job_history") == 0
+    assert world.count("lamplighter.job_history") == 0
 
 
 def test_only_the_selected_phases_run(world: World) -> None:
@@ -215,11 +215,13 @@ def test_the_database_cleanup_does_what_c16_says(world: World) -> None:
     world.sql("INSERT INTO onboarding_requests (status, completed_at) VALUES ('completed', :at)", at=world.now - OLD)
     world.sql("INSERT INTO onboarding_requests (status, completed_at) VALUES ('failed', :at)", at=world.now - OLD)
     world.sql("INSERT INTO cloud_accounts VALUES ('gone', :at), ('here', NULL)", at=world.now - OLD)
-    world.sql("INSERT INTO instances (id, account_id, region) VALUES ('i-1', 'gone', 'r'), ('i-2', 'here', 'r')")
+    world.sql(
+        "INSERT INTO lamplighter.instances (id, account_id, region) VALUES ('i-1', 'gone', 'r'), ('i-2', 'here', 'r')"
+    )
     found = world.run(job_type="database_cleanup")["phases"]
     assert (found["onboarding_requests"]["rows"], found["deleted_accounts"]["rows"]) == (1, 1)
-    assert world.sql("SELECT id FROM instances WHERE needs_review") == [("i-1",)]
-    assert world.count("instances") == 2
+    assert world.sql("SELECT id FROM lamplighter.instances WHERE needs_review") == [("i-1",)]
+    assert world.count("lamplighter.instances") == 2
 
 
 def test_a_table_of_the_wrong_shape_fails_its_phase_and_no_other(world: World) -> None:
@@ -232,6 +234,42 @@ def test_a_table_of_the_wrong_shape_fails_its_phase_and_no_other(world: World) -
     assert output == {"job_id": output["job_id"], "finished": True} | expected(
         made["stale"], status="completed_with_errors", old_downloads_deleted=0, errors=[error]
     )
+
+
+def test_tables_that_are_not_there_are_told_of_and_fail_nothing_until_they_are_applied(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """S4: no deployment makes the tables that the default rules name."""
+    monkeypatch.delenv(RULES)
+    fill(world)
+    tables = ("handled_downloads", "analysis_plans", "onboarding_requests", "cloud_accounts", "sessions", "tokens")
+    world.sql(f"DROP TABLE {', '.join(tables)}")
+    output = world.run()
+    assert (output["status"], output["errors"], output["cleaned_jobs"] > 0) == ("completed", [], True)
+    assert output["missing"] == {
+        "downloads": "downloads: there is no table handled_downloads in the database.",
+        "plans": 'analysis_plans: relation "analysis_plans" does not exist.',
+    }
+    output = world.run(job_type="database_cleanup")
+    assert (output["status"], output["errors"]) == ("completed", [])
+    assert {name: report["missing"] for name, report in output["phases"].items() if "missing" in report} == {
+        "onboarding_requests": "onboarding_requests: there is no table onboarding_requests in the database.",
+        "deleted_accounts": 'deleted_accounts: relation "cloud_accounts" does not exist.',
+    }
+    assert output["phases"]["system_logs"]["dry_run"] is False
+
+    monkeypatch.setenv(RULES, '{"sessions": {"apply": true}}')
+    with pytest.raises(ExecutionFailed, match="sessions: NoTable: sessions: there is no table sessions"):
+        world.run(job_type="session_cleanup")
+    output = world.run(job_type="token_cleanup")
+    assert output["phases"]["tokens"]["missing"] == "tokens: there is no table tokens in the database."
+
+
+def test_a_table_of_ours_that_is_not_there_is_an_error(world: World) -> None:
+    world.sql("DROP TABLE lamplighter.system_logs")
+    output = world.run(job_type="database_cleanup", dry_run=True)
+    [error] = output["errors"]
+    assert error == "system_logs: NoTable: system_logs: there is no table lamplighter.system_logs in the database."
 
 
 def test_settings_below_a_rules_floor_fail_the_run_before_anything_is_touched(

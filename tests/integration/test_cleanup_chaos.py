@@ -98,7 +98,9 @@ class Chaos(World):
             assert rows.get(job.job_id) == job, "what is none of its business was changed"
         for job in self.stale:
             assert rows[job.job_id].attempt == 2 and len(rows[job.job_id].errors) == 1, "rescued not once"
-        archived = {row.job_id for row in self.sql("SELECT job_id FROM job_history")}  # once each: it is the key
+        archived = {
+            row.job_id for row in self.sql("SELECT job_id FROM lamplighter.job_history")
+        }  # once each: it is the key
         assert archived <= {job.job_id for job in self.old}, "archived before its time"
         for job in self.old:
             assert job.job_id in rows or job.job_id in archived, "lost"
@@ -115,7 +117,7 @@ class Chaos(World):
     def verify_done(self) -> None:
         """What holds when a run has come to its end."""
         assert not [job for job in self.old if self.store.get(job.job_id)]
-        assert self.count("job_history") == len(self.old)
+        assert self.count("lamplighter.job_history") == len(self.old)
         assert (self.count("handled_downloads"), self.count("sessions")) == (6, 2)
         assert {status for plan, status in self.plans().items() if plan in self.stuck} == {"DRAFT"}
 

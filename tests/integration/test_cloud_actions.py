@@ -309,7 +309,7 @@ def test_an_old_snapshot_of_a_volume_does_not_do(account: Account) -> None:
     account.act("unattached_volumes", "snapshot_and_delete")
     account.act("unattached_volumes", "snapshot_and_delete")
     account.now += 3 * DAY
-    account.sql("UPDATE unattached_volumes SET last_seen_at = :now", now=account.now)
+    account.sql("UPDATE lamplighter.unattached_volumes SET last_seen_at = :now", now=account.now)
     report = account.act("unattached_volumes", "snapshot_and_delete")
     assert report.outcomes == {"snapshot_started": 1}
     assert len(account.volumes()) == 1
@@ -374,7 +374,7 @@ def test_a_volume_that_no_scan_has_watched_of_late_is_not_deleted(account: Accou
     """C5: it may have been attached, and detached again; its time begins anew."""
     volume = account.unattached_volume()
     account.act("unattached_volumes", "snapshot_and_delete")
-    account.sql("UPDATE unattached_volumes SET last_seen_at = :at", at=account.now - 3 * DAY)
+    account.sql("UPDATE lamplighter.unattached_volumes SET last_seen_at = :at", at=account.now - 3 * DAY)
     report = account.act("unattached_volumes", "snapshot_and_delete")
     assert (report.outcomes, list(account.volumes())) == ({"unmarked": 1}, [volume])
 
@@ -468,7 +468,7 @@ def test_a_finding_that_is_resolved_between_the_plan_and_the_act_protects(accoun
     group = account.open_group()
     account.act("open_ports", "revoke")
     report = account.act(
-        "open_ports", "revoke", once_planned=lambda: account.sql("UPDATE findings SET status = 'resolved'")
+        "open_ports", "revoke", once_planned=lambda: account.sql("UPDATE lamplighter.findings SET status = 'resolved'")
     )
     assert (report.outcomes, len(account.ingress(group))) == ({"kept": 1}, 1)
 
@@ -663,8 +663,8 @@ def test_a_region_that_cannot_be_read_is_told_of_and_the_others_go_on(account: A
     group = account.open_group()
     columns = "region, check_id, resource_id, resource_type, kind, title, severity, confidence, status, first_seen_at"
     account.sql(
-        f"INSERT INTO findings (account_id, {columns}, last_seen_at, job_id)"
-        f" SELECT '999999999999', {columns}, last_seen_at, job_id FROM findings"
+        f"INSERT INTO lamplighter.findings (account_id, {columns}, last_seen_at, job_id)"
+        f" SELECT '999999999999', {columns}, last_seen_at, job_id FROM lamplighter.findings"
     )
     targets = [
         {"accounts": [account.account], "regions": [REGION]},
@@ -680,7 +680,7 @@ def test_a_region_that_cannot_be_read_is_told_of_and_the_others_go_on(account: A
 def test_findings_of_an_account_that_is_a_target_no_more_are_not_acted_upon_in_our_own(account: Account) -> None:
     """Its role is not named any more: the function's own would mark, and mend, what is ours."""
     group = account.open_group()
-    account.sql("UPDATE findings SET account_id = '999999999999'")
+    account.sql("UPDATE lamplighter.findings SET account_id = '999999999999'")
     report = account.act("open_ports", "revoke")
     assert (report.outcomes, account.tags(group)) == ({}, {})
 

@@ -110,7 +110,11 @@ def writes_of(world: Chaos) -> dict[str, str]:
         writes = dict.fromkeys(world.point.passed, job_type) | writes
         world.verify()
     assert {what.partition(":")[0] for what in writes} >= {"begin", "divide", "regions", "gather", "report", "finish"}
-    assert {"regions: INSERT INTO findings", "regions: INSERT INTO instances", "report: upload"} <= writes.keys()
+    assert {
+        "regions: INSERT INTO lamplighter.findings",
+        "regions: INSERT INTO lamplighter.instances",
+        "report: upload",
+    } <= writes.keys()
     return writes
 
 

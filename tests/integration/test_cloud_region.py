@@ -84,7 +84,7 @@ class Account:
 
     def found(self, check: str) -> dict[str, str]:
         """Resources and the status of their findings."""
-        rows = self.sql("SELECT resource_id, status FROM findings WHERE check_id = :check", check=check)
+        rows = self.sql("SELECT resource_id, status FROM lamplighter.findings WHERE check_id = :check", check=check)
         return {row.resource_id: row.status for row in rows}
 
 
@@ -129,7 +129,7 @@ def test_a_preview_says_what_it_would_find_and_keeps_nothing(account: Account) -
     told = cloud_region.previewed(Event(job_type="security_enforcement", dry_run=True))
     assert len(told["findings"]) == report.findings
     for table in ("findings", "judged_checks", "unjudged", "unattached_volumes"):
-        assert account.sql(f"SELECT count(*) FROM {table}") == [(0,)], table
+        assert account.sql(f"SELECT count(*) FROM lamplighter.{table}") == [(0,)], table
 
 
 def test_exceptions_that_cannot_be_understood_are_told_of_and_unmake_none(account: Account) -> None:
@@ -142,7 +142,7 @@ def test_exceptions_that_cannot_be_understood_are_told_of_and_unmake_none(accoun
     account.s3.put_object(Bucket=account.archive, Key=KEY, Body="{")
     report = account.scan()
     assert report.remark and report.remark.startswith(f"In {KEY}: The exceptions are not")
-    exempted = "SELECT exemption ->> 'reason' FROM findings WHERE check_id = 'unencrypted_volumes'"
+    exempted = "SELECT exemption ->> 'reason' FROM lamplighter.findings WHERE check_id = 'unencrypted_volumes'"
     assert account.sql(exempted) == [("r",)]
 
 
@@ -220,7 +220,7 @@ def examined(account: Account, **values: Any) -> Examined:
 
 
 def instances(account: Account) -> dict[str, Any]:
-    return {row.id: row for row in account.sql("SELECT * FROM instances")}
+    return {row.id: row for row in account.sql("SELECT * FROM lamplighter.instances")}
 
 
 def measure(account: Account, instance: str, value: float) -> None:
@@ -247,7 +247,7 @@ def test_the_instances_are_added_measured_and_marked_when_they_are_gone(account:
     assert (told[first].state, told[first].status, told[first].cpu_percent) == ("running", "ok", 42.5)
     assert (told[second].cpu_percent, told[second].memory_percent) == (None, None)
     assert told[first].measured_at == told[first].updated_at == account.now
-    account.sql("UPDATE instances SET needs_review = (id = :id)", id=second)
+    account.sql("UPDATE lamplighter.instances SET needs_review = (id = :id)", id=second)
     account.ec2.terminate_instances(InstanceIds=[second])
     account.now += DAY
     report = examined(account)
@@ -260,7 +260,9 @@ def test_the_instances_are_added_measured_and_marked_when_they_are_gone(account:
 
 
 def test_other_regions_and_accounts_are_left_alone(account: Account) -> None:
-    insert = "INSERT INTO instances (id, account_id, region, state) VALUES (:id, :account, :region, 'running')"
+    insert = (
+        "INSERT INTO lamplighter.instances (id, account_id, region, state) VALUES (:id, :account, :region, 'running')"
+    )
     account.sql(insert, id="i-1", account="999999999999", region=REGION)
     account.sql(insert, id="i-2", account=account.account, region="eu-west-1")
     examined(account)

@@ -63,7 +63,9 @@ def record(engine: Engine, judged: Judgement, now: datetime = NOW, **values: Any
 
 def rows(engine: Engine) -> dict[str, Any]:
     with engine.connect() as connection:
-        return {row.resource_id: row for row in connection.execute(text("SELECT * FROM findings ORDER BY id"))}
+        return {
+            row.resource_id: row for row in connection.execute(text("SELECT * FROM lamplighter.findings ORDER BY id"))
+        }
 
 
 def later(hours: float) -> datetime:
@@ -170,7 +172,7 @@ def test_where_the_exemptions_are_not_known_each_finding_keeps_its_own(engine: E
 
 def unjudged(engine: Engine) -> list[tuple[str, str, str]]:
     with engine.connect() as connection:
-        rows = connection.execute(text("SELECT check_id, job_id, resources FROM unjudged")).all()
+        rows = connection.execute(text("SELECT check_id, job_id, resources FROM lamplighter.unjudged")).all()
     return sorted((row.check_id, resource, row.job_id) for row in rows for resource in row.resources)
 
 
@@ -209,7 +211,9 @@ def test_scans_of_one_region_at_once_leave_one_finding_each(engine: Engine) -> N
     after = rows(engine)
     assert len(after) == 50
     with engine.connect() as connection:
-        seen = connection.execute(text("SELECT count(*), min(last_seen_at), max(last_seen_at) FROM findings")).one()
+        seen = connection.execute(
+            text("SELECT count(*), min(last_seen_at), max(last_seen_at) FROM lamplighter.findings")
+        ).one()
     assert seen == (100, later(11 / 60), later(11 / 60)), "the latest has the last word, whoever came last"
     assert {row.status for row in after.values()} == {"open"}
     assert sum(one.opened for one in told) == 100
@@ -279,7 +283,7 @@ def test_the_lives_of_findings_are_those_of_a_simple_model(
     engine: Engine, scans: list[tuple[int, dict[str, dict[str, Word]]]]
 ) -> None:
     with engine.begin() as connection:
-        connection.execute(text("TRUNCATE findings, judged_checks"))
+        connection.execute(text("TRUNCATE lamplighter.findings, lamplighter.judged_checks"))
     model = Model()
     for at, said in scans:
         model.scan(at, said)
@@ -288,7 +292,7 @@ def test_the_lives_of_findings_are_those_of_a_simple_model(
         unsure = tuple(unknown(resource, check) for check, resource, word in pairs if word == "unknown")
         record(engine, judgement(*found, judged=said, unknown=unsure), later(at))
     with engine.connect() as connection:
-        told = connection.execute(text("SELECT * FROM findings")).all()
+        told = connection.execute(text("SELECT * FROM lamplighter.findings")).all()
     assert {(row.check_id, row.resource_id): row for row in told}.keys() == model.lives.keys()
     for row in told:
         life = model.lives[row.check_id, row.resource_id]

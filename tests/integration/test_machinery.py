@@ -301,7 +301,7 @@ def test_a_database_that_is_down_makes_the_batch_come_again(engine: Engine) -> N
     ledger, changes = life(Policy(timeout=timedelta(minutes=30)))
     ledger.start(ledger.new_job("sync", Policy(timeout=timedelta(minutes=30))))
     with engine.begin() as connection:
-        connection.execute(text("ALTER TABLE system_logs RENAME TO gone"))
+        connection.execute(text("ALTER TABLE lamplighter.system_logs RENAME TO gone"))
     with pytest.raises(Exception, match="system_logs"):
         history.handler(records(changes), FakeContext())
 

@@ -128,7 +128,7 @@ def test_what_operators_need_of_a_failed_job_stands_in_the_history(
     clean(clock.now + timedelta(days=30))
     with engine.connect() as connection:
         row = connection.execute(
-            text("SELECT job->'errors'->0 AS error, (job->>'payload')::jsonb AS payload FROM job_history")
+            text("SELECT job->'errors'->0 AS error, (job->>'payload')::jsonb AS payload FROM lamplighter.job_history")
         ).one()
     assert row.error["message"] == "the disk is full"
     assert row.error["stack_trace"].endswith("Permanent: the disk is full\n")
@@ -198,8 +198,8 @@ def test_what_reads_back_otherwise_is_not_removed(
         )
         connection.execute(
             text(
-                "CREATE TRIGGER spoil BEFORE INSERT ON job_history FOR EACH ROW WHEN (NEW.job_type = 'import')"
-                " EXECUTE FUNCTION spoil()"
+                "CREATE TRIGGER spoil BEFORE INSERT ON lamplighter.job_history FOR EACH ROW"
+                " WHEN (NEW.job_type = 'import') EXECUTE FUNCTION spoil()"
             )
         )
     moves = move([bad, good], store=store, engine=engine, now=clock.now)
@@ -213,7 +213,7 @@ def test_what_reads_back_otherwise_is_not_removed(
 
 def test_one_jobs_trouble_is_not_the_others(engine: Engine, ledger: Ledger, store: MemoryStore, clock: Clock) -> None:
     with engine.begin() as connection:
-        connection.execute(text("ALTER TABLE job_history ADD CHECK (job_type <> 'import')"))
+        connection.execute(text("ALTER TABLE lamplighter.job_history ADD CHECK (job_type <> 'import')"))
     jobs = [finished(ledger, job_type="import" if number == 3 else "sync") for number in range(7)]
     moves = move(jobs, store=store, engine=engine, now=clock.now)
     assert [moved.fate for moved in moves] == [Fate.FAILED if number == 3 else Fate.MOVED for number in range(7)]

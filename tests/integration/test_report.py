@@ -95,7 +95,7 @@ def test_an_exception_that_has_expired_since_the_scan_exempts_nothing(reports: R
     assert reports.generate("01A").exempted.findings == 1
     tomorrow = reports.generate("01B", now=NOW + DAY)
     assert (tomorrow.exempted.findings, tomorrow.totals.all.findings) == (0, 1)
-    reports.sql("UPDATE findings SET status = 'resolved', resolved_at = :at", at=NOW + 25 * HOUR)
+    reports.sql("UPDATE lamplighter.findings SET status = 'resolved', resolved_at = :at", at=NOW + 25 * HOUR)
     assert reports.generate("01C", now=NOW + 2 * DAY).changes.resolved == 1, "it was in the total before"
 
 
@@ -138,9 +138,11 @@ def test_a_report_says_what_changed_since_the_last_one(reports: Reports) -> None
     assert (first.changes.opened, first.changes.reopened, first.changes.resolved) == (2, 0, 1)
     later = NOW + 6 * HOUR
     reports.find("vol-4", monthly_usd=1.0, first_seen_at=later, last_seen_at=later)
-    reports.sql("UPDATE findings SET status = 'resolved', resolved_at = :at WHERE resource_id = 'vol-1'", at=later)
     reports.sql(
-        "UPDATE findings SET status = 'open', resolved_at = NULL, reopened_at = :at, times_reopened = 1"
+        "UPDATE lamplighter.findings SET status = 'resolved', resolved_at = :at WHERE resource_id = 'vol-1'", at=later
+    )
+    reports.sql(
+        "UPDATE lamplighter.findings SET status = 'open', resolved_at = NULL, reopened_at = :at, times_reopened = 1"
         " WHERE resource_id = 'vol-3'",
         at=later,
     )
@@ -155,12 +157,14 @@ def test_a_report_says_what_changed_since_the_last_one(reports: Reports) -> None
 def test_the_trend_is_of_ninety_days_and_of_the_same_job_type(reports: Reports) -> None:
     for number, age in enumerate((91 * DAY, 89 * DAY, 2 * HOUR, HOUR)):
         reports.sql(
-            "INSERT INTO cloud_reports VALUES (:id, 'waste_scan', :at, :usd, '{}', '{}')",
+            "INSERT INTO lamplighter.cloud_reports VALUES (:id, 'waste_scan', :at, :usd, '{}', '{}')",
             id=f"01{number}",
             at=NOW - age,
             usd=number,
         )
-    reports.sql("INSERT INTO cloud_reports VALUES ('01S', 'security_enforcement', :at, 9, '{}', '{}')", at=NOW - DAY)
+    reports.sql(
+        "INSERT INTO lamplighter.cloud_reports VALUES ('01S', 'security_enforcement', :at, 9, '{}', '{}')", at=NOW - DAY
+    )
     trend = reports.generate().trend
     assert [(point.at, point.monthly_usd) for point in trend] == [(NOW - 89 * DAY, 1), (NOW - HOUR, 3), (NOW, 0)]
 
@@ -343,8 +347,8 @@ def test_security_findings_are_in_batches_for_security_hub(reports: Reports) -> 
 def test_the_memory_it_takes_does_not_grow_with_the_findings(reports: Reports) -> None:
     reports.generate("01WARM")
     reports.sql(
-        "INSERT INTO findings (account_id, region, check_id, resource_id, resource_type, kind, title, severity,"
-        " owner, monthly_usd, confidence, score, evidence, status, first_seen_at, last_seen_at, job_id)"
+        "INSERT INTO lamplighter.findings (account_id, region, check_id, resource_id, resource_type, kind, title,"
+        " severity, owner, monthly_usd, confidence, score, evidence, status, first_seen_at, last_seen_at, job_id)"
         " SELECT '111111111111', 'eu-west-1', (ARRAY['gp2_volumes', 'unencrypted_volumes'])[1 + mod(i, 2)],"
         " 'vol-' || i, 'AwsEc2Volume', 'volume', 'A title', 'low', 'owner ' || mod(i, 20), 1.25, 0.9, 1,"
         " jsonb_build_object('size', i, 'attached_to', repeat('i-0123456789abcdef0 ', 10)), 'open', :now, :now,"

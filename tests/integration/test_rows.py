@@ -51,7 +51,7 @@ def fill(engine: Engine, kind: Kind, count: int) -> None:
         "downloads": "INSERT INTO handled_downloads (timestamp)"
         " SELECT CAST(:at AS timestamptz) - n * interval '1 hour' FROM generate_series(1, :n) AS n",
         "plans": "INSERT INTO analysis_plans (status, updated_at) SELECT 'PENDING', :at FROM generate_series(1, :n)",
-        "system_logs": "INSERT INTO system_logs (id, job_id, job_type, level, message, created_at)"
+        "system_logs": "INSERT INTO lamplighter.system_logs (id, job_id, job_type, level, message, created_at)"
         " SELECT gen_random_uuid(), 'j', 't', 'info', 'm', :at FROM generate_series(1, :n)",
     }[kind]
     with engine.begin() as connection:
@@ -62,7 +62,7 @@ def left(engine: Engine, kind: Kind) -> int:
     table = {
         "downloads": "handled_downloads",
         "plans": "analysis_plans WHERE status = 'PENDING'",
-        "system_logs": "system_logs",
+        "system_logs": "lamplighter.system_logs",
     }[kind]
     with engine.connect() as connection:
         return int(connection.execute(text(f"SELECT count(*) FROM {table}")).scalar_one())

@@ -76,10 +76,10 @@ def test_system_logs_go_after_ninety_days(engine: Engine) -> None:
         }
         for number, (name, age) in enumerate({"stays": 90 * DAY - MINUTE, "goes": 90 * DAY + MINUTE}.items())
     }
-    insert(engine, "system_logs", rows)
+    insert(engine, "lamplighter.system_logs", rows)
 
     assert run(engine, "system_logs") == 1
-    assert left(engine, "system_logs", "job_id") == {"stays"}
+    assert left(engine, "lamplighter.system_logs", "job_id") == {"stays"}
 
 
 def test_completed_onboarding_requests_go_after_a_day(engine: Engine) -> None:
@@ -103,14 +103,14 @@ def test_instances_of_a_deleted_account_are_flagged_and_never_deleted(engine: En
     insert(engine, "cloud_accounts", {name: {"id": name, "deleted_at": at} for name, at in accounts.items()})
     insert(
         engine,
-        "instances",
+        "lamplighter.instances",
         {name: {"id": f"i-{name}", "account_id": name, "region": "r"} for name in (*accounts, "unknown")},
     )
 
     assert isinstance(RULES["deleted_accounts"].action, Set)
     assert run(engine, "deleted_accounts") == 1
-    assert left(engine, "instances WHERE needs_review", "id") == {"i-gone"}
-    assert len(left(engine, "instances", "id")) == 4
+    assert left(engine, "lamplighter.instances WHERE needs_review", "id") == {"i-gone"}
+    assert len(left(engine, "lamplighter.instances", "id")) == 4
     assert run(engine, "deleted_accounts") == 0
 
 
@@ -167,10 +167,10 @@ def test_findings_go_a_year_after_they_were_resolved_and_open_ones_never(engine:
         }
         for name, at in resolved.items()
     }
-    insert(engine, "findings", rows)
+    insert(engine, "lamplighter.findings", rows)
 
     assert run(engine, "resolved_findings") == 1
-    assert left(engine, "findings", "resource_id") == {"stays", "stays open"}
+    assert left(engine, "lamplighter.findings", "resource_id") == {"stays", "stays open"}
 
 
 def test_reports_go_after_a_year(engine: Engine) -> None:
@@ -186,10 +186,10 @@ def test_reports_go_after_a_year(engine: Engine) -> None:
         }
         for name, age in {"stays": 365 * DAY - MINUTE, "goes": 365 * DAY + MINUTE}.items()
     }
-    insert(engine, "cloud_reports", rows)
+    insert(engine, "lamplighter.cloud_reports", rows)
 
     assert run(engine, "cloud_reports") == 1
-    assert left(engine, "cloud_reports", "job_id") == {"stays"}
+    assert left(engine, "lamplighter.cloud_reports", "job_id") == {"stays"}
 
 
 def test_the_history_goes_thirty_days_after_it_was_copied(engine: Engine) -> None:
@@ -206,10 +206,10 @@ def test_the_history_goes_thirty_days_after_it_was_copied(engine: Engine) -> Non
         }
         for name, age in {"stays": 30 * DAY - MINUTE, "goes": 30 * DAY + MINUTE}.items()
     }
-    insert(engine, "job_history", rows)
+    insert(engine, "lamplighter.job_history", rows)
 
     assert run(engine, "job_history") == 1
-    assert left(engine, "job_history", "job_id") == {"stays"}
+    assert left(engine, "lamplighter.job_history", "job_id") == {"stays"}
 
 
 # -- docs/adding-a-rule.md -------------------------------------------------------------------------------------------

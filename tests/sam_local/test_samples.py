@@ -174,7 +174,9 @@ def test_history(invoke: Invoke, world: World) -> None:
     connection = pg8000.native.Connection(
         "postgres", host="127.0.0.1", port=world.aws.first_port + 1, database="lamplighter"
     )
-    rows = connection.run("SELECT message FROM system_logs WHERE job_id = :id ORDER BY created_at", id=job_id)
+    rows = connection.run(
+        "SELECT message FROM lamplighter.system_logs WHERE job_id = :id ORDER BY created_at", id=job_id
+    )
     connection.close()
     assert rows == [["started, attempt 1 of 3"], ["completed"]]
 

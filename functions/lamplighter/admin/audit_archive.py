@@ -410,4 +410,4 @@ class Upload:
 
 def handler(event: Mapping[str, Any], context: Context) -> dict[str, Any]:
     """The Lambda that serves the phase `audit_log`."""
-    return phases.take(event, context, {"audit_log": body})
+    return phases.take(event, context, {"audit_log": rules.unless_missing("audit_log", body)})

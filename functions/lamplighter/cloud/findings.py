@@ -33,7 +33,7 @@ UNWATCHED: Final = timedelta(days=2)
 """In so long without a look a volume may well have been attached, and detached again."""
 
 _JUDGED: Final = """
-    INSERT INTO judged_checks (account_id, region, check_id, judged_at, job_id)
+    INSERT INTO lamplighter.judged_checks (account_id, region, check_id, judged_at, job_id)
     SELECT :account, :region, check_id, :now, :job_id
     FROM json_array_elements_text(CAST(:judged AS json)) AS check_id ORDER BY check_id
     ON CONFLICT (account_id, region, check_id) DO UPDATE SET judged_at = excluded.judged_at, job_id = excluded.job_id
@@ -44,10 +44,11 @@ _JUDGED: Final = """
 
 _FOUND: Final = """
     WITH before AS (
-        SELECT check_id, resource_id, status FROM findings WHERE account_id = :account AND region = :region
+        SELECT check_id, resource_id, status FROM lamplighter.findings WHERE account_id = :account AND region = :region
     ), seen AS (
-        INSERT INTO findings (account_id, region, check_id, resource_id, resource_type, kind, title, severity, owner,
-            monthly_usd, confidence, score, since, evidence, exemption, status, first_seen_at, last_seen_at, job_id)
+        INSERT INTO lamplighter.findings (account_id, region, check_id, resource_id, resource_type, kind, title,
+            severity, owner, monthly_usd, confidence, score, since, evidence, exemption, status, first_seen_at,
+            last_seen_at, job_id)
         SELECT :account, :region, found.*, 'open', :now, :now, :job_id
         FROM jsonb_to_recordset(CAST(:found AS jsonb)) AS found (check_id text, resource_id text, resource_type text,
             kind text, title text, severity text, owner text, monthly_usd float8, confidence float8, score float8,
@@ -69,7 +70,7 @@ _FOUND: Final = """
 """
 
 _SILENT: Final = """
-    UPDATE findings SET status = 'resolved', resolved_at = :now, job_id = :job_id
+    UPDATE lamplighter.findings SET status = 'resolved', resolved_at = :now, job_id = :job_id
     WHERE account_id = :account AND region = :region AND status = 'open'
         AND check_id IN (SELECT json_array_elements_text(CAST(:judged AS json)))
         AND NOT EXISTS (
@@ -79,17 +80,17 @@ _SILENT: Final = """
 """
 
 _UNJUDGED_BEFORE: Final = """
-    DELETE FROM unjudged
+    DELETE FROM lamplighter.unjudged
     WHERE account_id = :account AND region = :region AND read_at <= :now
         AND check_id IN (SELECT json_array_elements_text(CAST(:asked AS json)))
 """
 
 _UNJUDGED: Final = """
-    INSERT INTO unjudged (account_id, region, check_id, reason, resources, read_at, job_id)
+    INSERT INTO lamplighter.unjudged (account_id, region, check_id, reason, resources, read_at, job_id)
     SELECT :account, :region, said.*, :now, :job_id
     FROM jsonb_to_recordset(CAST(:unjudged AS jsonb)) AS said (check_id text, reason text, resources jsonb)
     WHERE NOT EXISTS (
-        SELECT FROM judged_checks AS judged
+        SELECT FROM lamplighter.judged_checks AS judged
         WHERE (judged.account_id, judged.region, judged.check_id) = (:account, :region, said.check_id)
             AND judged.judged_at > :now
     )
@@ -98,13 +99,13 @@ _UNJUDGED: Final = """
 """What a later scan could judge, one that comes late is silent about."""
 
 _ATTACHED: Final = """
-    DELETE FROM unattached_volumes
+    DELETE FROM lamplighter.unattached_volumes
     WHERE account_id = :account AND region = :region AND first_seen_at <= :now
         AND volume_id NOT IN (SELECT json_array_elements_text(CAST(:volumes AS json)))
 """
 
 _UNATTACHED: Final = """
-    INSERT INTO unattached_volumes AS kept (account_id, region, volume_id, first_seen_at, last_seen_at)
+    INSERT INTO lamplighter.unattached_volumes AS kept (account_id, region, volume_id, first_seen_at, last_seen_at)
     SELECT :account, :region, volume_id, :now, :now
     FROM json_array_elements_text(CAST(:volumes AS json)) AS volume_id
     ON CONFLICT (account_id, region, volume_id) DO UPDATE SET
@@ -114,19 +115,19 @@ _UNATTACHED: Final = """
 """
 
 _SINCE: Final = """
-    SELECT volume_id, first_seen_at FROM unattached_volumes
+    SELECT volume_id, first_seen_at FROM lamplighter.unattached_volumes
     WHERE account_id = :account AND region = :region AND last_seen_at >= :watched_since
 """
 
 _PLACES: Final = """
-    SELECT DISTINCT account_id, region FROM findings
+    SELECT DISTINCT account_id, region FROM lamplighter.findings
     WHERE check_id IN (SELECT json_array_elements_text(CAST(:checks AS json)))
         AND (status = 'open' OR resolved_at > :resolved_after)
     ORDER BY account_id, region
 """
 
 _OPEN: Final = """
-    SELECT check_id, resource_id, coalesce(reopened_at, first_seen_at) AS since FROM findings
+    SELECT check_id, resource_id, coalesce(reopened_at, first_seen_at) AS since FROM lamplighter.findings
     WHERE account_id = :account AND region = :region AND status = 'open'
 """
 

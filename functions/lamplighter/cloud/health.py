@@ -28,8 +28,8 @@ WORST_FIRST: Final = ("impaired", "insufficient-data", "initializing", "ok", "no
 """What status checks say ("Status checks for Amazon EC2 instances")."""
 
 _PRESENT: Final = """
-    INSERT INTO instances (id, account_id, region, instance_type, state, status, cpu_percent, memory_percent,
-        measured_at, updated_at)
+    INSERT INTO lamplighter.instances (id, account_id, region, instance_type, state, status, cpu_percent,
+        memory_percent, measured_at, updated_at)
     SELECT id, :account, :region, instance_type, state, status, cpu_percent, memory_percent,
         CASE WHEN :measured THEN CAST(:now AS timestamptz) END, :now
     FROM json_to_recordset(CAST(:instances AS json)) AS present (id text, instance_type text, state text, status text,
@@ -46,7 +46,7 @@ _PRESENT: Final = """
 """A check that comes late writes over no later one's."""
 
 _VANISHED: Final = """
-    UPDATE instances SET state = 'terminated', status = NULL, updated_at = :now
+    UPDATE lamplighter.instances SET state = 'terminated', status = NULL, updated_at = :now
     WHERE account_id = :account AND region = :region AND state IS DISTINCT FROM 'terminated' AND updated_at <= :now
         AND id NOT IN (SELECT id FROM json_to_recordset(CAST(:instances AS json)) AS present (id text))
 """

@@ -50,7 +50,7 @@ _JUDGED: Final = f"""
             resource_id, owner, monthly_usd, confidence, score, since, first_seen_at AS first_seen,
             last_seen_at AS last_seen, resolved_at, reopened_at, times_reopened, evidence,
             CASE WHEN (exemption ->> 'expires')::date >= CAST(:today AS date) THEN exemption END AS exemption
-        FROM findings
+        FROM lamplighter.findings
         WHERE (status = 'open' OR resolved_at > :resolved_after) AND {_SCANNED}
     ), judged AS (
         SELECT *, CASE row_number() OVER (
@@ -96,17 +96,17 @@ _UNJUDGED: Final = f"""
             SELECT account_id || '/' || region || '/' || resource
             FROM jsonb_array_elements_text(jsonb_path_query_array(resources, '$[0 to {EXAMPLES - 1}]')) AS resource
         ) AS examples
-    FROM unjudged WHERE check_id = ANY(CAST(:checks AS text[])) AND {_SCANNED}
+    FROM lamplighter.unjudged WHERE check_id = ANY(CAST(:checks AS text[])) AND {_SCANNED}
     ORDER BY account_id, region, check_id, reason
 """  # noqa: S608 - constants
 _ELSEWHERE: Final = f"""
-    SELECT account_id, region, count(*) AS findings FROM findings WHERE status = 'open' AND NOT {_SCANNED}
+    SELECT account_id, region, count(*) AS findings FROM lamplighter.findings WHERE status = 'open' AND NOT {_SCANNED}
     GROUP BY account_id, region
 """  # noqa: S608 - constants
 _LOOKED: Final = """
     SELECT account_id, region, max(judged_at) AS at,
         CASE WHEN check_id = ANY(CAST(:security AS text[])) THEN 'security' ELSE 'waste' END AS concern
-    FROM judged_checks GROUP BY account_id, region, concern
+    FROM lamplighter.judged_checks GROUP BY account_id, region, concern
 """
 _ALL: Final = "SELECT to_json(judged)::text FROM judged"
 """As text: pydantic parses it far faster than pg8000 parses twenty columns."""
@@ -189,8 +189,8 @@ class OpenFindings:
     def earlier(self, job_type: str) -> Earlier | None:
         """The last report of this job type before this one."""
         found = self._rows(
-            "SELECT created_at AS at, monthly_usd FROM cloud_reports WHERE job_type = :job_type AND created_at < :at"
-            " ORDER BY created_at DESC LIMIT 1",
+            "SELECT created_at AS at, monthly_usd FROM lamplighter.cloud_reports"
+            " WHERE job_type = :job_type AND created_at < :at ORDER BY created_at DESC LIMIT 1",
             job_type=job_type,
             at=self._at,
         )
@@ -208,8 +208,8 @@ class OpenFindings:
         """What the reports of this job type before this one came to, oldest first."""
         found = self._rows(
             "SELECT DISTINCT ON (step) at, monthly_usd FROM ("
-            "SELECT created_at AS at, monthly_usd, date_bin(:step, created_at, :start) AS step FROM cloud_reports"
-            " WHERE job_type = :job_type AND created_at >= :start AND created_at < :at"
+            "SELECT created_at AS at, monthly_usd, date_bin(:step, created_at, :start) AS step"
+            " FROM lamplighter.cloud_reports WHERE job_type = :job_type AND created_at >= :start AND created_at < :at"
             ") AS reports ORDER BY step, at DESC",
             step=TREND_STEP,
             start=self._at - TREND,

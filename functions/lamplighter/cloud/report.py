@@ -105,7 +105,7 @@ def _moment_of(engine: Engine, job_id: str) -> datetime | None:
     from sqlalchemy import text
 
     with engine.connect() as connection:
-        made = text("SELECT created_at FROM cloud_reports WHERE job_id = :job_id")
+        made = text("SELECT created_at FROM lamplighter.cloud_reports WHERE job_id = :job_id")
         at: datetime | None = connection.execute(made, {"job_id": job_id}).scalar_one_or_none()
         return at
 
@@ -115,7 +115,7 @@ def _keep(engine: Engine, report: WasteReport) -> None:
     from sqlalchemy import text
 
     statement = text(
-        "INSERT INTO cloud_reports (job_id, job_type, created_at, monthly_usd, totals, documents)"
+        "INSERT INTO lamplighter.cloud_reports (job_id, job_type, created_at, monthly_usd, totals, documents)"
         " VALUES (:job_id, :job_type, :at, :monthly_usd, CAST(:totals AS jsonb), CAST(:documents AS jsonb))"
         " ON CONFLICT (job_id) DO UPDATE SET monthly_usd = excluded.monthly_usd, totals = excluded.totals,"
         " documents = excluded.documents"

@@ -38,6 +38,10 @@ class Unreadable(Permanent):
     traced = False
 
 
+class NoTable(Unreadable):
+    """A table that a statement, a rule or a phase names is not there."""
+
+
 _AWS: Final = frozenset(
     {
         *("AccessDenied", "AccessDeniedException", "AllAccessDisabled", "AuthorizationError", "NotAuthorized"),
@@ -48,6 +52,8 @@ _AWS: Final = frozenset(
 """Error codes of AWS that no retry mends."""
 _SQL: Final = ("42", "3D", "3F", "28")
 """SQLSTATE classes that no retry mends: names and rights, databases, schemas, who asks."""
+NO_TABLE: Final = "42P01"
+"""SQLSTATE undefined_table."""
 
 
 def unreadable(error: BaseException) -> Unreadable | None:
@@ -63,7 +69,8 @@ def unreadable(error: BaseException) -> Unreadable | None:
             )
     match getattr(getattr(error, "orig", None), "args", None):
         case ({"C": str(state), "M": str(message)}, *_) if state.startswith(_SQL):
-            return Unreadable(_sentence(f"The database refuses a statement ({state}): {message}"))
+            kind = NoTable if state == NO_TABLE else Unreadable
+            return kind(_sentence(f"The database refuses a statement ({state}): {message}"))
     return None
 
 

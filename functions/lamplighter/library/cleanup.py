@@ -41,8 +41,8 @@ PHASES: Final[Mapping[str, Phase]] = {
 BODIES: Final[Mapping[str, Body]] = {
     "stale_jobs": stale_jobs.body,
     "old_jobs": old_jobs.body,
-    "plans": plans.body,
-    **{name: partial(rows.body, name) for name in rules.RULES},
+    "plans": rules.unless_missing("plans", plans.body),
+    **{name: rules.unless_missing(name, partial(rows.body, name)) for name in rules.RULES},
 }
 """The phases that this function serves."""
 
@@ -54,7 +54,8 @@ class Cleanup(PhasedJob):
         """REQUIREMENTS B9, and the reports of phases that are no part of it where a run selected some.
 
         Where some phases acted, `previewed` names those that did not: their numbers are what they would have done.
-        `held_by_ramp` says by phase how many due rows were left because the first runs change only a few.
+        `held_by_ramp` says by phase how many due rows were left because the first runs change only a few, `missing`
+        which tables of previewed phases are not there.
         """
         stale = state.outcomes.get("stale_jobs")
         told = {
@@ -77,6 +78,9 @@ class Cleanup(PhasedJob):
         }
         if held:
             told["held_by_ramp"] = held
+        reports = ((name, outcome.report) for name, outcome in state.outcomes.items())
+        if missing := {name: report["missing"] for name, report in reports if "missing" in report}:
+            told["missing"] = missing
         return told | ({"phases": others} if others else {})
 
 

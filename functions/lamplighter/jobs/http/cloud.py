@@ -176,7 +176,7 @@ def list_findings(
         f"({_EXEMPTION} IS NOT NULL)": exempted,
     }
     place = Cursor[RowId].parse(cursor) if cursor is not None else None
-    found, end = _page("findings", _FINDING, wanted, by=(_BY[order], "id"), limit=limit, place=place)
+    found, end = _page("lamplighter.findings", _FINDING, wanted, by=(_BY[order], "id"), limit=limit, place=place)
     return Findings(findings=[Finding.model_validate(row) for row in found], next=end)
 
 
@@ -190,7 +190,7 @@ def list_findings(
 )
 def show_finding(finding_id: Annotated[int, Path(ge=0, lt=2**63)]) -> Finding:
     """REQUIREMENTS C14."""
-    for row in _rows(f"SELECT {_FINDING} FROM findings WHERE id = :id", id=finding_id):  # noqa: S608 - constants
+    for row in _rows(f"SELECT {_FINDING} FROM lamplighter.findings WHERE id = :id", id=finding_id):  # noqa: S608 - constants
         return Finding.model_validate(row)
     raise not_found(f"finding_id: there is no finding {finding_id}.")
 
@@ -214,7 +214,7 @@ def list_reports(
     """REQUIREMENTS C7."""
     by = _MICROSECONDS.format(column="created_at"), "job_id"
     place = Cursor[JobId].parse(cursor) if cursor is not None else None
-    found, end = _page("cloud_reports", _REPORT, {"job_type": job_type}, by=by, limit=limit, place=place)
+    found, end = _page("lamplighter.cloud_reports", _REPORT, {"job_type": job_type}, by=by, limit=limit, place=place)
     return Reports(reports=[Reported.model_validate(row) for row in found], next=end)
 
 

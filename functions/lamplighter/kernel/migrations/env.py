@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from alembic import context
 
+from lamplighter.kernel.database import SCHEMA
+
 options = context.config.attributes
 context.configure(
     connection=options["connection"],
     target_metadata=options.get("target_metadata"),
     on_version_apply=options.get("on_version_apply"),
-    version_table="lamplighter_schema",  # the owner's own Alembic keeps its `alembic_version` beside ours
+    version_table="schema_version",
+    version_table_schema=SCHEMA,
 )
 with context.begin_transaction():
     context.run_migrations()

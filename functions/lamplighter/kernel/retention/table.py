@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from lamplighter.kernel.errors import Permanent, Retryable
+from lamplighter.kernel.errors import NO_TABLE, NoTable, Permanent, Retryable
 from lamplighter.kernel.retention.rule import Archive, Rule, Set
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ def look(connection: Connection, rule: Rule) -> Table:
     asked = {"table": _plain(rule.table), "into": _plain(into) if into else "", "event": event}
     row = execute(connection, _LOOK, asked).one()
     if not row.found:
-        raise Permanent(f"{rule.name}: there is no table {rule.table} in the database.")
+        raise NoTable(f"{rule.name}: there is no table {rule.table} in the database.")
     if unfit := [name for _, name, kind, _ in row.leaves or () if kind != "r"]:
         raise Permanent(f"{rule.name}: {', '.join(unfit)} is no ordinary or partitioned table.")
     columns: dict[str, str] = row.columns or {}
@@ -270,6 +270,8 @@ def trouble_with(error: DBAPIError) -> Trouble | None:
 def named(rule: Rule, error: DBAPIError) -> Exception:
     """The error for the caller: a rule that does not fit (syntax, names, rights) is permanent, a lock passes."""
     facts = facts_of(error)
+    if facts.get("C") == NO_TABLE:
+        return NoTable(f"{rule.name}: {facts['M']}.")
     if str(facts.get("C", "")).startswith("42"):
         return Permanent(f"{rule.name}: {facts['M']}.")
     if facts.get("C") == _READ_ONLY:
