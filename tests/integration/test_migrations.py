@@ -117,6 +117,16 @@ def test_an_empty_database_gets_every_migration_and_a_second_run_none(database_u
     assert second == {"revision": first["revision"], "applied": []}
 
 
+def test_a_schema_that_a_later_version_migrated_stays_as_it_is(database_url: str) -> None:
+    """That version's deployment is rolled back: an error would stop the rollback (P1)."""
+    migrate.handler({}, None)
+    run("UPDATE lamplighter.schema_version SET version_num = '9999'")
+    before = state("lamplighter")
+
+    assert migrate.handler({}, None) == {"revision": "9999", "applied": []}
+    assert state("lamplighter") == before
+
+
 def test_nothing_is_made_outside_the_schema(database_url: str) -> None:
     """S4, FAILURES 23: the application's tables are the application's to make."""
     migrate.handler({}, None)

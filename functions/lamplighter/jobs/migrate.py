@@ -60,16 +60,20 @@ def _apply() -> dict[str, Any]:
 def migrate(connection: Connection) -> dict[str, Any]:
     """Applies what is missing, all or nothing, in the connection's transaction; whoever comes second waits.
 
+    A schema that a later version has migrated stays as it is: that version's deployment was rolled back, and an error
+    would stop the rollback.
+
     Raises:
         Permanent: the database user has not the rights, or the schema holds tables that are not ours.
         Retryable: somebody holds one of our tables for too long.
     """
     from alembic import command
+    from alembic.runtime.migration import MigrationContext
     from alembic.script import ScriptDirectory
     from sqlalchemy import text
     from sqlalchemy.exc import DBAPIError
 
-    from lamplighter.kernel.database import bound_statements
+    from lamplighter.kernel.database import VERSION_TABLE, bound_statements
 
     bound_statements(connection, statement=_STATEMENT, lock=_LOCK_WAIT)
     applied: list[str] = []
@@ -79,10 +83,15 @@ def migrate(connection: Connection) -> dict[str, Any]:
     try:
         connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
         _make_schema(connection)
+        context = MigrationContext.configure(connection, opts=VERSION_TABLE)
+        scripts, found = ScriptDirectory.from_config(config), context.get_current_revision()
+        if found and found not in {script.revision for script in scripts.walk_revisions()}:
+            logger.warning("a later version has migrated the schema", extra={"revision": found})
+            return {"revision": found, "applied": []}
         command.upgrade(config, "head")
     except DBAPIError as error:
         raise _named(error) from error
-    return {"revision": ScriptDirectory.from_config(config).get_current_head(), "applied": applied}
+    return {"revision": scripts.get_current_head(), "applied": applied}
 
 
 def _make_schema(connection: Connection) -> None:

@@ -58,6 +58,8 @@ SCHEMA: Final = "lamplighter"
 """Holds Lamplighter's own tables; nothing is created, altered or adopted outside it (REQUIREMENTS S4).
 
 Each statement on them names it: the search path is the owner's."""
+VERSION_TABLE: Final = {"version_table": "schema_version", "version_table_schema": SCHEMA}
+"""Where Alembic writes the newest migration that was applied: options of its `MigrationContext`."""
 
 metadata = MetaData(schema=SCHEMA)
 """Our own tables as the newest migration leaves them, those that are written through SQLAlchemy."""

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from alembic import context
 
-from lamplighter.kernel.database import SCHEMA
+from lamplighter.kernel.database import VERSION_TABLE
 
 options = context.config.attributes
 context.configure(
     connection=options["connection"],
     target_metadata=options.get("target_metadata"),
     on_version_apply=options.get("on_version_apply"),
-    version_table="schema_version",
-    version_table_schema=SCHEMA,
+    version_table=VERSION_TABLE["version_table"],
+    version_table_schema=VERSION_TABLE["version_table_schema"],
 )
 with context.begin_transaction():
     context.run_migrations()
