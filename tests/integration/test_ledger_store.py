@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from lamplighter.jobs.timeout_checker import Checker
 from lamplighter.kernel import aws
 from lamplighter.kernel.errors import AlreadyRunning, LostLease, Permanent
 from lamplighter.kernel.ledger import transitions
@@ -671,3 +672,65 @@ def test_what_was_redriven_runs_once_even_after_its_row_has_been_removed(ledger:
     with pytest.raises(Permanent, match=f"was redriven as {again.job_id}, which has finished and moved"):
         ledger.redrive(dead.job_id)
     assert store.get(again.job_id) is None
+
+
+# --- The checker's next wait (K15) --------------------------------------------------------------------------------
+
+
+def test_a_wait_is_noted_once_unless_it_ends_later_or_is_over(store: Store) -> None:
+    def reserve(until: int, *, at: int = 0) -> bool:
+        return store.reserve_wait(START + timedelta(seconds=until), earliest=START + timedelta(seconds=at))
+
+    assert reserve(60)
+    assert not reserve(60)
+    assert not reserve(90)
+    assert reserve(30)
+    assert not reserve(60, at=30)
+    assert reserve(60, at=31)
+
+
+def test_a_wait_that_was_noted_can_be_forgotten_by_whoever_noted_it(store: Store) -> None:
+    first, second = START + timedelta(seconds=60), START + timedelta(seconds=30)
+    assert store.reserve_wait(first, earliest=START)
+    assert store.reserve_wait(second, earliest=START)
+    store.free_wait(first)
+    assert not store.reserve_wait(second, earliest=START)
+    store.free_wait(second)
+    store.free_wait(second)
+    assert store.reserve_wait(first, earliest=START)
+
+
+def test_many_at_once_note_one_wait(store: Store) -> None:
+    until = START + timedelta(seconds=60)
+    with ThreadPoolExecutor(8) as pool:
+        noted = list(pool.map(lambda _: store.reserve_wait(until, earliest=START), range(24)))
+    assert sum(noted) == 1
+
+
+def test_what_falls_due_later_is_read_from_a_moment_on(ledger: Ledger, store: Store, clock: Clock) -> None:
+    jobs = [start(ledger, replace(POLICY, timeout=timedelta(minutes=minutes))) for minutes in (1, 2, 3)]
+    later = [ledger.submit(ledger.new_job("sync", POLICY, run_at=START + timedelta(minutes=m))) for m in (1, 2, 3)]
+
+    def read(kind: str, since: datetime, until: datetime) -> set[str]:
+        pages = [getattr(store, kind)(shard, until, limit=9, since=since) for shard in shards()]
+        return {job.job_id for page in pages for job in page.jobs}
+
+    since, until = START + timedelta(minutes=2), START + timedelta(minutes=3)
+    assert read("expired", since, until) == {job.job_id for job in jobs[1:]}
+    assert read("due", since, until) == {job.job_id for job in later[1:]}
+    assert read("due", since + timedelta(milliseconds=1), until) == {later[2].job_id}
+
+
+def test_two_checkers_at_once_count_and_retry_each_job_once(ledger: Ledger, clock: Clock) -> None:
+    jobs = [start(ledger) for _ in range(200)]
+    clock.now += timedelta(hours=1)
+
+    def check(_: int) -> dict[str, Any]:
+        return Checker(ledger, stop_at=clock.now + timedelta(seconds=50), execution=lambda _: None).run({})
+
+    with ThreadPoolExecutor(2) as pool:
+        reports = list(pool.map(check, range(2)))
+    assert sum(report["retried"] for report in reports) == 200
+    assert [report["errors"] for report in reports] == [0, 0]
+    rows = [ledger.get(job.job_id) for job in jobs]
+    assert {(row.attempt, len(row.errors), len(row.rescues)) for row in rows} == {(2, 1, 1)}

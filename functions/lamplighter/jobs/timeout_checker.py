@@ -1,11 +1,13 @@
-"""Timeout checker: every 30 seconds finds jobs that are past their deadline, and jobs whose time has come.
+"""Timeout checker: finds jobs that are past their deadline, and jobs whose time has come.
 
 An expired job is judged on evidence: its deadline, its heartbeat, and for Step Functions the execution's own status.
 It is then retried, failed or, where the execution in fact succeeded, completed; a waiting job that is due is released
 to the dispatcher. The sparse indexes hold only such jobs, so a pass costs in proportion to what it finds. It stops
 in time and says where (`cursors`), and the state machine around it goes on from there (REQUIREMENTS A13, B1, B2, K10).
 
-Once a minute, after its pass, it also has changed settings take effect (`settings_document`).
+A schedule starts a pass once a minute. Each pass looks two minutes ahead; if a moment comes within them, an execution
+waits for it and makes the next pass (`waits`, K15). After the scheduled pass, changed settings take effect
+(`settings_document`).
 
 It is the ledger's machinery and no ledger job itself: watched from outside by an alarm on `CheckerHeartbeat`.
 """
@@ -14,10 +16,11 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, Final, Literal
 
 from aws_lambda_powertools import Logger, Metrics
@@ -26,10 +29,10 @@ from aws_lambda_powertools.metrics import MetricUnit
 from lamplighter.jobs.settings_document import apply_settings
 from lamplighter.kernel.errors import LostLease, Permanent
 from lamplighter.kernel.events import json_object, shown
-from lamplighter.kernel.ledger import transitions
+from lamplighter.kernel.ledger import transitions, waits
 from lamplighter.kernel.ledger.judgement import Execution, execute, execution_status, judge
 from lamplighter.kernel.ledger.ledger import Ledger
-from lamplighter.kernel.ledger.row import Job
+from lamplighter.kernel.ledger.row import Job, from_text, to_text
 from lamplighter.kernel.ledger.store import Change, Cursor, Outcome, Page, shards
 
 logger = Logger()
@@ -47,9 +50,9 @@ SETTINGS_TIME: Final = timedelta(seconds=10)
 KINDS: Final = ("due", "expired")
 """What lanes look for: each of them in each shard."""
 
-TAKES: Final = frozenset({"half", "cursors", "schedule", "scheduled_time"})
-"""What a pass may be told: nothing by hand (`run_once`), which half of the minute it is, the cursors of the pass before
-when it goes on."""
+TAKES: Final = frozenset({"waited", "cursors", "schedule", "scheduled_time", "half"})
+"""Fields of the event: none manually (`run_once`), whether a wait made the pass, and the cursors of the pass that this
+one continues. `half` comes from an execution that began before an upgrade, and says nothing any more."""
 
 
 @dataclass(slots=True)
@@ -58,6 +61,8 @@ class Pass:
 
     counts: Counter[str] = field(default_factory=Counter)
     oldest_overdue: timedelta = timedelta()
+    next_moment: datetime | None = None
+    """When a job of the lane falls due within `waits.AHEAD`."""
     cursor: Cursor | Literal["done"] = "done"
 
 
@@ -76,7 +81,7 @@ class Checker:
         passes = {name: Pass() for name in lanes}
         with ThreadPoolExecutor(max_workers=len(lanes)) as executor:
             futures = {
-                name: executor.submit(self._drain, kind, shard, cursors.get(name), passes[name])
+                name: executor.submit(self._check, kind, shard, cursors.get(name), passes[name])
                 for name, (kind, shard) in open_lanes.items()
             }
         failures = {name: future.exception() for name, future in futures.items()}
@@ -85,13 +90,23 @@ class Checker:
                 logger.error("a lane failed", extra={"lane": name}, exc_info=failure)
         return _report(passes, failed_lanes=sum(failure is not None for failure in failures.values()))
 
-    def _drain(self, kind: str, shard: int, cursor: Cursor | Literal["done"] | None, result: Pass) -> None:
+    def _check(self, kind: str, shard: int, cursor: Cursor | Literal["done"] | None, result: Pass) -> None:
+        """One lane. A query for its first job is all that an idle lane costs, and says when the next one falls due."""
         now = self._ledger.clock()
-        at = cursor if isinstance(cursor, dict) else None
         store = self._ledger.store
         read = store.due if kind == "due" else store.expired
+        ahead = partial(read, shard, now + waits.AHEAD, limit=1)
+        at = cursor if isinstance(cursor, dict) else None
+        if at is None:
+            result.next_moment = _first_moment(ahead())
+            if result.next_moment is None or result.next_moment > now:
+                return
+        self._drain(partial(read, shard, now), kind, now, at, result)
+        result.next_moment = _first_moment(ahead(since=now + transitions.MILLISECOND))
+
+    def _drain(self, read: Callable[..., Page], kind: str, now: datetime, at: Cursor | None, result: Pass) -> None:
         while True:
-            page: Page = read(shard, now, limit=PAGE, cursor=at)
+            page = read(limit=PAGE, cursor=at)
             self._settle(kind, page, now, result)
             at = page.next
             if at is None:
@@ -102,8 +117,7 @@ class Checker:
 
     def _settle(self, kind: str, page: Page, now: datetime, result: Pass) -> None:
         for job in page.jobs:
-            since = job.run_at if kind == "due" else job.expires_at
-            result.oldest_overdue = max(result.oldest_overdue, now - (since or now))
+            result.oldest_overdue = max(result.oldest_overdue, now - (waits.moment_of(job) or now))
         if kind == "due":
             self._release(page.jobs, result)
         else:
@@ -139,16 +153,22 @@ class Checker:
             logger.warning("jobs expired", extra={"jobs": told})
 
 
+def _first_moment(page: Page) -> datetime | None:
+    return waits.moment_of(page.jobs[0]) if page.jobs else None
+
+
 def _report(passes: Mapping[str, Pass], *, failed_lanes: int) -> dict[str, Any]:
     counts: Counter[str] = sum((lane.counts for lane in passes.values()), Counter())
     names = ("retried", "failed", "completed", "cancelled", "extended", "released", "lost", "errors")
     finished = all(lane.cursor == "done" for lane in passes.values())
+    moments = [lane.next_moment for lane in passes.values() if lane.next_moment]
     return {
         "finished": finished,
         "expired": sum(counts[name] for name in ("retried", "failed", "completed", "cancelled", "extended")),
         **{name: counts[name] for name in names},
         "oldest_overdue_seconds": max(lane.oldest_overdue for lane in passes.values()).total_seconds(),
         "failed_lanes": failed_lanes,
+        "next_moment": to_text(min(moments)) if moments else None,
         "cursors": {} if finished else {name: lane.cursor for name, lane in passes.items()},
     }
 
@@ -186,12 +206,23 @@ def handler(event: object, context: Any) -> dict[str, Any]:
     left = timedelta(milliseconds=context.get_remaining_time_in_millis())
     checker = Checker(ledger, stop_at=ledger.clock() + left - STOP_MARGIN, execution=execution_status)
     report = checker.run(cursors)
-    _measure(report)
+    waited = given.get("waited", False)
+    _measure(report, heartbeat=not waited)
     logger.info("pass done", extra=report)
-    if given.get("half", 1) == 1 and not cursors:
+    if report["next_moment"]:
+        _begin_wait(ledger, from_text(report["next_moment"]))
+    if not waited and not cursors:
         left = timedelta(milliseconds=context.get_remaining_time_in_millis())
         apply_settings_within(min(SETTINGS_TIME, left - STOP_MARGIN / 2))
     return report
+
+
+def _begin_wait(ledger: Ledger, moment: datetime) -> None:
+    """Wait for `moment`. If that fails, the next scheduled pass acts on it."""
+    try:
+        waits.begin_wait(ledger.store, moment, ledger.clock(), waits.start_waiting)
+    except Exception:
+        logger.exception("a wait could not be started", extra={"moment": to_text(moment)})
 
 
 def apply_settings_within(limit: timedelta) -> None:
@@ -211,9 +242,10 @@ def apply_settings_within(limit: timedelta) -> None:
         logger.error("applying the settings takes too long; the pass does not wait for it")
 
 
-def _measure(report: Mapping[str, Any]) -> None:
+def _measure(report: Mapping[str, Any], *, heartbeat: bool) -> None:
     metrics = Metrics()
-    if not report["failed_lanes"]:  # silence is what the alarm listens for
+    # The alarm watches the schedule, so a pass after a wait is no heartbeat: waits go on for a while without it.
+    if heartbeat and not report["failed_lanes"]:
         metrics.add_metric(name="CheckerHeartbeat", unit=MetricUnit.Count, value=1)
     # The others only where there is something to tell: a metric of zeros costs thirty cents a month, too.
     if late := report["oldest_overdue_seconds"]:
@@ -221,4 +253,5 @@ def _measure(report: Mapping[str, Any]) -> None:
     for name, metric in (("expired", "JobsExpired"), ("released", "JobsReleased"), ("failed", "JobsFailed")):
         if report[name]:
             metrics.add_metric(name=metric, unit=MetricUnit.Count, value=report[name])
-    metrics.flush_metrics()
+    if metrics.metric_set:
+        metrics.flush_metrics()

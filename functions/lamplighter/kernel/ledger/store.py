@@ -24,6 +24,9 @@ LEASE: Final = "lease"
 FINAL: Final = (*FENCE, "finished_at", "redriven_as")
 """What a removal demands to find unchanged: a finished row changes no more, but for being marked as redriven."""
 
+WAIT_KEY: Final = "WAIT#timeout-checker"
+"""The partition key of the row that says when the checker's next wait ends (REQUIREMENTS K15)."""
+
 Cursor = dict[str, Any]
 """Where a page ended: give it back to get the next one. JSON-able."""
 
@@ -107,12 +110,25 @@ class Store(Protocol):
         """
         ...
 
-    def expired(self, shard: int, now: datetime, *, limit: int, cursor: Cursor | None = None) -> Page:
-        """Live jobs of a shard whose `expires_at` has come, longest overdue first; nothing else is read."""
+    def expired(
+        self, shard: int, until: datetime, *, limit: int, cursor: Cursor | None = None, since: datetime | None = None
+    ) -> Page:
+        """Live jobs of a shard whose `expires_at` is at most `until`, and at least `since`, the longest overdue first;
+        nothing else is read."""
         ...
 
-    def due(self, shard: int, now: datetime, *, limit: int, cursor: Cursor | None = None) -> Page:
-        """Waiting jobs of a shard whose `run_at` has come, longest due first."""
+    def due(
+        self, shard: int, until: datetime, *, limit: int, cursor: Cursor | None = None, since: datetime | None = None
+    ) -> Page:
+        """Waiting jobs of a shard whose `run_at` is at most `until`, and at least `since`, the longest due first."""
+        ...
+
+    def reserve_wait(self, until: datetime, *, earliest: datetime) -> bool:
+        """Note that a wait ends at `until`, unless one is noted that ends from `earliest` to then; whether it was."""
+        ...
+
+    def free_wait(self, until: datetime) -> None:
+        """Forget the wait that was to end at `until`, unless another one has been noted since."""
         ...
 
     def finished(
