@@ -140,14 +140,14 @@ class MemoryStore:
 
     def of_type(
         self,
-        job_type: str,
+        partition: str,
         *,
         limit: int,
         cursor: Cursor | None = None,
         since: datetime | None = None,
         until: datetime | None = None,
     ) -> Page:
-        return self._page("job_type", job_type, "created_at", until, limit, cursor, since=since, newest_first=True)
+        return self._page("job_type", partition, "created_at", until, limit, cursor, since=since, newest_first=True)
 
     def _page(
         self,

@@ -298,7 +298,7 @@ class DynamoStore:
 
     def of_type(
         self,
-        job_type: str,
+        partition: str,
         *,
         limit: int,
         cursor: Cursor | None = None,
@@ -308,7 +308,7 @@ class DynamoStore:
         return self._query(
             "by_type",
             ("job_type", "created_at"),
-            job_type,
+            partition,
             since=since,
             until=until,
             limit=limit,

@@ -139,14 +139,15 @@ class Store(Protocol):
 
     def of_type(
         self,
-        job_type: str,
+        partition: str,
         *,
         limit: int,
         cursor: Cursor | None = None,
         since: datetime | None = None,
         until: datetime | None = None,
     ) -> Page:
-        """Jobs of a type, newest first; those created from `since` to `until`, both included."""
+        """Jobs of one of a type's partitions, newest first; those created from `since` to `until`, both included.
+        `by_type` reads them all."""
         ...
 
 
@@ -161,6 +162,9 @@ class Difference:
 
 _GROWING: Final = ("errors", "rescues")
 
+_MOVING: Final = "job_type"
+"""Written by every change, so that a row from before types were sharded moves to its shard (docs/adr/0023)."""
+
 
 def difference(change: Change) -> Difference:
     """The attributes in which the two versions differ. A growing list is appended to, so a row read through an
@@ -170,8 +174,9 @@ def difference(change: Change) -> Difference:
     old, new = encode(change.old, names), encode(change.new, names)
     append = {name: new[name][len(old[name]) :] for name in _GROWING if len(new.get(name, ())) > len(old.get(name, ()))}
     ended = change.old.status is Status.RUNNING and change.new.status is not Status.RUNNING
+    changed = {name: value for name, value in new.items() if name not in _GROWING and old.get(name) != value}
     return Difference(
-        set={name: value for name, value in new.items() if name not in _GROWING and old.get(name) != value},
+        set={**changed, _MOVING: new[_MOVING]},
         remove=tuple(dict.fromkeys((*(name for name in old if name not in new), *((LEASE,) if ended else ())))),
         append=append,
     )
@@ -184,9 +189,9 @@ def expectation(change: Change) -> dict[str, Any]:
     return {name: old[name] for name in names}
 
 
-def after(job_type: str, created_at: datetime, job_id: str) -> Cursor:
-    """Where a page of a type's jobs that ends with this one goes on."""
-    keys = {"pk": job_key(job_id), "job_type": job_type, "created_at": to_text(created_at)}
+def after(partition: str, created_at: datetime, job_id: str) -> Cursor:
+    """Where a page of a type's partition that ends with this job goes on."""
+    keys = {"pk": job_key(job_id), "job_type": partition, "created_at": to_text(created_at)}
     return {name: {"S": value} for name, value in keys.items()}
 
 
