@@ -181,9 +181,8 @@ def test_the_checker_may_start_its_own_state_machine_and_no_other() -> None:
         for statement in policy.get("Statement", ())
         if statement["Action"] == "states:StartExecution"
     ]
-    assert [one["Resource"]["Fn::Sub"].rpartition(":")[2] for one in statements] == [
-        "${AWS::StackName}-timeout-checker"
-    ]
+    names = [one["Resource"]["Fn::Sub"].partition(":stateMachine:")[2] for one in statements]
+    assert names == ["${AWS::StackName}-timeout-checker"]
 
 
 def test_the_promised_outputs_are_there() -> None:

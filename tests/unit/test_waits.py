@@ -23,7 +23,7 @@ from lamplighter.jobs import dispatcher, timeout_checker
 from lamplighter.jobs.timeout_checker import Checker
 from lamplighter.kernel.ledger import waits
 from lamplighter.kernel.ledger.ledger import Ledger
-from lamplighter.kernel.ledger.row import Job, Policy, Status, from_text
+from lamplighter.kernel.ledger.row import Job, Policy, Status
 from lamplighter.kernel.ledger.store import Page
 from tests.conftest import Seeded
 from tests.memory_store import MemoryStore
@@ -165,6 +165,9 @@ class World:
         if moments:
             waits.begin_wait(self.store, min(moments), self.now, self.wait)
 
+    def begin_next(self, moment: datetime) -> None:
+        waits.begin_wait(self.store, moment, self.now, self.wait, settle=timedelta())
+
     def wait(self, until: datetime) -> None:
         self.started.append(until)
         if self.rng.random() < self.losing:
@@ -181,10 +184,9 @@ class World:
 
     def check(self) -> None:
         self.passes += 1
-        report = Checker(self.ledger, stop_at=self.now + timedelta(seconds=50), execution=lambda _: None).run({})
-        assert report["finished"]
-        if report["next_moment"]:
-            self.begin([from_text(report["next_moment"])])
+        stop_at = self.now + timedelta(seconds=50)
+        checker = Checker(self.ledger, stop_at=stop_at, execution=lambda _: None, begin_wait=self.begin_next)
+        assert checker.run({})["finished"]
 
     # --- the oracle ---------------------------------------------------------------------------------------------------
 
@@ -411,6 +413,30 @@ def started(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> list[datetime]:
     monkeypatch.setattr(dispatcher, "DynamoStore", lambda table: ledger.store)
     monkeypatch.setattr(dispatcher, "utc_now", ledger.clock)
     return found
+
+
+def test_the_wait_begins_before_the_pass_acts(
+    ledger: Ledger, store: MemoryStore, clock: FakeClock, started: list[datetime], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten thousand expired jobs take seconds, in which others fall due."""
+    ledger.start(ledger.new_job("sync", policy(60)))
+    ledger.start(ledger.new_job("sync", policy(70)))
+    clock.tick(seconds=60)
+    whole, begun = store.apply_many, []
+    monkeypatch.setattr(store, "apply_many", lambda changes: begun.append(list(started)) or whole(changes))
+    assert timeout_checker.handler({}, FakeContext())["failed"] == 1
+    assert begun == [[clock() + timedelta(seconds=10)]]
+
+
+def test_a_moment_that_the_index_shows_needs_nothing_to_settle(store: MemoryStore) -> None:
+    """A pass that ends late in a second must not skip the next one."""
+    now, moment = START + timedelta(seconds=0.9), START + timedelta(seconds=0.95)
+    ends: list[datetime] = []
+    for _ in range(2):
+        waits.begin_wait(store, moment, now, ends.append, settle=timedelta())
+    assert ends == [START + timedelta(seconds=1)]
+    assert waits.begin_wait(MemoryStore(), moment, now, ends.append)
+    assert ends[-1] == START + timedelta(seconds=2)
 
 
 def test_a_pass_that_runs_out_of_time_still_waits_for_what_it_has_seen(

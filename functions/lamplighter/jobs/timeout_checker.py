@@ -17,7 +17,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
@@ -32,7 +32,7 @@ from lamplighter.kernel.events import json_object, shown
 from lamplighter.kernel.ledger import transitions, waits
 from lamplighter.kernel.ledger.judgement import Execution, execute, execution_status, judge
 from lamplighter.kernel.ledger.ledger import Ledger
-from lamplighter.kernel.ledger.row import Job, from_text, to_text
+from lamplighter.kernel.ledger.row import Job, to_text
 from lamplighter.kernel.ledger.store import Change, Cursor, Outcome, Page, shards
 
 logger = Logger()
@@ -61,52 +61,75 @@ class Pass:
 
     counts: Counter[str] = field(default_factory=Counter)
     oldest_overdue: timedelta = timedelta()
-    next_moment: datetime | None = None
-    """When a job of the lane falls due within `waits.AHEAD`."""
     cursor: Cursor | Literal["done"] = "done"
 
 
-class Checker:
-    """One pass over all lanes, in parallel, until `stop_at`."""
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What a lane holds: whether jobs are due, and when the next one is, within `waits.AHEAD`."""
 
-    def __init__(self, ledger: Ledger, *, stop_at: datetime, execution: Execution) -> None:
+    due: bool
+    next_moment: datetime | None
+
+
+class Checker:
+    """One pass over all lanes, in parallel, until `stop_at`. It begins the wait for what falls due next before it acts,
+    so that the next pass is in time however long this one takes."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        *,
+        stop_at: datetime,
+        execution: Execution,
+        begin_wait: Callable[[datetime], None] = lambda _: None,
+    ) -> None:
         self._ledger = ledger
         self._stop_at = stop_at
         self._execution = execution
+        self._begin_wait = begin_wait
 
     def run(self, cursors: Mapping[str, Cursor | Literal["done"]]) -> dict[str, Any]:
         """The report of a pass that begins where `cursors` say. A lane that fails does not stop the others."""
         lanes = {f"{kind}/{shard}": (kind, shard) for kind in KINDS for shard in shards()}
-        open_lanes = {name: lane for name, lane in lanes.items() if cursors.get(name) != "done"}
         passes = {name: Pass() for name in lanes}
-        with ThreadPoolExecutor(max_workers=len(lanes)) as executor:
-            futures = {
-                name: executor.submit(self._check, kind, shard, cursors.get(name), passes[name])
-                for name, (kind, shard) in open_lanes.items()
-            }
-        failures = {name: future.exception() for name, future in futures.items()}
-        for name, failure in failures.items():
-            if failure:
-                logger.error("a lane failed", extra={"lane": name}, exc_info=failure)
-        return _report(passes, failed_lanes=sum(failure is not None for failure in failures.values()))
-
-    def _check(self, kind: str, shard: int, cursor: Cursor | Literal["done"] | None, result: Pass) -> None:
-        """One lane. A query for its first job is all that an idle lane costs, and says when the next one falls due."""
         now = self._ledger.clock()
-        store = self._ledger.store
-        read = store.due if kind == "due" else store.expired
-        ahead = partial(read, shard, now + waits.AHEAD, limit=1)
-        at = cursor if isinstance(cursor, dict) else None
-        if at is None:
-            result.next_moment = _first_moment(ahead())
-            if result.next_moment is None or result.next_moment > now:
-                return
-        self._drain(partial(read, shard, now), kind, now, at, result)
-        result.next_moment = _first_moment(ahead(since=now + transitions.MILLISECOND))
+        next_moment: datetime | None = None
+        with ThreadPoolExecutor(max_workers=len(lanes)) as executor:
+            if cursors:
+                failed = set[str]()
+                open_lanes = [name for name in lanes if cursors.get(name) != "done"]
+            else:
+                looks, failed = _done({name: executor.submit(self._look, *lane, now) for name, lane in lanes.items()})
+                open_lanes = [name for name, look in looks.items() if look.due]
+                next_moment = min((look.next_moment for look in looks.values() if look.next_moment), default=None)
+            if next_moment:
+                self._begin_wait(next_moment)
+            _, failed_later = _done(
+                {
+                    name: executor.submit(self._drain, *lanes[name], now, cursors.get(name), passes[name])
+                    for name in open_lanes
+                }
+            )
+        return _report(passes, failed_lanes=len(failed | failed_later), next_moment=next_moment)
 
-    def _drain(self, read: Callable[..., Page], kind: str, now: datetime, at: Cursor | None, result: Pass) -> None:
+    def _look(self, kind: str, shard: int, now: datetime) -> Look:
+        """What is due in a lane. One query for its first job is all that an idle lane costs."""
+        ahead = partial(self._read(kind), shard, now + waits.AHEAD, limit=1)
+        moment = _first_moment(ahead())
+        if moment is None or moment > now:
+            return Look(due=False, next_moment=moment)
+        return Look(due=True, next_moment=_first_moment(ahead(since=now + transitions.MILLISECOND)))
+
+    def _read(self, kind: str) -> Callable[..., Page]:
+        return self._ledger.store.due if kind == "due" else self._ledger.store.expired
+
+    def _drain(
+        self, kind: str, shard: int, now: datetime, cursor: Cursor | Literal["done"] | None, result: Pass
+    ) -> None:
+        at = cursor if isinstance(cursor, dict) else None
         while True:
-            page = read(limit=PAGE, cursor=at)
+            page = self._read(kind)(shard, now, limit=PAGE, cursor=at)
             self._settle(kind, page, now, result)
             at = page.next
             if at is None:
@@ -157,18 +180,29 @@ def _first_moment(page: Page) -> datetime | None:
     return waits.moment_of(page.jobs[0]) if page.jobs else None
 
 
-def _report(passes: Mapping[str, Pass], *, failed_lanes: int) -> dict[str, Any]:
+def _done[T](futures: Mapping[str, Future[T]]) -> tuple[dict[str, T], set[str]]:
+    """The results by lane, and the lanes that failed."""
+    results, failed = {}, set()
+    for name, future in futures.items():
+        try:
+            results[name] = future.result()
+        except Exception:
+            failed.add(name)
+            logger.exception("a lane failed", extra={"lane": name})
+    return results, failed
+
+
+def _report(passes: Mapping[str, Pass], *, failed_lanes: int, next_moment: datetime | None) -> dict[str, Any]:
     counts: Counter[str] = sum((lane.counts for lane in passes.values()), Counter())
     names = ("retried", "failed", "completed", "cancelled", "extended", "released", "lost", "errors")
     finished = all(lane.cursor == "done" for lane in passes.values())
-    moments = [lane.next_moment for lane in passes.values() if lane.next_moment]
     return {
         "finished": finished,
         "expired": sum(counts[name] for name in ("retried", "failed", "completed", "cancelled", "extended")),
         **{name: counts[name] for name in names},
         "oldest_overdue_seconds": max(lane.oldest_overdue for lane in passes.values()).total_seconds(),
         "failed_lanes": failed_lanes,
-        "next_moment": to_text(min(moments)) if moments else None,
+        "next_moment": to_text(next_moment) if next_moment else None,
         "cursors": {} if finished else {name: lane.cursor for name, lane in passes.items()},
     }
 
@@ -204,13 +238,12 @@ def handler(event: object, context: Any) -> dict[str, Any]:
     cursors = cursors_of(given.get("cursors", {}))
     ledger = Ledger.from_environment()
     left = timedelta(milliseconds=context.get_remaining_time_in_millis())
-    checker = Checker(ledger, stop_at=ledger.clock() + left - STOP_MARGIN, execution=execution_status)
-    report = checker.run(cursors)
+    stop_at = ledger.clock() + left - STOP_MARGIN
+    begin_wait = partial(_begin_wait, ledger)
+    report = Checker(ledger, stop_at=stop_at, execution=execution_status, begin_wait=begin_wait).run(cursors)
     waited = given.get("waited", False)
     _measure(report, heartbeat=not waited)
     logger.info("pass done", extra=report)
-    if report["next_moment"]:
-        _begin_wait(ledger, from_text(report["next_moment"]))
     if not waited and not cursors:
         left = timedelta(milliseconds=context.get_remaining_time_in_millis())
         apply_settings_within(min(SETTINGS_TIME, left - STOP_MARGIN / 2))
@@ -220,7 +253,8 @@ def handler(event: object, context: Any) -> dict[str, Any]:
 def _begin_wait(ledger: Ledger, moment: datetime) -> None:
     """Wait for `moment`. If that fails, the next scheduled pass acts on it."""
     try:
-        waits.begin_wait(ledger.store, moment, ledger.clock(), waits.start_waiting)
+        # The index shows the moment already, so nothing has to settle.
+        waits.begin_wait(ledger.store, moment, ledger.clock(), waits.start_waiting, settle=timedelta())
     except Exception:
         logger.exception("a wait could not be started", extra={"moment": to_text(moment)})
 

@@ -48,16 +48,19 @@ def moment_to_wait_for(old: Job | None, new: Job | None, now: datetime) -> datet
     return None if before is not None and now + SETTLE < before <= moment else moment
 
 
-def begin_wait(store: Store, moment: datetime, now: datetime, start: Start) -> bool:
+def begin_wait(store: Store, moment: datetime, now: datetime, start: Start, *, settle: timedelta = SETTLE) -> bool:
     """Begin a wait for `moment`, unless another one ends before it; whether it was begun.
 
     A wait ends with a whole second, since Step Functions truncates a timestamp to seconds ("Wait workflow state").
 
+    Args:
+        settle: how soon a pass may begin that is to see the moment; nothing if an index has shown it.
+
     Raises:
         Exception: what `start` raises; then the moment is as free as before.
     """
-    until = _whole_second(max(moment, now + SETTLE))
-    if not store.reserve_wait(until, earliest=now + SETTLE):
+    until = _whole_second(max(moment, now + settle))
+    if not store.reserve_wait(until, earliest=now + settle):
         return False
     try:
         start(until)
