@@ -275,6 +275,8 @@ def test_many_are_counted_by_what_became_of_them(ledger: Ledger, clock: FakeCloc
 def test_an_event_it_does_not_take_is_an_error() -> None:
     with pytest.raises(Permanent, match="cursor: is not known here"):
         timeout_checker.handler({"cursor": {}}, FakeContext())
+    with pytest.raises(Permanent, match="waited: takes true or false, got"):
+        timeout_checker.handler({"waited": "yes"}, FakeContext())
 
 
 def test_only_the_heartbeat_is_measured_while_there_is_nothing_to_do(

@@ -232,16 +232,19 @@ def handler(event: object, context: Any) -> dict[str, Any]:
     """One pass; answers its report, with `finished` false and `cursors` when time ran out.
 
     Raises:
-        Permanent: the event holds something else than `TAKES`; checked by hand, since pydantic costs half the start.
+        Permanent: the event has a field that is not in `TAKES`, or a wrong value. Checked here, since pydantic costs
+            half the start.
     """
     given = json_object(event, "nothing, or the cursors of another pass", TAKES)
     cursors = cursors_of(given.get("cursors", {}))
+    waited = given.get("waited", False)
+    if not isinstance(waited, bool):
+        raise Permanent(f"waited: takes true or false, got {shown(waited)}.")
     ledger = Ledger.from_environment()
     left = timedelta(milliseconds=context.get_remaining_time_in_millis())
     stop_at = ledger.clock() + left - STOP_MARGIN
     begin_wait = partial(_begin_wait, ledger)
     report = Checker(ledger, stop_at=stop_at, execution=execution_status, begin_wait=begin_wait).run(cursors)
-    waited = given.get("waited", False)
     _measure(report, heartbeat=not waited)
     logger.info("pass done", extra=report)
     if not waited and not cursors:
