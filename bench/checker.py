@@ -138,12 +138,13 @@ def verify(table: Remote, expired: int, untouched: str) -> None:
 
 
 def least_requests(per_shard: list[int]) -> dict[str, int]:
-    """What these expired jobs must take: a query per lane and full page, a batched write per 25 of a page."""
+    """What these expired jobs must take: a query per lane; where jobs have expired, one per page and one for the next
+    moment; a batched write per 25 of a page."""
     pages = [
         [PAGE] * (jobs // PAGE) + [jobs % PAGE] for jobs in per_shard
     ]  # the last one, perhaps empty, ends the lane
     return {
-        "Query": SHARDS + sum(map(len, pages)),
+        "Query": 2 * SHARDS + sum(len(lane) + 1 for lane in pages if lane != [0]),
         "BatchExecuteStatement": sum(ceil(page / BATCH) for lane in pages for page in lane),
     }
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass
+from math import ceil
 from statistics import median
 from typing import Any, Final
 
@@ -19,6 +20,7 @@ from bench.deployed import Deployed, deployed
 from bench.emulator import emulated
 from bench.tables import show
 from lamplighter.cloud import cloud_scan
+from lamplighter.kernel.ledger.row import SHARDS
 from lamplighter.library import cleanup
 from local.stack import ROOT
 
@@ -52,6 +54,8 @@ SCAN: Final = 9.2 / 1_000_000
 """... and seconds of processor time for each (bench/README.md, "Orphan scan")."""
 EXPRESS_GB: Final = 64 / 1024
 """What the small state machine is billed for (AWS Step Functions Pricing: 50 MB and its data, in steps of 64)."""
+EXPRESS_STEP: Final = 0.1
+"""Seconds that an execution's duration is rounded up to (AWS Step Functions Pricing)."""
 PLATFORM_LOG_BYTES: Final = 600
 """What Lambda itself logs of an invocation, as JSON."""
 WARM_INVOCATIONS: Final = 30
@@ -62,8 +66,6 @@ class Scheduled:
     """A scheduled function: how often, whether it is still warm, and the AWS calls that wait for one another."""
 
     every_minutes: float
-    invocations: int = 1
-    """Of one tick."""
     warm: bool = False
     calls: int
     metrics_hours: float = 1
@@ -71,9 +73,7 @@ class Scheduled:
 
 
 SCHEDULED: Final = {
-    "timeout-checker": Scheduled(
-        every_minutes=1, invocations=2, warm=True, calls=2
-    ),  # eight queries, at once; settings
+    "timeout-checker": Scheduled(every_minutes=1, warm=True, calls=2),  # a query of each lane, at once; settings
     "schedule-watch": Scheduled(every_minutes=5, calls=13),  # settings, list, nine schedules, last runs, forget
     "orphan-cleanup": Scheduled(every_minutes=24 * 60, calls=12, metrics_hours=1 / 24),  # and the listing's, below
 }
@@ -137,11 +137,10 @@ def measure(stack: Deployed, name: str, *, warm: bool) -> Measured:
 def quantities(measured: dict[str, Measured], template: str) -> dict[str, float]:
     """How much of each of `PRICES` a month takes."""
     ticks = {name: MONTH / scheduled.every_minutes for name, scheduled in SCHEDULED.items()}
-    runs = {name: ticks[name] * scheduled.invocations for name, scheduled in SCHEDULED.items()}
     seconds = {name: measured[name].seconds(scheduled.calls) for name, scheduled in SCHEDULED.items()}
     stretched = max(1, FULL_CPU_MB / measured["orphan-cleanup"].memory_mb)
     seconds["orphan-cleanup"] += OBJECTS * SCAN * stretched + OBJECTS / 1000 * CALL
-    minute = SCHEDULED["timeout-checker"].invocations * seconds["timeout-checker"] + 30  # the wait between
+    execution = ceil(seconds["timeout-checker"] / EXPRESS_STEP) * EXPRESS_STEP  # nothing falls due, so it does not wait
     records = 3 * ticks["orphan-cleanup"]  # of a run's row in the stream: started, a heartbeat, ended
     phased = {name: MONTH / minutes for name, minutes in RUNS.items()}
     steps, transitions = Counter[str](), 0.0
@@ -158,17 +157,19 @@ def quantities(measured: dict[str, Measured], template: str) -> dict[str, float]
         records += phased[name] * (5 + 2 * reports)
     reported = sum(phased[name] for name in SCANS if "report" in cloud_scan.TYPES[name].spans)
     return {
-        "Lambda, requests": sum(runs.values()) + steps.total() + 2 * records,
-        "Lambda, GB-seconds (arm64)": sum(runs[name] * seconds[name] * measured[name].memory_mb / 1024 for name in runs)
+        "Lambda, requests": sum(ticks.values()) + steps.total() + 2 * records,
+        "Lambda, GB-seconds (arm64)": sum(
+            ticks[name] * seconds[name] * measured[name].memory_mb / 1024 for name in ticks
+        )
         + sum(
             steps[name] * measured[name].seconds(calls) * measured[name].memory_mb / 1024
             for name, calls in STEPS.items()
         ),
         "Step Functions, Express requests": ticks["timeout-checker"],
-        "Step Functions, Express GB-seconds": ticks["timeout-checker"] * minute * EXPRESS_GB,
+        "Step Functions, Express GB-seconds": ticks["timeout-checker"] * execution * EXPRESS_GB,
         "Step Functions, Standard transitions": transitions,
         "EventBridge Scheduler, invocations": sum(ticks.values()) + sum(phased.values()),
-        "DynamoDB, read request units": runs["timeout-checker"] * 8 * 0.5
+        "DynamoDB, read request units": ticks["timeout-checker"] * 2 * SHARDS * 0.5
         + ticks["timeout-checker"]
         + ticks["schedule-watch"]
         + steps.total() * 4,
@@ -180,7 +181,7 @@ def quantities(measured: dict[str, Measured], template: str) -> dict[str, float]
         + RUN_METRICS * sum(min(1, 60 / minutes) for minutes in RUNS.values()),
         "CloudWatch, alarms": len(re.findall(r"Type: AWS::CloudWatch::Alarm\b", template)),
         "CloudWatch, GB of logs": (
-            sum(runs[name] * (measured[name].log_bytes + PLATFORM_LOG_BYTES) for name in runs)
+            sum(ticks[name] * (measured[name].log_bytes + PLATFORM_LOG_BYTES) for name in ticks)
             + sum(steps[name] * (measured[name].log_bytes + PLATFORM_LOG_BYTES) for name in STEPS)
         )
         / 1e9,

@@ -138,14 +138,14 @@ class Table:
         index = request["IndexName"]
         partition, sort = INDEXES[index]
         names, values = request["ExpressionAttributeNames"], request["ExpressionAttributeValues"]
-        if (request["KeyConditionExpression"], names) != (
-            "#key = :value AND #sort <= :until",
-            {"#key": partition, "#sort": sort},
-        ):
+        conditions = ("#key = :value AND #sort <= :until", "#key = :value AND #sort BETWEEN :since AND :until")
+        if request["KeyConditionExpression"] not in conditions or names != {"#key": partition, "#sort": sort}:
             raise ValueError("that key condition is not known here")
         entries = self._indexes[index].get(values[":value"]["S"], [])
         start = request.get("ExclusiveStartKey")
         at = bisect.bisect_right(entries, (start[sort]["S"], start["pk"]["S"])) if start else 0
+        if since := values.get(":since"):
+            at = max(at, bisect.bisect_left(entries, (since["S"], "")))
         end = bisect.bisect_right(entries, (values[":until"]["S"], "\uffff"))
         found, size = [], 0
         for _, key in entries[at : min(end, at + request["Limit"])]:

@@ -94,7 +94,7 @@ class Demo:
         self.stage.chapter(
             "Stuck jobs",
             f"{len(stuck)} of the jobs are stuck, {len(live.due)} wait for a time that has come. Nobody calls the "
-            "timeout checker here: its schedule runs it every 30 seconds.",
+            "timeout checker here: the stream of the table wakes it, and its schedule once a minute.",
         )
 
         def settled() -> list[Job] | None:

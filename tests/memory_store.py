@@ -29,6 +29,7 @@ class MemoryStore:
     def __init__(self, listener: Callable[[Job | None, Job | None], None] | None = None) -> None:
         self.items: dict[str, dict[str, Any]] = {}
         self.locks: dict[str, str] = {}
+        self.wait: datetime | None = None
         self.requests = 0
         self._listener = listener
         self._lock = RLock()
@@ -108,11 +109,29 @@ class MemoryStore:
                 outcomes.append(Outcome.WRITTEN)
         return outcomes
 
-    def expired(self, shard: int, now: datetime, *, limit: int, cursor: Cursor | None = None) -> Page:
-        return self._page("live_shard", f"live#{shard}", "expires_at", now, limit, cursor)
+    def expired(
+        self, shard: int, until: datetime, *, limit: int, cursor: Cursor | None = None, since: datetime | None = None
+    ) -> Page:
+        return self._page("live_shard", f"live#{shard}", "expires_at", until, limit, cursor, since=since)
 
-    def due(self, shard: int, now: datetime, *, limit: int, cursor: Cursor | None = None) -> Page:
-        return self._page("due_shard", f"due#{shard}", "run_at", now, limit, cursor)
+    def due(
+        self, shard: int, until: datetime, *, limit: int, cursor: Cursor | None = None, since: datetime | None = None
+    ) -> Page:
+        return self._page("due_shard", f"due#{shard}", "run_at", until, limit, cursor, since=since)
+
+    def reserve_wait(self, until: datetime, *, earliest: datetime) -> bool:
+        with self._lock:
+            self.requests += 1
+            if self.wait is not None and earliest <= self.wait <= until:
+                return False
+            self.wait = until
+            return True
+
+    def free_wait(self, until: datetime) -> None:
+        with self._lock:
+            self.requests += 1
+            if self.wait == until:
+                self.wait = None
 
     def finished(
         self, status: Status, shard: int, before: datetime, *, limit: int, cursor: Cursor | None = None
@@ -121,14 +140,14 @@ class MemoryStore:
 
     def of_type(
         self,
-        job_type: str,
+        partition: str,
         *,
         limit: int,
         cursor: Cursor | None = None,
         since: datetime | None = None,
         until: datetime | None = None,
     ) -> Page:
-        return self._page("job_type", job_type, "created_at", until, limit, cursor, since=since, newest_first=True)
+        return self._page("job_type", partition, "created_at", until, limit, cursor, since=since, newest_first=True)
 
     def _page(
         self,

@@ -18,9 +18,11 @@ from sqlalchemy.exc import DBAPIError
 
 from lamplighter.kernel.deletion import Entry, ManifestAddress, entries, verified
 from lamplighter.kernel.job import tick
+from lamplighter.kernel.ledger.by_type import newest
 from lamplighter.kernel.ledger.dynamo import DynamoStore
 from lamplighter.kernel.ledger.ledger import Ledger, utc_now
 from lamplighter.kernel.ledger.row import Job, Policy, job_key, to_text
+from lamplighter.kernel.ledger.waits import moment_of
 from local.stack import LocalAws
 
 LONG_AGO = "2020-01-01T00:00:00.000Z"
@@ -255,9 +257,20 @@ class Deployed:
 
         return eventually(probe)
 
+    def settled(self, job_id: str) -> Job:
+        """The row of an overdue job once it is so no more; the stream begins a pass too, which may be the first."""
+
+        def probe() -> Job | None:
+            self.check()
+            job = self.ledger.get(job_id)
+            moment = moment_of(job)
+            return job if moment is None or moment > utc_now() else None
+
+        return eventually(probe)
+
     def of_type(self, job_type: str) -> list[Job]:
         """The newest hundred jobs of a type."""
-        return list(self.ledger.store.of_type(job_type, limit=100).jobs)
+        return newest(self.ledger.store, job_type, limit=100)
 
     def history(self, job_id: str, *, rows: int = 0) -> list[Any]:
         """The job's rows in system_logs, oldest first, once there are so many."""

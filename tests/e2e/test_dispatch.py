@@ -119,8 +119,7 @@ def test_an_execution_that_works_is_not_run_twice(stack: Deployed, machines: dic
     for _ in range(2):
         assert stack.invoke("dispatcher", {"Records": inserted}) == {"batchItemFailures": []}
     stack.backdate(job.job_id)
-    stack.check()
-    row = stack.ledger.get(job.job_id)
+    row = stack.settled(job.job_id)
     assert (row.status, row.attempt, row.errors, row.rescues) == (Status.RUNNING, 1, (), ())
     assert row.deadline_at is not None and row.deadline_at > utc_now()
     assert len(_executions(stack, machines["works"], job)) == 1
@@ -134,8 +133,7 @@ def test_an_execution_past_all_its_extensions_is_stopped(
         stack, machines["works"], stack.seed(job_type, target="states:e2e-works", max_attempts=1), status="RUNNING"
     )
     stack.backdate(job.job_id, expires_at=LONG_AGO, deadline_at=LONG_AGO, started_at=LONG_AGO)
-    stack.check()
-    row = stack.ledger.get(job.job_id)
+    row = stack.settled(job.job_id)
     assert (row.status, row.dead_letter, row.errors[0].reason) == (Status.FAILED, "exhausted", "deadline")
     (one,) = _executions(stack, machines["works"], job)
     assert one["status"] == "ABORTED"
@@ -149,8 +147,7 @@ def test_an_execution_that_succeeded_completes_its_job(
         stack, machines["succeeds"], stack.seed(job_type, target="states:e2e-succeeds"), status="SUCCEEDED"
     )
     stack.backdate(job.job_id)
-    stack.check()
-    row = stack.ledger.get(job.job_id)
+    row = stack.settled(job.job_id)
     assert (row.status, row.attempt, row.errors) == (Status.COMPLETED, 1, ())
     assert row.result == {"note": "The execution succeeded, but its end was not reported."}
 

@@ -11,7 +11,7 @@ from tests.e2e.deployed import Deployed, Shelf, eventually, later
 
 
 def test_due_and_expired_jobs_are_handled_though_nobody_calls_the_checker(stack: Deployed, job_type: str) -> None:
-    """A13: the state machine checks twice a minute."""
+    """A13, K15."""
     due = stack.seed(job_type, run_at=later(seconds=1))
     assert not due.released
     expired = stack.seed(job_type)

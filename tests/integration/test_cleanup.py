@@ -15,6 +15,7 @@ from lamplighter import rules
 from lamplighter.kernel import phases
 from lamplighter.kernel.errors import LostLease
 from lamplighter.kernel.job import Run
+from lamplighter.kernel.ledger.by_type import newest
 from lamplighter.kernel.ledger.ledger import Ledger
 from lamplighter.kernel.ledger.row import Status
 from lamplighter.kernel.settings import parse
@@ -158,7 +159,7 @@ def test_a_run_in_earnest_of_what_is_not_applied_is_refused(world: World, monkey
     sentence = "dry_run: false is refused, because the settings do not apply plans; set retention.rules.plans.apply to"
     with pytest.raises(ExecutionFailed, match=sentence):
         world.run(dry_run=False)
-    assert (world.count("handled_downloads"), world.ledger.store.of_type("cleanup", limit=9).jobs) == (7, ())
+    assert (world.count("handled_downloads"), newest(world.ledger.store, "cleanup", limit=9)) == (7, [])
     output = world.run(dry_run=False, phases=["downloads"])
     assert (output["old_downloads_deleted"], world.count("handled_downloads")) == (3, 4)
     monkeypatch.setenv("LAMPLIGHTER_ALLOW_OVERRIDE", "true")
@@ -281,7 +282,7 @@ def test_settings_below_a_rules_floor_fail_the_run_before_anything_is_touched(
     monkeypatch.setenv("LAMPLIGHTER_RETENTION_DAYS", '{"downloads": 0.5}')
     with pytest.raises(ExecutionFailed, match=r"retention.rules.downloads.keep_days: takes at least 1 days, got 0\.5"):
         world.run()
-    (job,) = world.ledger.store.of_type("cleanup", limit=9).jobs
+    (job,) = newest(world.ledger.store, "cleanup", limit=9)
     assert (job.status, job.dead_letter) == (Status.FAILED, "permanent")
     assert (world.count("handled_downloads"), set(before) < set(world.store.items)) == (7, True)
 
@@ -299,7 +300,7 @@ def test_progress_is_as_b8_says(world: World) -> None:
     seen = []
     execution = world.execution()
     for state in execution.steps():
-        rows = world.ledger.store.of_type("cleanup", limit=1).jobs
+        rows = newest(world.ledger.store, "cleanup", limit=1)
         if state == "Choose" and rows and rows[0].status is Status.RUNNING:
             seen.append(rows[0].progress)
     assert seen == [0, 90, 92, 95, 100]
@@ -314,7 +315,7 @@ def test_an_execution_that_is_aborted_frees_the_lock_and_is_gone_on_from(world: 
             assert state == "Phase"
             break
     execution.status = "ABORTED"
-    (job,) = world.ledger.store.of_type("cleanup", limit=1).jobs
+    (job,) = newest(world.ledger.store, "cleanup", limit=1)
     with pytest.raises(ExecutionFailed, match=f"AlreadyRunning.*{job.job_id}.*holds its lock"):
         world.run()
     world.settle()

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from lamplighter.jobs.timeout_checker import Checker
 from lamplighter.kernel import aws
 from lamplighter.kernel.errors import AlreadyRunning, LostLease, Permanent
 from lamplighter.kernel.ledger import transitions
-from lamplighter.kernel.ledger.dynamo import DynamoStore
+from lamplighter.kernel.ledger.by_type import newest
+from lamplighter.kernel.ledger.dynamo import DynamoStore, from_item, to_item
 from lamplighter.kernel.ledger.ledger import Ledger
-from lamplighter.kernel.ledger.row import AttemptError, Job, Policy, Status
+from lamplighter.kernel.ledger.row import AttemptError, Job, Policy, Status, encode, job_key, type_key
 from lamplighter.kernel.ledger.store import (
     FENCE,
     FINAL,
@@ -27,9 +31,11 @@ from lamplighter.kernel.ledger.store import (
     after,
     shards,
 )
+from tests.conftest import Seeded
 from tests.memory_store import MemoryStore
 from tests.zombies import MOVES, WRITES, collide
 
+DOCUMENTS = Path(__file__).parents[1] / "documents"
 START = datetime(2026, 1, 31, 3, 0, tzinfo=UTC)
 POLICY = Policy(timeout=timedelta(minutes=30), target="lambda:sync")
 SINGLE = replace(POLICY, singleton=True)
@@ -328,34 +334,105 @@ def test_finished_jobs_stand_by_status_and_time_and_all_by_type(ledger: Ledger, 
         for job in store.finished(Status.COMPLETED, shard, START + timedelta(hours=1), limit=10).jobs
     }
     assert before == {first.job_id}
-    newest = store.of_type("sync", limit=2)
-    assert newest.jobs[0].created_at >= newest.jobs[1].created_at
-    (last,) = store.of_type("sync", limit=2, cursor=newest.next).jobs
-    assert last == first
-    assert second.job_id in {job.job_id for job in newest.jobs}
+    found = newest(store, "sync", limit=2)
+    assert found[0].created_at >= found[1].created_at
+    assert second.job_id in {job.job_id for job in found}
+    assert newest(store, "sync", limit=3)[2] == first
+
+
+def make_of_one_partition(ledger: Ledger, clock: Clock, number: int, *, apart: timedelta) -> tuple[str, list[Job]]:
+    """So many jobs that stand in one partition of their type, newest first."""
+    made: list[Job] = []
+    while len(made) < number:
+        job = ledger.new_job("sync", POLICY)
+        if job.shard == 0:
+            made.insert(0, ledger.start(job))
+            clock.now += apart
+    return type_key("sync", 0), made
 
 
 def test_a_types_jobs_are_read_by_period_and_on_from_any_of_them(ledger: Ledger, store: Store, clock: Clock) -> None:
-    made = []
-    for _ in range(6):
-        made.insert(0, start(ledger))
-        clock.now += timedelta(minutes=1)
+    partition, made = make_of_one_partition(ledger, clock, 6, apart=timedelta(minutes=1))
     second, fifth = made[4].created_at, made[1].created_at
-    assert store.of_type("sync", limit=9, since=second, until=fifth).jobs == tuple(made[1:5])
-    assert store.of_type("sync", limit=9, since=fifth).jobs == tuple(made[:2])
-    assert store.of_type("sync", limit=9, until=second).jobs == tuple(made[4:])
-    place = after("sync", fifth, made[1].job_id)
-    assert store.of_type("sync", limit=2, until=fifth, cursor=place).jobs == tuple(made[2:4])
+    assert store.of_type(partition, limit=9, since=second, until=fifth).jobs == tuple(made[1:5])
+    assert store.of_type(partition, limit=9, since=fifth).jobs == tuple(made[:2])
+    assert store.of_type(partition, limit=9, until=second).jobs == tuple(made[4:])
+    place = after(partition, fifth, made[1].job_id)
+    assert store.of_type(partition, limit=2, until=fifth, cursor=place).jobs == tuple(made[2:4])
 
 
-def test_the_jobs_of_one_millisecond_are_each_read_once(ledger: Ledger, store: Store) -> None:
-    made = {start(ledger).job_id for _ in range(7)}
+def test_the_jobs_of_one_millisecond_are_each_read_once(ledger: Ledger, store: Store, clock: Clock) -> None:
+    partition, made = make_of_one_partition(ledger, clock, 7, apart=timedelta())
     found: list[str] = []
     place = None
-    while page := store.of_type("sync", limit=2, until=START, cursor=place).jobs:
+    while page := store.of_type(partition, limit=2, until=START, cursor=place).jobs:
         found += [job.job_id for job in page]
-        place = after("sync", START, found[-1])
-    assert (len(found), set(found)) == (7, made)
+        place = after(partition, START, found[-1])
+    assert (len(found), set(found)) == (7, {job.job_id for job in made})
+
+
+# --- Types in shards (K16) ------------------------------------------------------------------------------------------
+
+
+def put_old_row(store: Store, job: Job) -> None:
+    """Write a row as it was written before types were sharded."""
+    item = to_item(job) | {"job_type": {"S": job.job_type}}
+    if isinstance(store, DynamoStore):
+        aws.client("dynamodb").put_item(TableName=store.table, Item=item)
+    else:
+        assert isinstance(store, MemoryStore)
+        store.items[job_key(job.job_id)] = encode(job) | {"job_type": job.job_type}
+
+
+def stored_type(store: Store, job: Job) -> str:
+    """How the row spells its type now."""
+    if isinstance(store, DynamoStore):
+        key = {"pk": {"S": job_key(job.job_id)}}
+        return str(aws.client("dynamodb").get_item(TableName=store.table, Key=key)["Item"]["job_type"]["S"])
+    assert isinstance(store, MemoryStore)
+    return str(store.items[job_key(job.job_id)]["job_type"])
+
+
+def test_a_row_from_before_types_were_sharded_is_read_and_moves_with_its_next_change(
+    ledger: Ledger, store: Store, clock: Clock
+) -> None:
+    old = from_item(json.loads((DOCUMENTS / "job-row-0.1.json").read_text()))
+    assert (old.job_type, old.status) == ("sync", Status.RUNNING)
+    put_old_row(store, old)
+    assert ledger.get(old.job_id) == old
+    assert newest(store, "sync", limit=9) == [old]
+    beaten = ledger.heartbeat(old, progress=1, message="alive")
+    assert stored_type(store, beaten) == type_key("sync", old.shard)
+    assert newest(store, "sync", limit=9) == [beaten]
+    done = ledger.complete(beaten, None)
+    assert newest(store, "sync", limit=9) == [done]
+    assert store.remove_many([done]) == [Outcome.WRITTEN]
+
+
+def test_a_table_of_old_rows_is_listed_in_order_while_it_moves(
+    ledger: Ledger, store: Store, clock: Clock, seeded: Seeded
+) -> None:
+    """Some rows move, in batches too, some have finished for good, new ones come."""
+    for _, rng in seeded(range(1)):
+        jobs = []
+        for _ in range(60):
+            clock.now += timedelta(milliseconds=rng.choice([0, 0, 1]))
+            job = transitions.claim(ledger.new_job("sync", POLICY), attempt=1, continuation=0, now=clock.now)
+            put_old_row(store, job)
+            jobs.append(job)
+        changed = [store.apply(Change(old=job, new=replace(job, progress=5))) for job in jobs[:20]]
+        clock.now += timedelta(hours=1)
+        assert store.apply_many([ledger.expiry(job) for job in jobs[20:40]]) == [Outcome.WRITTEN] * 20
+        made = [start(ledger) for _ in range(10)]
+        found = newest(store, "sync", limit=1000)
+        assert [job.created_at for job in found] == sorted((job.created_at for job in found), reverse=True)
+        assert sorted(job.job_id for job in found) == sorted(job.job_id for job in [*jobs, *made])
+        assert {stored_type(store, job) for job in [*changed, *jobs[20:40], *made]} == {
+            type_key("sync", job.shard) for job in [*changed, *jobs[20:40], *made]
+        }
+        assert {stored_type(store, job) for job in jobs[40:]} == {"sync"}
+        expired = {job.job_id for shard in shards() for job in store.expired(shard, clock.now, limit=99).jobs}
+        assert expired == {job.job_id for job in [*jobs[:20], *jobs[40:]]}
 
 
 def test_a_singleton_is_refused_while_another_lives_and_free_when_it_ends(
@@ -436,7 +513,7 @@ def test_two_who_redrive_at_once_make_one_job(ledger: Ledger, monkeypatch: pytes
     get = ledger.get
     monkeypatch.setattr(ledger, "get", lambda job_id: dead if job_id == dead.job_id else get(job_id))
     assert ledger.redrive(dead.job_id) == first
-    assert [job.job_id for job in ledger.store.of_type("sync", limit=9).jobs if job.redrive_of] == [first.job_id]
+    assert [job.job_id for job in newest(ledger.store, "sync", limit=9) if job.redrive_of] == [first.job_id]
 
 
 def test_a_singleton_that_lost_its_lease_frees_no_lock(ledger: Ledger, clock: Clock) -> None:
@@ -671,3 +748,65 @@ def test_what_was_redriven_runs_once_even_after_its_row_has_been_removed(ledger:
     with pytest.raises(Permanent, match=f"was redriven as {again.job_id}, which has finished and moved"):
         ledger.redrive(dead.job_id)
     assert store.get(again.job_id) is None
+
+
+# --- The checker's next wait (K15) --------------------------------------------------------------------------------
+
+
+def test_a_wait_is_noted_once_unless_it_ends_later_or_is_over(store: Store) -> None:
+    def reserve(until: int, *, at: int = 0) -> bool:
+        return store.reserve_wait(START + timedelta(seconds=until), earliest=START + timedelta(seconds=at))
+
+    assert reserve(60)
+    assert not reserve(60)
+    assert not reserve(90)
+    assert reserve(30)
+    assert not reserve(60, at=30)
+    assert reserve(60, at=31)
+
+
+def test_a_wait_that_was_noted_can_be_forgotten_by_whoever_noted_it(store: Store) -> None:
+    first, second = START + timedelta(seconds=60), START + timedelta(seconds=30)
+    assert store.reserve_wait(first, earliest=START)
+    assert store.reserve_wait(second, earliest=START)
+    store.free_wait(first)
+    assert not store.reserve_wait(second, earliest=START)
+    store.free_wait(second)
+    store.free_wait(second)
+    assert store.reserve_wait(first, earliest=START)
+
+
+def test_many_at_once_note_one_wait(store: Store) -> None:
+    until = START + timedelta(seconds=60)
+    with ThreadPoolExecutor(8) as pool:
+        noted = list(pool.map(lambda _: store.reserve_wait(until, earliest=START), range(24)))
+    assert sum(noted) == 1
+
+
+def test_what_falls_due_later_is_read_from_a_moment_on(ledger: Ledger, store: Store, clock: Clock) -> None:
+    jobs = [start(ledger, replace(POLICY, timeout=timedelta(minutes=minutes))) for minutes in (1, 2, 3)]
+    later = [ledger.submit(ledger.new_job("sync", POLICY, run_at=START + timedelta(minutes=m))) for m in (1, 2, 3)]
+
+    def read(kind: str, since: datetime, until: datetime) -> set[str]:
+        pages = [getattr(store, kind)(shard, until, limit=9, since=since) for shard in shards()]
+        return {job.job_id for page in pages for job in page.jobs}
+
+    since, until = START + timedelta(minutes=2), START + timedelta(minutes=3)
+    assert read("expired", since, until) == {job.job_id for job in jobs[1:]}
+    assert read("due", since, until) == {job.job_id for job in later[1:]}
+    assert read("due", since + timedelta(milliseconds=1), until) == {later[2].job_id}
+
+
+def test_two_checkers_at_once_count_and_retry_each_job_once(ledger: Ledger, clock: Clock) -> None:
+    jobs = [start(ledger) for _ in range(200)]
+    clock.now += timedelta(hours=1)
+
+    def check(_: int) -> dict[str, Any]:
+        return Checker(ledger, stop_at=clock.now + timedelta(seconds=50), execution=lambda _: None).run({})
+
+    with ThreadPoolExecutor(2) as pool:
+        reports = list(pool.map(check, range(2)))
+    assert sum(report["retried"] for report in reports) == 200
+    assert [report["errors"] for report in reports] == [0, 0]
+    rows = [ledger.get(job.job_id) for job in jobs]
+    assert {(row.attempt, len(row.errors), len(row.rescues)) for row in rows} == {(2, 1, 1)}

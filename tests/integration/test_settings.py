@@ -501,10 +501,10 @@ def checker(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict
 
 def test_the_checker_applies_a_change_once_a_minute(stack: Stack, checker: Any) -> None:
     stack.put({"retry_base_seconds": 7})
-    checker(half=2, cursors={})
-    checker(half=1, cursors={"due/0": "done"})  # goes on with a pass that has applied them
+    checker(waited=True, cursors={})
+    checker(waited=False, cursors={"due/0": "done"})  # goes on with a pass that has applied them
     assert settings.load() == Settings()
-    checker(half=1, cursors={})
+    checker(waited=False, cursors={})
     assert settings.load().jobs.retry_base_seconds == 7
     stack.put({"retry_base_seconds": 8})
     checker()  # manually

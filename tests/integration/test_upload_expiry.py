@@ -14,6 +14,7 @@ from lamplighter.kernel import database
 from lamplighter.kernel.database import job_history
 from lamplighter.kernel.errors import DatabaseUnavailable, Permanent
 from lamplighter.kernel.job import Unfinished
+from lamplighter.kernel.ledger.by_type import newest
 from lamplighter.kernel.ledger.ledger import utc_now
 from lamplighter.kernel.ledger.row import Job, Policy, Status, decode
 from lamplighter.kernel.settings import Settings
@@ -154,7 +155,7 @@ def test_an_upload_whose_event_was_lost_gets_its_job_once(uploads: Uploads) -> N
     assert expire(uploads, hours=0.2).uploads_found == 0, "The event may still come."
     assert expire(uploads, hours=0.3).uploads_found == 1
     assert expire(uploads, hours=0.4).uploads_found == 0
-    (job,) = uploads.ledger.store.of_type("upload_processing", limit=10).jobs
+    (job,) = newest(uploads.ledger.store, "upload_processing", limit=10)
     assert (job.status, job.payload) == (Status.PENDING, {"key": KEY, "etag": etag})
     assert uploads.work(job)["rows"] == 4
     assert not uploads.holds(KEY)
@@ -196,7 +197,7 @@ def test_without_the_database_files_go_and_records_stay(
     database.engine.cache_clear()
     assert not uploads.keys() & {key for job in jobs for key in job.output_keys}
     assert not any(gone(uploads, job) for job in jobs)
-    assert len(uploads.ledger.store.of_type("upload_processing", limit=10).jobs) == 3, "The lost one got its job."
+    assert len(newest(uploads.ledger.store, "upload_processing", limit=10)) == 3, "The lost one got its job."
     assert expire(uploads, hours=25).jobs_cleaned == 2
     assert kept(engine).keys() == {job.job_id for job in jobs}
 
@@ -231,7 +232,7 @@ def test_cancelled_it_says_what_it_had_done(uploads: Uploads, monkeypatch: pytes
     """K7."""
     monkeypatch.setattr(upload_expiry, "PAGE", 1)
     jobs = [failed(uploads) for _ in range(3)]
-    report = expire(uploads, hours=25, stops={6: "cancelled"})
+    report = expire(uploads, hours=25, stops={5: "cancelled"})
     assert isinstance(report, Report)
     assert report.jobs_cleaned == sum(gone(uploads, job) for job in jobs) == 1
 

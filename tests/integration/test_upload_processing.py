@@ -13,6 +13,7 @@ from botocore.exceptions import ClientError
 
 from lamplighter.kernel.errors import LostLease
 from lamplighter.kernel.ledger import transitions
+from lamplighter.kernel.ledger.by_type import newest
 from lamplighter.kernel.ledger.ledger import utc_now
 from lamplighter.kernel.ledger.row import Status
 from lamplighter.kernel.ledger.store import Change
@@ -81,7 +82,7 @@ def test_a_duplicate_event_is_one_job(uploads: Uploads) -> None:
     assert [answer["status"] for answer in answers] == ["submitted", "duplicate"]
     again = upload_intake.handler(uploads.event(etag, sequencer="02"), FakeContext())
     assert again["status"] == "submitted", "Put again, even if it is the same, it is another upload."
-    assert len(uploads.ledger.store.of_type("upload_processing", limit=10).jobs) == 2
+    assert len(newest(uploads.ledger.store, "upload_processing", limit=10)) == 2
 
 
 def test_a_folder_is_no_upload(uploads: Uploads) -> None:

@@ -162,6 +162,29 @@ def test_what_is_due_is_released_alike_whether_read_whole_or_through_the_index()
     assert expectation(from_part) == expectation(from_whole)
 
 
+def test_an_upgrade_makes_or_removes_no_index() -> None:
+    """An update of a table does one of both at a time, so an upgrade that does more fails (docs/adr/0023)."""
+    indexes = PROJECT.resources["JobsTable"]["Properties"]["GlobalSecondaryIndexes"]
+    assert {one["IndexName"]: [key["AttributeName"] for key in one["KeySchema"]] for one in indexes} == {
+        "by_deadline": ["live_shard", "expires_at"],
+        "by_due": ["due_shard", "run_at"],
+        "by_type": ["job_type", "created_at"],
+        "by_status": ["status_shard", "finished_at"],
+    }
+
+
+def test_the_checker_may_start_its_own_state_machine_and_no_other() -> None:
+    """REQUIREMENTS K15."""
+    statements = [
+        statement
+        for policy in PROJECT.resources["TimeoutCheckerFunction"]["Properties"]["Policies"]
+        for statement in policy.get("Statement", ())
+        if statement["Action"] == "states:StartExecution"
+    ]
+    names = [one["Resource"]["Fn::Sub"].partition(":stateMachine:")[2] for one in statements]
+    assert names == ["${AWS::StackName}-timeout-checker"]
+
+
 def test_the_promised_outputs_are_there() -> None:
     promised = "JobsTableName MediaBucketName UploadsBucketName ArchiveBucketName AlertsTopicArn DatabaseStatus"
     assert set(promised.split()) <= PROJECT.template["Outputs"].keys()

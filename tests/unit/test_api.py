@@ -15,9 +15,11 @@ from lamplighter import catalogue
 from lamplighter.jobs import api
 from lamplighter.jobs.http import listing
 from lamplighter.kernel.errors import Permanent, Retryable
+from lamplighter.kernel.ledger.by_type import newest
 from lamplighter.kernel.ledger.ledger import Ledger
-from lamplighter.kernel.ledger.row import Job, Policy, Trigger
+from lamplighter.kernel.ledger.row import Job, Policy, Trigger, to_text, type_key
 from tests.api_requests import NOBODY, USER, ask, event_of, get, post, problem
+from tests.memory_store import MemoryStore
 from tests.unit.conftest import FakeClock, FakeContext
 
 POLICY = Policy(timeout=timedelta(minutes=30), target="bus")
@@ -129,7 +131,7 @@ def test_what_the_settings_do_not_apply_is_not_run_in_earnest(ledger: Ledger, mo
     """S2, S4: refused at once, before there is a job."""
     earnest = {"job_type": "session_cleanup", "params": {"dry_run": False}}
     status, _, detail = problem(post("/api/jobs/run", earnest))
-    assert (status, ledger.store.of_type("session_cleanup", limit=9).jobs) == (422, ())
+    assert (status, newest(ledger.store, "session_cleanup", limit=9)) == (422, [])
     assert detail.startswith("body.params.dry_run: false is refused, because the settings do not apply sessions; set ")
     unset = post("/api/jobs/run", {"job_type": "session_cleanup"})
     assert ledger.get(unset.body["job_id"]).dry_run is True
@@ -248,7 +250,7 @@ def test_a_key_given_with_another_body_is_refused(ledger: Ledger) -> None:
         answer = post("/api/jobs", body, idempotency_key="monday")
         assert problem(answer)[:2] == (422, "key-reused")
         assert answer.body["errors"][0]["field"] == "header.idempotency-key"
-    assert len(ledger.store.of_type("sync", limit=9).jobs) == 1
+    assert len(newest(ledger.store, "sync", limit=9)) == 1
 
 
 def test_a_key_belongs_to_its_caller_whatever_the_session() -> None:
@@ -356,7 +358,33 @@ def test_a_cursor_given_with_other_filters_starts_within_them(many: list[Job]) -
             "/api/jobs", limit=1, job_type="sync", cursor=first["next"], created_until="2026-01-31T03:00:00.000Z"
         )
     assert answer.status == 200
-    assert asked[0]["cursor"] is None
+    assert {call["cursor"] for call in asked} == {None}
+
+
+def test_a_cursor_from_before_types_were_sharded_goes_on_from_its_place(many: list[Job], store: MemoryStore) -> None:
+    """It names the type alone. The rows of its moment that have moved since are given again, and none is left out."""
+    listed = [job for job in many if job.job_type == "sync"]
+    for job in listed:
+        store.items[f"JOB#{job.job_id}"]["job_type"] = "sync"
+    old = store.of_type("sync", limit=5).jobs
+    cursor = cursor_of(json.dumps([to_text(old[-1].created_at), {"sync": old[-1].job_id}]))
+    rest = [job["job_id"] for job in get("/api/jobs", job_type="sync", limit=100, cursor=cursor).body["jobs"]]
+    assert sorted(rest) == sorted({job.job_id for job in listed} - {job.job_id for job in old})
+    for job in listed:
+        store.items[f"JOB#{job.job_id}"]["job_type"] = type_key("sync", job.shard)
+    rest = [job["job_id"] for job in get("/api/jobs", job_type="sync", limit=100, cursor=cursor).body["jobs"]]
+    again = {job.job_id for job in old if job.created_at == old[-1].created_at}
+    assert sorted(rest) == sorted({job.job_id for job in listed} - {job.job_id for job in old} | again)
+
+
+@pytest.mark.parametrize("limit", [1, 2, 7, 100])
+def test_pages_go_over_old_rows_and_new_ones_alike(many: list[Job], store: MemoryStore, limit: int) -> None:
+    for job in many[::2]:
+        store.items[f"JOB#{job.job_id}"]["job_type"] = job.job_type
+    found = all_pages(limit)
+    assert sorted(found) == sorted(job.job_id for job in many)
+    times = {job.job_id: job.created_at for job in many}
+    assert [times[job_id] for job_id in found] == sorted((job.created_at for job in many), reverse=True)
 
 
 def test_jobs_made_meanwhile_shift_no_page(ledger: Ledger, clock: FakeClock, many: list[Job]) -> None:

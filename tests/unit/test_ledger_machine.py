@@ -35,7 +35,7 @@ from lamplighter.jobs.dispatcher import Start, actions
 from lamplighter.jobs.timeout_checker import Checker
 from lamplighter.kernel.errors import AlreadyRunning, LostLease, Permanent
 from lamplighter.kernel.ledger.ledger import Ledger
-from lamplighter.kernel.ledger.row import Job, Policy, Status, encode, job_key
+from lamplighter.kernel.ledger.row import Job, Policy, Status, decode, encode, job_key
 from lamplighter.kernel.ledger.store import FENCE, DuplicateJob, Outcome, shards
 from tests.memory_store import MemoryStore
 
@@ -320,7 +320,7 @@ class LedgerMachine(RuleBasedStateMachine):
         live = [
             item["job_id"]
             for item in self.store.items.values()
-            if item["job_type"] == "alone" and not Status(item["status"]).terminal
+            if decode(item).job_type == "alone" and not Status(item["status"]).terminal
         ]
         assert live == [self.store.locks["alone"]] if "alone" in self.store.locks else live == []
 

@@ -1,8 +1,9 @@
 """Dispatcher: follows the ledger's stream and does what a change of a job row calls for.
 
 A released job is started, a critical job's final failure raises an alert, a schedule's completed run is noted for the
-dead-man watch. Each is safe to do twice, because a stream record may come again: the attempt's claim lets only one
-delivery start, an execution's name starts it once, an alert has a key, a schedule's time only moves forward.
+dead-man watch. If a job falls due within two minutes, a wait for that moment begins (`waits`). Each is safe to do
+twice, because a stream record may come again: the attempt's claim lets only one delivery start, an execution's name
+starts it once, an alert has a key, a schedule's time only moves forward, and a second wait finds nothing to do.
 Records fail one by one; those that keep failing go to a dead-letter queue, and the pick-up deadline of a job that
 could not be started brings it back.
 """
@@ -11,13 +12,17 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from aws_lambda_powertools import Logger
 
 from lamplighter.kernel.aws import client
+from lamplighter.kernel.ledger import waits
+from lamplighter.kernel.ledger.dynamo import DynamoStore
+from lamplighter.kernel.ledger.ledger import utc_now
 from lamplighter.kernel.ledger.row import Job, Status, to_text
 from lamplighter.kernel.ledger.stream import change_of, records_of
 from lamplighter.kernel.notify import alert, flat
@@ -131,9 +136,9 @@ def announce(job: Job) -> None:
     )
 
 
-def handle(record: Mapping[str, Any]) -> None:
-    """Do what one stream record calls for."""
-    for action in actions(*change_of(record)):
+def handle(old: Job | None, new: Job | None) -> None:
+    """Do what one change calls for."""
+    for action in actions(old, new):
         match action:
             case Start(job):
                 start(job)
@@ -141,6 +146,17 @@ def handle(record: Mapping[str, Any]) -> None:
                 announce(job)
             case Note(schedule, at):
                 note(schedule, at)
+
+
+def begin_wait(moments: Collection[datetime], now: datetime) -> None:
+    """Wait for the first of a batch's moments; its pass finds the others. If that fails, the next scheduled pass acts
+    on them: the records are not repeated for it, since that would hold up the starts behind them."""
+    if not moments:
+        return
+    try:
+        waits.begin_wait(DynamoStore(os.environ["JOBS_TABLE"]), min(moments), now, waits.start_waiting)
+    except Exception:
+        logger.exception("a wait could not be started", extra={"moment": to_text(min(moments))})
 
 
 @logger.inject_lambda_context
@@ -152,11 +168,15 @@ def handler(event: object, context: Any) -> dict[str, Any]:  # noqa: ARG001 - La
     Raises:
         Permanent: the event is no batch of the stream.
     """
-    failures = []
+    failures, moments, now = [], [], utc_now()
     for record in records_of(event):
         try:
-            handle(record)
+            old, new = change_of(record)
+            if moment := waits.moment_to_wait_for(old, new, now):
+                moments.append(moment)
+            handle(old, new)
         except Exception:
             logger.exception("a record failed", extra={"event_id": record["eventID"]})
             failures.append({"itemIdentifier": record["dynamodb"]["SequenceNumber"]})
+    begin_wait(moments, now)
     return {"batchItemFailures": failures}

@@ -16,6 +16,7 @@ from lamplighter.jobs.shown import Brief, Whole
 from lamplighter.kernel import settings
 from lamplighter.kernel.errors import Permanent
 from lamplighter.kernel.events import demand_storable, json_object, parsed
+from lamplighter.kernel.ledger.by_type import newest
 from lamplighter.kernel.ledger.ledger import Ledger
 from lamplighter.kernel.ledger.row import PAYLOAD_LIMIT, Job
 from lamplighter.kernel.policies import outside
@@ -81,8 +82,8 @@ def handler(event: object, context: Any) -> dict[str, Any]:  # noqa: ARG001 - La
         case "dead_letters":
             return {"jobs": [_shown(Brief, job) for job in ledger.dead_letters(limit=told.limit)]}
         case "list":
-            page = ledger.store.of_type(told.job_type or "", limit=told.limit)
-            return {"jobs": [_shown(Brief, job) for job in page.jobs]}
+            found = newest(ledger.store, told.job_type or "", limit=told.limit)
+            return {"jobs": [_shown(Brief, job) for job in found]}
 
 
 def _shown(form: type[Brief], job: Job) -> dict[str, Any]:

@@ -44,7 +44,7 @@ class Brief(Answer):
     @classmethod
     def of(cls, job: Job) -> Self:
         """The job, shown."""
-        row = encode(job)
+        row = encode(job) | {"job_type": job.job_type}
         values = {name: row[name] for name in cls.model_fields if name in row}
         values |= {name: getattr(job, name) for name in ("payload", "result", "checkpoint") if name in cls.model_fields}
         if "policy" in cls.model_fields:

@@ -1,11 +1,13 @@
-"""Timeout checker: every 30 seconds finds jobs that are past their deadline, and jobs whose time has come.
+"""Timeout checker: finds jobs that are past their deadline, and jobs whose time has come.
 
 An expired job is judged on evidence: its deadline, its heartbeat, and for Step Functions the execution's own status.
 It is then retried, failed or, where the execution in fact succeeded, completed; a waiting job that is due is released
 to the dispatcher. The sparse indexes hold only such jobs, so a pass costs in proportion to what it finds. It stops
 in time and says where (`cursors`), and the state machine around it goes on from there (REQUIREMENTS A13, B1, B2, K10).
 
-Once a minute, after its pass, it also has changed settings take effect (`settings_document`).
+A schedule starts a pass once a minute. Each pass looks two minutes ahead; if a moment comes within them, an execution
+waits for it and makes the next pass (`waits`, K15). After the scheduled pass, changed settings take effect
+(`settings_document`).
 
 It is the ledger's machinery and no ledger job itself: watched from outside by an alarm on `CheckerHeartbeat`.
 """
@@ -14,10 +16,11 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, Final, Literal
 
 from aws_lambda_powertools import Logger, Metrics
@@ -26,10 +29,10 @@ from aws_lambda_powertools.metrics import MetricUnit
 from lamplighter.jobs.settings_document import apply_settings
 from lamplighter.kernel.errors import LostLease, Permanent
 from lamplighter.kernel.events import json_object, shown
-from lamplighter.kernel.ledger import transitions
+from lamplighter.kernel.ledger import transitions, waits
 from lamplighter.kernel.ledger.judgement import Execution, execute, execution_status, judge
 from lamplighter.kernel.ledger.ledger import Ledger
-from lamplighter.kernel.ledger.row import Job
+from lamplighter.kernel.ledger.row import Job, to_text
 from lamplighter.kernel.ledger.store import Change, Cursor, Outcome, Page, shards
 
 logger = Logger()
@@ -47,9 +50,9 @@ SETTINGS_TIME: Final = timedelta(seconds=10)
 KINDS: Final = ("due", "expired")
 """What lanes look for: each of them in each shard."""
 
-TAKES: Final = frozenset({"half", "cursors", "schedule", "scheduled_time"})
-"""What a pass may be told: nothing by hand (`run_once`), which half of the minute it is, the cursors of the pass before
-when it goes on."""
+TAKES: Final = frozenset({"waited", "cursors", "schedule", "scheduled_time", "half"})
+"""Fields of the event: none manually (`run_once`), whether a wait made the pass, and the cursors of the pass that this
+one continues. `half` comes from an execution that began before an upgrade, and says nothing any more."""
 
 
 @dataclass(slots=True)
@@ -61,37 +64,72 @@ class Pass:
     cursor: Cursor | Literal["done"] = "done"
 
 
-class Checker:
-    """One pass over all lanes, in parallel, until `stop_at`."""
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What a lane holds: whether jobs are due, and when the next one is, within `waits.AHEAD`."""
 
-    def __init__(self, ledger: Ledger, *, stop_at: datetime, execution: Execution) -> None:
+    due: bool
+    next_moment: datetime | None
+
+
+class Checker:
+    """One pass over all lanes, in parallel, until `stop_at`. It begins the wait for what falls due next before it acts,
+    so that the next pass is in time however long this one takes."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        *,
+        stop_at: datetime,
+        execution: Execution,
+        begin_wait: Callable[[datetime], None] = lambda _: None,
+    ) -> None:
         self._ledger = ledger
         self._stop_at = stop_at
         self._execution = execution
+        self._begin_wait = begin_wait
 
     def run(self, cursors: Mapping[str, Cursor | Literal["done"]]) -> dict[str, Any]:
         """The report of a pass that begins where `cursors` say. A lane that fails does not stop the others."""
         lanes = {f"{kind}/{shard}": (kind, shard) for kind in KINDS for shard in shards()}
-        open_lanes = {name: lane for name, lane in lanes.items() if cursors.get(name) != "done"}
         passes = {name: Pass() for name in lanes}
-        with ThreadPoolExecutor(max_workers=len(lanes)) as executor:
-            futures = {
-                name: executor.submit(self._drain, kind, shard, cursors.get(name), passes[name])
-                for name, (kind, shard) in open_lanes.items()
-            }
-        failures = {name: future.exception() for name, future in futures.items()}
-        for name, failure in failures.items():
-            if failure:
-                logger.error("a lane failed", extra={"lane": name}, exc_info=failure)
-        return _report(passes, failed_lanes=sum(failure is not None for failure in failures.values()))
-
-    def _drain(self, kind: str, shard: int, cursor: Cursor | Literal["done"] | None, result: Pass) -> None:
         now = self._ledger.clock()
+        next_moment: datetime | None = None
+        with ThreadPoolExecutor(max_workers=len(lanes)) as executor:
+            if cursors:
+                failed = set[str]()
+                open_lanes = [name for name in lanes if cursors.get(name) != "done"]
+            else:
+                looks, failed = _done({name: executor.submit(self._look, *lane, now) for name, lane in lanes.items()})
+                open_lanes = [name for name, look in looks.items() if look.due]
+                next_moment = min((look.next_moment for look in looks.values() if look.next_moment), default=None)
+            if next_moment:
+                self._begin_wait(next_moment)
+            _, failed_later = _done(
+                {
+                    name: executor.submit(self._drain, *lanes[name], now, cursors.get(name), passes[name])
+                    for name in open_lanes
+                }
+            )
+        return _report(passes, failed_lanes=len(failed | failed_later), next_moment=next_moment)
+
+    def _look(self, kind: str, shard: int, now: datetime) -> Look:
+        """What is due in a lane. One query for its first job is all that an idle lane costs."""
+        ahead = partial(self._read(kind), shard, now + waits.AHEAD, limit=1)
+        moment = _first_moment(ahead())
+        if moment is None or moment > now:
+            return Look(due=False, next_moment=moment)
+        return Look(due=True, next_moment=_first_moment(ahead(since=now + transitions.MILLISECOND)))
+
+    def _read(self, kind: str) -> Callable[..., Page]:
+        return self._ledger.store.due if kind == "due" else self._ledger.store.expired
+
+    def _drain(
+        self, kind: str, shard: int, now: datetime, cursor: Cursor | Literal["done"] | None, result: Pass
+    ) -> None:
         at = cursor if isinstance(cursor, dict) else None
-        store = self._ledger.store
-        read = store.due if kind == "due" else store.expired
         while True:
-            page: Page = read(shard, now, limit=PAGE, cursor=at)
+            page = self._read(kind)(shard, now, limit=PAGE, cursor=at)
             self._settle(kind, page, now, result)
             at = page.next
             if at is None:
@@ -102,8 +140,7 @@ class Checker:
 
     def _settle(self, kind: str, page: Page, now: datetime, result: Pass) -> None:
         for job in page.jobs:
-            since = job.run_at if kind == "due" else job.expires_at
-            result.oldest_overdue = max(result.oldest_overdue, now - (since or now))
+            result.oldest_overdue = max(result.oldest_overdue, now - (waits.moment_of(job) or now))
         if kind == "due":
             self._release(page.jobs, result)
         else:
@@ -139,7 +176,23 @@ class Checker:
             logger.warning("jobs expired", extra={"jobs": told})
 
 
-def _report(passes: Mapping[str, Pass], *, failed_lanes: int) -> dict[str, Any]:
+def _first_moment(page: Page) -> datetime | None:
+    return waits.moment_of(page.jobs[0]) if page.jobs else None
+
+
+def _done[T](futures: Mapping[str, Future[T]]) -> tuple[dict[str, T], set[str]]:
+    """The results by lane, and the lanes that failed."""
+    results, failed = {}, set()
+    for name, future in futures.items():
+        try:
+            results[name] = future.result()
+        except Exception:
+            failed.add(name)
+            logger.exception("a lane failed", extra={"lane": name})
+    return results, failed
+
+
+def _report(passes: Mapping[str, Pass], *, failed_lanes: int, next_moment: datetime | None) -> dict[str, Any]:
     counts: Counter[str] = sum((lane.counts for lane in passes.values()), Counter())
     names = ("retried", "failed", "completed", "cancelled", "extended", "released", "lost", "errors")
     finished = all(lane.cursor == "done" for lane in passes.values())
@@ -149,6 +202,7 @@ def _report(passes: Mapping[str, Pass], *, failed_lanes: int) -> dict[str, Any]:
         **{name: counts[name] for name in names},
         "oldest_overdue_seconds": max(lane.oldest_overdue for lane in passes.values()).total_seconds(),
         "failed_lanes": failed_lanes,
+        "next_moment": to_text(next_moment) if next_moment else None,
         "cursors": {} if finished else {name: lane.cursor for name, lane in passes.items()},
     }
 
@@ -178,20 +232,34 @@ def handler(event: object, context: Any) -> dict[str, Any]:
     """One pass; answers its report, with `finished` false and `cursors` when time ran out.
 
     Raises:
-        Permanent: the event holds something else than `TAKES`; checked by hand, since pydantic costs half the start.
+        Permanent: the event has a field that is not in `TAKES`, or a wrong value. Checked here, since pydantic costs
+            half the start.
     """
     given = json_object(event, "nothing, or the cursors of another pass", TAKES)
     cursors = cursors_of(given.get("cursors", {}))
+    waited = given.get("waited", False)
+    if not isinstance(waited, bool):
+        raise Permanent(f"waited: takes true or false, got {shown(waited)}.")
     ledger = Ledger.from_environment()
     left = timedelta(milliseconds=context.get_remaining_time_in_millis())
-    checker = Checker(ledger, stop_at=ledger.clock() + left - STOP_MARGIN, execution=execution_status)
-    report = checker.run(cursors)
-    _measure(report)
+    stop_at = ledger.clock() + left - STOP_MARGIN
+    begin_wait = partial(_begin_wait, ledger)
+    report = Checker(ledger, stop_at=stop_at, execution=execution_status, begin_wait=begin_wait).run(cursors)
+    _measure(report, heartbeat=not waited)
     logger.info("pass done", extra=report)
-    if given.get("half", 1) == 1 and not cursors:
+    if not waited and not cursors:
         left = timedelta(milliseconds=context.get_remaining_time_in_millis())
         apply_settings_within(min(SETTINGS_TIME, left - STOP_MARGIN / 2))
     return report
+
+
+def _begin_wait(ledger: Ledger, moment: datetime) -> None:
+    """Wait for `moment`. If that fails, the next scheduled pass acts on it."""
+    try:
+        # The index shows the moment already, so nothing has to settle.
+        waits.begin_wait(ledger.store, moment, ledger.clock(), waits.start_waiting, settle=timedelta())
+    except Exception:
+        logger.exception("a wait could not be started", extra={"moment": to_text(moment)})
 
 
 def apply_settings_within(limit: timedelta) -> None:
@@ -211,9 +279,10 @@ def apply_settings_within(limit: timedelta) -> None:
         logger.error("applying the settings takes too long; the pass does not wait for it")
 
 
-def _measure(report: Mapping[str, Any]) -> None:
+def _measure(report: Mapping[str, Any], *, heartbeat: bool) -> None:
     metrics = Metrics()
-    if not report["failed_lanes"]:  # silence is what the alarm listens for
+    # The alarm watches the schedule, so a pass after a wait is no heartbeat: waits go on for a while without it.
+    if heartbeat and not report["failed_lanes"]:
         metrics.add_metric(name="CheckerHeartbeat", unit=MetricUnit.Count, value=1)
     # The others only where there is something to tell: a metric of zeros costs thirty cents a month, too.
     if late := report["oldest_overdue_seconds"]:
@@ -221,4 +290,5 @@ def _measure(report: Mapping[str, Any]) -> None:
     for name, metric in (("expired", "JobsExpired"), ("released", "JobsReleased"), ("failed", "JobsFailed")):
         if report[name]:
             metrics.add_metric(name=metric, unit=MetricUnit.Count, value=report[name])
-    metrics.flush_metrics()
+    if metrics.metric_set:
+        metrics.flush_metrics()

@@ -80,7 +80,8 @@ def recall(engine: Engine, job_id: str) -> Job | None:
 
 
 def row_of(job: Job, now: datetime) -> dict[str, Any]:
-    """The `job_history` row of a finished job; `job` has the whole ledger row, spelled as `encode` does.
+    """The `job_history` row of a finished job; `job` has the whole ledger row, spelled as `encode` does but for the
+    shard in its type.
 
     Raises:
         ValueError: the job is not finished.
@@ -94,7 +95,7 @@ def row_of(job: Job, now: datetime) -> dict[str, Any]:
         "created_at": job.created_at,
         "finished_at": job.finished_at,
         "copied_at": now,
-        "job": without_nul(encode(job)),
+        "job": without_nul(encode(job) | {"job_type": job.job_type}),
     }
 
 

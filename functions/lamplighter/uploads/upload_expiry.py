@@ -17,6 +17,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from itertools import batched
 from typing import Any, Final, Literal
 
 from aws_lambda_powertools import Logger, Metrics
@@ -28,9 +29,10 @@ from lamplighter.kernel.aws import client
 from lamplighter.kernel.errors import DatabaseUnavailable
 from lamplighter.kernel.job import Context, Run, Unfinished
 from lamplighter.kernel.job import Report as JobReport
+from lamplighter.kernel.ledger.by_type import partitions, read_partition
 from lamplighter.kernel.ledger.ledger import Ledger
 from lamplighter.kernel.ledger.row import Job, Status
-from lamplighter.kernel.ledger.store import Cursor, DuplicateJob
+from lamplighter.kernel.ledger.store import DuplicateJob
 from lamplighter.kernel.settings import Settings
 from lamplighter.uploads import objects
 from lamplighter.uploads.jobs import new_job
@@ -184,13 +186,9 @@ class _Expiry:
             raise _Stopped(reason)
 
     def _pages(self, until: datetime | None = None) -> Iterator[tuple[Job, ...]]:
-        cursor: Cursor | None = None
-        while True:
-            page = self._ledger.store.of_type(processing.job_type, limit=PAGE, cursor=cursor, until=until)
-            yield page.jobs
-            cursor = page.next
-            if cursor is None:
-                return
+        for partition in partitions(processing.job_type):
+            jobs = read_partition(self._ledger.store, partition, limit=PAGE, until=until)
+            yield from batched(jobs, PAGE, strict=False)
 
     def _census(self) -> Census:
         census = Census()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from datetime import datetime
 from functools import cached_property
 from itertools import batched
@@ -16,6 +17,7 @@ from lamplighter.kernel.aws import client
 from lamplighter.kernel.errors import LostLease
 from lamplighter.kernel.ledger.row import Job, Status, decode, encode, job_key, to_text
 from lamplighter.kernel.ledger.store import (
+    WAIT_KEY,
     Change,
     Cursor,
     DuplicateJob,
@@ -250,13 +252,42 @@ class DynamoStore:
             "Parameters": [_typed(value) for value in parameters],
         }
 
-    def expired(self, shard: int, now: datetime, *, limit: int, cursor: Cursor | None = None) -> Page:
-        return self._query(
-            "by_deadline", ("live_shard", "expires_at"), f"live#{shard}", until=now, limit=limit, cursor=cursor
-        )
+    def expired(
+        self, shard: int, until: datetime, *, limit: int, cursor: Cursor | None = None, since: datetime | None = None
+    ) -> Page:
+        keys = ("live_shard", "expires_at")
+        return self._query("by_deadline", keys, f"live#{shard}", since=since, until=until, limit=limit, cursor=cursor)
 
-    def due(self, shard: int, now: datetime, *, limit: int, cursor: Cursor | None = None) -> Page:
-        return self._query("by_due", ("due_shard", "run_at"), f"due#{shard}", until=now, limit=limit, cursor=cursor)
+    def due(
+        self, shard: int, until: datetime, *, limit: int, cursor: Cursor | None = None, since: datetime | None = None
+    ) -> Page:
+        keys = ("due_shard", "run_at")
+        return self._query("by_due", keys, f"due#{shard}", since=since, until=until, limit=limit, cursor=cursor)
+
+    def reserve_wait(self, until: datetime, *, earliest: datetime) -> bool:
+        try:
+            self._client.update_item(
+                TableName=self.table,
+                Key={"pk": {"S": WAIT_KEY}},
+                UpdateExpression="SET #until = :until",
+                ConditionExpression="attribute_not_exists(#until) OR #until > :until OR #until < :earliest",
+                ExpressionAttributeNames={"#until": "until"},
+                ExpressionAttributeValues={":until": {"S": to_text(until)}, ":earliest": {"S": to_text(earliest)}},
+            )
+        except self._client.exceptions.ConditionalCheckFailedException:
+            return False
+        return True
+
+    def free_wait(self, until: datetime) -> None:
+        with suppress(self._client.exceptions.ConditionalCheckFailedException):
+            self._client.update_item(
+                TableName=self.table,
+                Key={"pk": {"S": WAIT_KEY}},
+                UpdateExpression="REMOVE #until",
+                ConditionExpression="#until = :until",
+                ExpressionAttributeNames={"#until": "until"},
+                ExpressionAttributeValues={":until": {"S": to_text(until)}},
+            )
 
     def finished(
         self, status: Status, shard: int, before: datetime, *, limit: int, cursor: Cursor | None = None
@@ -267,7 +298,7 @@ class DynamoStore:
 
     def of_type(
         self,
-        job_type: str,
+        partition: str,
         *,
         limit: int,
         cursor: Cursor | None = None,
@@ -277,7 +308,7 @@ class DynamoStore:
         return self._query(
             "by_type",
             ("job_type", "created_at"),
-            job_type,
+            partition,
             since=since,
             until=until,
             limit=limit,

@@ -24,6 +24,9 @@ LEASE: Final = "lease"
 FINAL: Final = (*FENCE, "finished_at", "redriven_as")
 """What a removal demands to find unchanged: a finished row changes no more, but for being marked as redriven."""
 
+WAIT_KEY: Final = "WAIT#timeout-checker"
+"""The partition key of the row that says when the checker's next wait ends (REQUIREMENTS K15)."""
+
 Cursor = dict[str, Any]
 """Where a page ended: give it back to get the next one. JSON-able."""
 
@@ -107,12 +110,25 @@ class Store(Protocol):
         """
         ...
 
-    def expired(self, shard: int, now: datetime, *, limit: int, cursor: Cursor | None = None) -> Page:
-        """Live jobs of a shard whose `expires_at` has come, longest overdue first; nothing else is read."""
+    def expired(
+        self, shard: int, until: datetime, *, limit: int, cursor: Cursor | None = None, since: datetime | None = None
+    ) -> Page:
+        """Live jobs of a shard whose `expires_at` is at most `until`, and at least `since`, the longest overdue first;
+        nothing else is read."""
         ...
 
-    def due(self, shard: int, now: datetime, *, limit: int, cursor: Cursor | None = None) -> Page:
-        """Waiting jobs of a shard whose `run_at` has come, longest due first."""
+    def due(
+        self, shard: int, until: datetime, *, limit: int, cursor: Cursor | None = None, since: datetime | None = None
+    ) -> Page:
+        """Waiting jobs of a shard whose `run_at` is at most `until`, and at least `since`, the longest due first."""
+        ...
+
+    def reserve_wait(self, until: datetime, *, earliest: datetime) -> bool:
+        """Note that a wait ends at `until`, unless one is noted that ends from `earliest` to then; whether it was."""
+        ...
+
+    def free_wait(self, until: datetime) -> None:
+        """Forget the wait that was to end at `until`, unless another one has been noted since."""
         ...
 
     def finished(
@@ -123,14 +139,15 @@ class Store(Protocol):
 
     def of_type(
         self,
-        job_type: str,
+        partition: str,
         *,
         limit: int,
         cursor: Cursor | None = None,
         since: datetime | None = None,
         until: datetime | None = None,
     ) -> Page:
-        """Jobs of a type, newest first; those created from `since` to `until`, both included."""
+        """Jobs of one of a type's partitions, newest first; those created from `since` to `until`, both included.
+        `by_type` reads them all."""
         ...
 
 
@@ -145,6 +162,9 @@ class Difference:
 
 _GROWING: Final = ("errors", "rescues")
 
+_MOVING: Final = "job_type"
+"""Written by every change, so that a row from before types were sharded moves to its shard (docs/adr/0023)."""
+
 
 def difference(change: Change) -> Difference:
     """The attributes in which the two versions differ. A growing list is appended to, so a row read through an
@@ -154,8 +174,9 @@ def difference(change: Change) -> Difference:
     old, new = encode(change.old, names), encode(change.new, names)
     append = {name: new[name][len(old[name]) :] for name in _GROWING if len(new.get(name, ())) > len(old.get(name, ()))}
     ended = change.old.status is Status.RUNNING and change.new.status is not Status.RUNNING
+    changed = {name: value for name, value in new.items() if name not in _GROWING and old.get(name) != value}
     return Difference(
-        set={name: value for name, value in new.items() if name not in _GROWING and old.get(name) != value},
+        set={**changed, _MOVING: new[_MOVING]},
         remove=tuple(dict.fromkeys((*(name for name in old if name not in new), *((LEASE,) if ended else ())))),
         append=append,
     )
@@ -168,9 +189,9 @@ def expectation(change: Change) -> dict[str, Any]:
     return {name: old[name] for name in names}
 
 
-def after(job_type: str, created_at: datetime, job_id: str) -> Cursor:
-    """Where a page of a type's jobs that ends with this one goes on."""
-    keys = {"pk": job_key(job_id), "job_type": job_type, "created_at": to_text(created_at)}
+def after(partition: str, created_at: datetime, job_id: str) -> Cursor:
+    """Where a page of a type's partition that ends with this job goes on."""
+    keys = {"pk": job_key(job_id), "job_type": partition, "created_at": to_text(created_at)}
     return {name: {"S": value} for name, value in keys.items()}
 
 
