@@ -16,7 +16,7 @@ import pytest
 from botocore.client import BaseClient
 from botocore.exceptions import ClientError
 
-from lamplighter.cloud import findings, reader
+from lamplighter.cloud import cloud_actions, findings, reader
 from lamplighter.cloud.cloud_actions import BATCH, FEW
 from lamplighter.cloud.inventory import Inventory
 from lamplighter.cloud.marks import KEEP
@@ -659,6 +659,32 @@ def test_a_run_acts_upon_no_more_than_it_may(account: Account) -> None:
     assert sum(len(account.ingress(group)) for group in groups) == 1
 
 
+def test_a_run_looks_at_no_more_than_it_may(account: Account, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each look takes some calls, also at what is kept then."""
+    monkeypatch.setattr(cloud_actions, "LOOKS", 2)
+    for _ in range(3):
+        account.idle_instance(**{"aws:autoscaling:groupName": "web"})
+    account.act("idle_cpu", "stop")
+    assert account.act("idle_cpu", "stop").outcomes == {"kept": 2, "waiting": 1}
+
+
+def test_the_notice_names_as_many_as_a_message_takes_and_counts_the_others(
+    account: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    groups = {account.open_group() for _ in range(3)}
+    account.act("open_ports", "tag")
+    (whole,) = account.mail()
+    assert all(group in whole for group in groups)
+    assert "which the manifest names" not in whole
+
+    monkeypatch.setattr(cloud_actions, "TOLD", 2)
+    account.ec2.delete_tags(Resources=sorted(groups), Tags=[{"Key": PORTS}])
+    account.act("open_ports", "tag")
+    (shortened,) = account.mail()
+    assert sum(group in shortened for group in groups) == 2
+    assert "and 1 more, which the manifest names" in shortened
+
+
 def test_a_region_that_cannot_be_read_is_told_of_and_the_others_go_on(account: Account) -> None:
     group = account.open_group()
     columns = "region, check_id, resource_id, resource_type, kind, title, severity, confidence, status, first_seen_at"
@@ -802,6 +828,19 @@ def test_what_was_earned_with_another_action_does_not_count(account: Account, tr
     trust.write(ramp.of_check("open_ports", account.account), other, version=None)
 
     assert account.act("open_ports", "revoke", max_share=1).outcomes == {"revoked": 3, "waiting": 1}
+
+
+@pytest.mark.parametrize("dry_run", [True, False], ids=["of one run", "by the settings"])
+def test_a_preview_neither_earns_nor_loses_trust(account: Account, trust: MemoryTable, dry_run: bool) -> None:
+    """What was earned with another action is lost only once the new one is applied."""
+    marked_groups(account, 1)
+    earned = ramp.Trust(definition="another action", limit=3_000, since=account.now, acted_at=account.now)
+    scope = ramp.of_check("open_ports", account.account)
+    trust.write(scope, earned, version=None)
+
+    account.act("open_ports", "revoke", job=account.job(dry_run=dry_run), apply=dry_run)
+
+    assert trust.read(scope).trust == earned
 
 
 @pytest.mark.parametrize("dies_after", [1, 2, 3])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
@@ -224,6 +225,79 @@ def test_out_of_time_it_says_where_it_is_and_goes_on_from_there(
     assert len(reports) > 3
     assert sum(report["retried"] for report in reports) == 100
     assert all(ledger.get(job.job_id).attempt == 2 for job in jobs)
+
+
+def test_jobs_that_cannot_be_judged_do_not_starve_those_behind_them(
+    ledger: Ledger, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FAILURES 2: they stay where the next pass would begin if it did not go on."""
+    monkeypatch.setattr(timeout_checker, "PAGE", 1)
+    for _ in range(40):
+        start(ledger, execution_arn="arn:broken")
+    clock.tick(seconds=1)
+    behind = [start(ledger) for _ in range(40)]
+    clock.tick(minutes=30)
+
+    def execution(job: Job) -> str | None:
+        raise RuntimeError("Step Functions is down")
+
+    cursors: dict[str, Any] = {}
+    for _ in range(80):
+        report = Checker(ledger, stop_at=clock(), execution=execution).run(cursors)
+        cursors = report["cursors"]
+        if report["finished"]:
+            break
+    assert report["finished"]
+    assert all(ledger.get(job.job_id).attempt == 2 for job in behind)
+
+
+def test_a_pass_ends_before_its_function_does(
+    ledger: Ledger, clock: FakeClock, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else Lambda kills it, and nobody learns where the next pass has to go on."""
+    monkeypatch.setattr(Ledger, "from_environment", lambda: ledger)
+    monkeypatch.setattr(timeout_checker, "PAGE", 1)
+    for _ in range(200):
+        start(ledger)
+    clock.tick(minutes=30)
+    whole, at_a_time = store.expired, threading.Lock()
+
+    def slow(*args: Any, **options: Any) -> Any:
+        with at_a_time:
+            clock.tick(seconds=0.5)
+        return whole(*args, **options)
+
+    monkeypatch.setattr(store, "expired", slow)
+    killed_at = clock() + timedelta(minutes=1)
+    report = timeout_checker.handler({"half": 2}, FakeContext(timedelta(minutes=1)))
+    assert not report["finished"]
+    assert clock() < killed_at
+
+
+@pytest.mark.parametrize(
+    ("event", "applies"),
+    [({}, True), ({"half": 1}, True), ({"half": 2}, False), ({"half": 1, "cursors": {"due/0": "done"}}, False)],
+)
+def test_settings_take_effect_once_a_minute_and_by_hand(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch, event: dict[str, Any], applies: bool
+) -> None:
+    monkeypatch.setattr(Ledger, "from_environment", lambda: ledger)
+    applied: list[str] = []
+    monkeypatch.setattr(timeout_checker, "apply_settings", lambda: applied.append("now"))
+    timeout_checker.handler(event, FakeContext())
+    assert bool(applied) is applies
+
+
+def test_a_pass_waits_for_the_settings_no_longer_than_its_function_may_take(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Ledger, "from_environment", lambda: ledger)
+    waits: list[timedelta] = []
+    monkeypatch.setattr(timeout_checker, "apply_settings_within", waits.append)
+    for left in (timedelta(minutes=1), timedelta(seconds=8)):
+        timeout_checker.handler({"half": 1}, FakeContext(left))
+    assert waits[0] == timeout_checker.SETTINGS_TIME
+    assert timedelta() < waits[1] < timedelta(seconds=8)
 
 
 def test_its_cost_grows_with_the_expired_jobs_alone(

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
-from typing import Any
+from datetime import UTC, datetime, timedelta, tzinfo
+from typing import Any, Self
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lamplighter.kernel.errors import LostLease
-from lamplighter.kernel.ledger import transitions
+from lamplighter.kernel.ledger import ledger, transitions
 from lamplighter.kernel.ledger.ledger import expiry_reason
 from lamplighter.kernel.ledger.row import (
     AttemptError,
@@ -218,6 +218,8 @@ def test_an_attempt_that_has_sent_heartbeats_expires_when_they_stop() -> None:
     [
         (running(), timedelta(minutes=30), "ran longer than its timeout of 30 min"),
         (running(policy=replace(POLICY, heartbeat=timedelta(seconds=90))), timedelta(minutes=2), "heartbeat for 90 s"),
+        (running(policy=replace(POLICY, heartbeat=timedelta(minutes=1))), timedelta(minutes=2), "heartbeat for 1 min"),
+        (running(policy=Policy(timeout=timedelta(hours=9))), timedelta(hours=9), "longer than its timeout of 540 min"),
         (pending(), timedelta(minutes=10), "picked the job up within 10 min"),
     ],
 )
@@ -254,6 +256,19 @@ moments = st.datetimes(datetime(2000, 1, 1), datetime(2100, 1, 1), timezones=st.
 def test_times_sort_as_text_and_come_back(one: datetime, other: datetime) -> None:
     assert from_text(to_text(one)) == one
     assert (one < other) == (to_text(one) < to_text(other))
+
+
+def test_a_moment_of_the_ledgers_clock_is_the_one_that_is_read_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The row keeps milliseconds: a run that compared finer moments would take its own write for another's."""
+
+    class Moment(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> Self:
+            return cls(2026, 1, 31, 3, 0, 0, 999_999, tzinfo=tz)
+
+    monkeypatch.setattr(ledger, "datetime", Moment)
+    now = ledger.utc_now()
+    assert now == from_text(to_text(now)) == NOW + timedelta(milliseconds=999)
 
 
 json_objects = st.dictionaries(st.text(), st.integers() | st.text() | st.booleans() | st.none() | st.lists(st.text()))

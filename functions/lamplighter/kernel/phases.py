@@ -161,12 +161,10 @@ def _made(
         if not ticked:
             return ledger.start(new)
         planned = moment("scheduled_time", scheduled_time, now=now)
-        late, grace = now - planned, timedelta(minutes=settings.jobs.misfire_grace_minutes)
-        if late <= grace:
+        late, grace = now - planned, settings.jobs.misfire_grace_minutes
+        if late <= timedelta(minutes=grace):
             return ledger.start(new)
-        reason = (
-            f"The tick came {late.total_seconds() / 60:.0f} min late; its misfire grace is {grace.seconds // 60} min."
-        )
+        reason = f"The tick came {late.total_seconds() / 60:.0f} min late; its misfire grace is {grace} min."
         answer = {"status": "skipped", "reason": reason}
         ledger.skip(new, answer)
         logger.warning("skipped", extra={"job_id": new.job_id, "reason": reason})
