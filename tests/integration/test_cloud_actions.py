@@ -27,6 +27,7 @@ from lamplighter.deletion import ramp
 from lamplighter.kernel.cloud import Remedy
 from lamplighter.kernel.errors import DatabaseUnavailable, Permanent
 from lamplighter.kernel.job import Unfinished
+from lamplighter.kernel.ledger.row import Policy
 from tests.integration.actions_world import DAY, REGION, Account, Died, answering, repeating, ssh, writes
 from tests.memory_trust import MemoryTable
 
@@ -828,6 +829,20 @@ def test_what_was_earned_with_another_action_does_not_count(account: Account, tr
     trust.write(ramp.of_check("open_ports", account.account), other, version=None)
 
     assert account.act("open_ports", "revoke", max_share=1).outcomes == {"revoked": 3, "waiting": 1}
+
+
+def test_an_undo_by_job_takes_the_manifest_that_the_row_names_and_no_altered_one(account: Account) -> None:
+    groups = marked_groups(account, 1)
+    running = account.ledger.start(account.ledger.new_job("security_enforcement", Policy(timeout=DAY)))
+    report = account.act("open_ports", "revoke", job=account.job(running.job_id, job_type="security_enforcement"))
+    account.ledger.complete(running, {"phases": {"actions": report.model_dump(mode="json")}})
+    assert account.undo(running.job_id, dry_run=True).outcomes == {"would_be_restored": 1}
+
+    assert report.manifest
+    account.s3.put_object(Bucket=account.archive, Key=report.manifest.key, Body=b"{}")
+    with pytest.raises(Permanent, match=f"{report.manifest.key} is not what was written"):
+        account.undo(running.job_id)
+    assert closed(account, groups) == 1
 
 
 @pytest.mark.parametrize("dry_run", [True, False], ids=["of one run", "by the settings"])
