@@ -75,3 +75,11 @@ def test_a_role_that_cannot_be_assumed_is_named(
     sts.error = ClientError(answer, "AssumeRole")
     with pytest.raises(error, match=f"{ROLE} {said}"):
         enter(role_arn=ROLE, external_id="ours")
+
+
+def test_a_profile_that_is_not_there_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`local.scan` reads the caller's own configuration."""
+    monkeypatch.delenv("AWS_DEFAULT_REGION")
+    monkeypatch.setenv("AWS_PROFILE", "nobody")
+    with pytest.raises(Permanent, match=r"The AWS configuration is not usable: .*nobody"):
+        access.own_region()

@@ -294,7 +294,9 @@ def _previewed(event: Mapping[str, Any], bodies: Mapping[str, Body], now: dateti
         dry_run=True,
     )
     turn = Turn(name=phase, function="", span=(0, 100))
-    state = State(job_id=job.job_id, attempt=1, continuation=0, job_type=job.job_type, left=[turn])
+    state = State(
+        job_id=job.job_id, attempt=job.attempt, continuation=job.continuation, job_type=job.job_type, left=[turn]
+    )
     outcome = _body_of(phase, bodies)(PhaseRun(job, state, **options))
     report = outcome.report if isinstance(outcome, Unfinished) else outcome
     return {"phase": phase, "dry_run": True} | report.model_dump(mode="json")
