@@ -393,6 +393,18 @@ def test_an_item_that_is_delivered_twice_is_done_twice_and_told_once(world: Worl
     assert first == {"item": ROOMS[0], "outcome": {"items": 1, "bytes": 0, "report": {"rows": 1}}}
 
 
+@pytest.mark.parametrize("name", ["roof", "cellar"])
+@pytest.mark.parametrize("step", [fan_out.divide, fan_out.gather])
+def test_a_phase_that_has_no_items_is_one_sentence(world: World, name: str, step: Any) -> None:
+    state = phases.begin(
+        {"step": "begin", "input": {"job_type": "sweep"}, "execution": "arn:1", "started": world.clock().isoformat()},
+        TYPES,
+    )
+    state["left"][0]["name"] = name
+    with pytest.raises(Permanent, match=f"phase: '{name}' is not divided into items"):
+        step({"state": state}, TYPES)
+
+
 def test_items_that_cannot_be_told_are_the_phases_failure(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LAMPLIGHTER_CLOUD_CONCURRENCY", "9")
     output = world.run()

@@ -346,6 +346,9 @@ def test_many_are_counted_by_what_became_of_them(ledger: Ledger, clock: FakeCloc
 def test_an_event_it_does_not_take_is_an_error() -> None:
     with pytest.raises(Permanent, match="cursor: is not known here"):
         timeout_checker.handler({"cursor": {}}, FakeContext())
+    for bad in (5, "later", {"pk": "x"}, {"pk": {"S": 5}}, {"pk": {"N": "5"}}):
+        with pytest.raises(Permanent, match=r"cursors\.due/0: takes done, or the cursor of another pass"):
+            timeout_checker.handler({"cursors": {"due/0": bad}}, FakeContext())
 
 
 def test_only_the_heartbeat_is_measured_while_there_is_nothing_to_do(

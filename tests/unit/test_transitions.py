@@ -264,7 +264,7 @@ def test_a_moment_of_the_ledgers_clock_is_the_one_that_is_read_back(monkeypatch:
     class Moment(datetime):
         @classmethod
         def now(cls, tz: tzinfo | None = None) -> Self:
-            return cls(2026, 1, 31, 3, 0, 0, 999_999, tzinfo=tz)
+            return cls(2026, 1, 31, 3, 0, 0, 999_900, tzinfo=tz)
 
     monkeypatch.setattr(ledger, "datetime", Moment)
     now = ledger.utc_now()
