@@ -9,6 +9,7 @@ from typing import Any, Self
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ulid import ULID
 
 from lamplighter.kernel.errors import LostLease
 from lamplighter.kernel.ledger import ledger, transitions
@@ -22,6 +23,7 @@ from lamplighter.kernel.ledger.row import (
     derived_job_id,
     encode,
     from_text,
+    new_job_id,
     to_text,
 )
 
@@ -303,6 +305,13 @@ def test_the_same_tick_has_one_id_and_another_tick_another(at: datetime, name: s
     if name != other:
         assert derived_job_id(at, "tick", name) != derived_job_id(at, "tick", other)
     assert derived_job_id(at, "tick", name) != derived_job_id(at + timedelta(seconds=1), "tick", name)
+
+
+@given(moments, st.binary(min_size=10, max_size=10))
+def test_an_id_says_when_its_job_was_made(at: datetime, randomness: bytes) -> None:
+    """The ramp reads there when a run began."""
+    said = ULID.from_str(new_job_id(at, randomness)).datetime
+    assert at - timedelta(milliseconds=1) <= said <= at
 
 
 def test_only_live_jobs_stand_in_the_deadline_index_and_only_waiting_ones_in_the_due_index() -> None:
