@@ -29,6 +29,7 @@ from lamplighter.kernel.errors import DatabaseUnavailable, Permanent
 from lamplighter.kernel.job import Unfinished
 from lamplighter.kernel.ledger.row import Policy
 from tests.integration.actions_world import DAY, REGION, Account, Died, answering, repeating, ssh, writes
+from tests.integration.media_world import ScriptedRun
 from tests.memory_trust import MemoryTable
 
 PORTS = "lamplighter:open_ports"
@@ -747,6 +748,17 @@ def test_a_cancelled_run_says_what_it_has_done(account: Account) -> None:
     assert isinstance(report, Report)
     assert report.outcomes == {"marked": BATCH}
     assert sum(bool(account.tags(group)) for group in groups) == BATCH
+
+
+def test_a_run_says_how_far_it_has_come(account: Account, monkeypatch: pytest.MonkeyPatch) -> None:
+    """K7: the plan is the first half, and 100 is left to its end."""
+    for _ in range(BATCH + 5):
+        account.open_group()
+    told: list[tuple[int, str]] = []
+    monkeypatch.setattr(ScriptedRun, "progress", lambda _, percent, message: told.append((percent, message)))
+    account.act("open_ports", "tag", max_share=1)
+    assert [percent for percent, _ in told] == [0, 74, 99]
+    assert told[0][1] == f"reading {REGION} of {account.account}"
 
 
 def test_a_run_that_is_out_of_time_goes_on_where_it_was(account: Account) -> None:

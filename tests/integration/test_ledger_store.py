@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -19,10 +20,12 @@ from lamplighter.kernel.ledger.store import (
     FENCE,
     FINAL,
     LEASE,
+    SHARDS,
     Change,
     DuplicateJob,
     LockHeld,
     Outcome,
+    Page,
     Store,
     after,
     shards,
@@ -589,6 +592,23 @@ def test_the_oldest_dead_letters_come_first_whatever_shard_they_are_in(ledger: L
     for _ in range(3):
         dead(0)
     assert [job.job_id for job in ledger.dead_letters(limit=2)] == [job.job_id for job in oldest]
+
+
+def test_dead_letters_are_read_only_as_far_as_they_are_asked_for(
+    ledger: Ledger, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page of each shard, however many jobs have failed."""
+    for _ in range(3 * SHARDS):
+        ledger.fail(start(ledger), Permanent("no"))
+    read, pages = store.finished, Counter[int]()
+
+    def counted(status: Status, shard: int, *asked: Any, **options: Any) -> Page:
+        pages[shard] += 1
+        return read(status, shard, *asked, **options)
+
+    monkeypatch.setattr(store, "finished", counted)
+    assert len(ledger.dead_letters(limit=1)) == 1
+    assert pages == dict.fromkeys(range(SHARDS), 1)
 
 
 def finish(ledger: Ledger, number: int, **values: Any) -> Job:

@@ -77,6 +77,7 @@ def test_progress_never_runs_backwards_and_stays_within_100() -> None:
     job = transitions.heartbeat(running(progress=40), now=NOW, progress=20, message="m")
     assert job.progress == 40
     assert transitions.heartbeat(job, now=NOW, progress=400, message="m").progress == 100
+    assert transitions.complete(job, now=NOW, result=None).progress == 100
 
 
 def test_a_failed_attempt_waits_for_its_backoff_without_a_deadline() -> None:
