@@ -227,6 +227,18 @@ def test_out_of_time_it_says_where_it_is_and_goes_on_from_there(
     assert all(ledger.get(job.job_id).attempt == 2 for job in jobs)
 
 
+def test_a_pass_that_has_time_goes_through_all_of_its_pages(
+    ledger: Ledger, clock: FakeClock, check: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """REQUIREMENTS A13: none of them waits for the next pass."""
+    monkeypatch.setattr(timeout_checker, "PAGE", 5)
+    for _ in range(100):
+        start(ledger)
+    clock.tick(minutes=30)
+    report = check()
+    assert (report["finished"], report["retried"]) == (True, 100)
+
+
 def test_jobs_that_cannot_be_judged_do_not_starve_those_behind_them(
     ledger: Ledger, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
