@@ -103,6 +103,15 @@ def test_the_baseline_is_the_newest_that_is_complete_accepted_and_old_enough(s3:
     assert archive(s3).earlier(planned_by=NOW - hour) is None
 
 
+def test_a_run_finds_its_own_plan_again_and_no_other_runs(s3: MemoryS3) -> None:
+    """Were a plan made anew after a crash, what the first one named would not be accounted for."""
+    assert archive(s3).plan() is None
+    address = archive(s3).write_plan(plan())
+
+    assert archive(s3).plan() == (plan(), address)
+    assert archive(s3, "01KB2T5V8Q4W3N6E7R8T9Y0Z1B").plan() is None
+
+
 def test_what_a_scan_has_come_to_counts_only_as_it_was_written(s3: MemoryS3) -> None:
     """A zombie scans, too, and under the same names."""
     state = archive(s3).write_state("listed-1.bin", b"so far")
