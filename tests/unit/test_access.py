@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, EndpointConnectionError
 
 from lamplighter.cloud import access
 from lamplighter.cloud.access import Clients
@@ -83,3 +83,16 @@ def test_a_profile_that_is_not_there_is_one_sentence(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("AWS_PROFILE", "nobody")
     with pytest.raises(Permanent, match=r"The AWS configuration is not usable: .*nobody"):
         access.own_region()
+
+
+def test_every_request_is_counted_and_sts_gives_up_sooner(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The report says how many there were: each retry is one, whichever client of the account sent it."""
+    monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda self, context: 0)
+    monkeypatch.setattr("botocore.retries.bucket.TokenBucket.acquire", lambda self, amount=1, block=True: True)
+    entered = enter()
+    with pytest.raises(EndpointConnectionError):
+        entered("sts").get_caller_identity()
+    assert entered.calls == access.STS_ATTEMPTS
+    with pytest.raises(EndpointConnectionError):
+        entered.elsewhere("us-east-2")("ec2").describe_regions()
+    assert entered.calls == access.STS_ATTEMPTS + access.ATTEMPTS
