@@ -642,6 +642,19 @@ def test_a_finished_job_that_changed_since_it_was_read_is_not_removed(ledger: Le
     assert store.remove_many([marked]) == [Outcome.WRITTEN]
 
 
+def test_what_a_batch_leaves_undone_is_removed_on_its_own_unless_it_changed(jobs_table: str, clock: Clock) -> None:
+    """DynamoDB may throttle single statements of a batch."""
+    ledger = Ledger(DynamoStore(jobs_table), clock=clock)
+    seen = [ledger.fail(start(ledger), Permanent("no")) for _ in range(2)]
+    ledger.redrive(seen[0].job_id)
+    throttled = {"Responses": [{"Error": {"Code": "ThrottlingError", "Message": "slow down"}}] * len(seen)}
+    answer = type("Answer", (), {"status_code": 200})(), throttled
+    aws.client("dynamodb").meta.events.register("before-call.dynamodb.BatchExecuteStatement", lambda **_: answer)
+
+    assert ledger.store.remove_many(seen) == [Outcome.LOST, Outcome.WRITTEN]
+    assert ledger.get(seen[0].job_id).redriven_as is not None
+
+
 def test_another_job_that_took_a_removed_ones_id_is_not_removed(ledger: Ledger, store: Store, clock: Clock) -> None:
     first = ledger.complete(start(ledger), None)
     store.remove_many([first])
