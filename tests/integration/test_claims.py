@@ -186,6 +186,7 @@ def test_a_run_over_another_folder_keeps_the_configured_one(s3: Any, bucket: str
         b"\xff\xfe",
         b"[" * (claims.SIZE_LIMIT + 1),
         b"[" * claims.SIZE_LIMIT,
+        b'{"claims": []}' + b" " * claims.SIZE_LIMIT + b"and more",
     ],
 )
 def test_an_object_that_is_no_list_of_claims_is_one_sentence(s3: Any, bucket: str, now: datetime, body: bytes) -> None:

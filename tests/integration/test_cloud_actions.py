@@ -16,7 +16,7 @@ import pytest
 from botocore.client import BaseClient
 from botocore.exceptions import ClientError
 
-from lamplighter.cloud import findings, reader
+from lamplighter.cloud import cloud_actions, findings, reader
 from lamplighter.cloud.cloud_actions import BATCH, FEW
 from lamplighter.cloud.inventory import Inventory
 from lamplighter.cloud.marks import KEEP
@@ -27,7 +27,9 @@ from lamplighter.deletion import ramp
 from lamplighter.kernel.cloud import Remedy
 from lamplighter.kernel.errors import DatabaseUnavailable, Permanent
 from lamplighter.kernel.job import Unfinished
+from lamplighter.kernel.ledger.row import Policy
 from tests.integration.actions_world import DAY, REGION, Account, Died, answering, repeating, ssh, writes
+from tests.integration.media_world import ScriptedRun
 from tests.memory_trust import MemoryTable
 
 PORTS = "lamplighter:open_ports"
@@ -659,6 +661,32 @@ def test_a_run_acts_upon_no_more_than_it_may(account: Account) -> None:
     assert sum(len(account.ingress(group)) for group in groups) == 1
 
 
+def test_a_run_looks_at_no_more_than_it_may(account: Account, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each look takes some calls, also at what is kept then."""
+    monkeypatch.setattr(cloud_actions, "LOOKS", 2)
+    for _ in range(3):
+        account.idle_instance(**{"aws:autoscaling:groupName": "web"})
+    account.act("idle_cpu", "stop")
+    assert account.act("idle_cpu", "stop").outcomes == {"kept": 2, "waiting": 1}
+
+
+def test_the_notice_names_as_many_as_a_message_takes_and_counts_the_others(
+    account: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    groups = {account.open_group() for _ in range(3)}
+    account.act("open_ports", "tag")
+    (whole,) = account.mail()
+    assert all(group in whole for group in groups)
+    assert "which the manifest names" not in whole
+
+    monkeypatch.setattr(cloud_actions, "TOLD", 2)
+    account.ec2.delete_tags(Resources=sorted(groups), Tags=[{"Key": PORTS}])
+    account.act("open_ports", "tag")
+    (shortened,) = account.mail()
+    assert sum(group in shortened for group in groups) == 2
+    assert "and 1 more, which the manifest names" in shortened
+
+
 def test_a_region_that_cannot_be_read_is_told_of_and_the_others_go_on(account: Account) -> None:
     group = account.open_group()
     columns = "region, check_id, resource_id, resource_type, kind, title, severity, confidence, status, first_seen_at"
@@ -720,6 +748,17 @@ def test_a_cancelled_run_says_what_it_has_done(account: Account) -> None:
     assert isinstance(report, Report)
     assert report.outcomes == {"marked": BATCH}
     assert sum(bool(account.tags(group)) for group in groups) == BATCH
+
+
+def test_a_run_says_how_far_it_has_come(account: Account, monkeypatch: pytest.MonkeyPatch) -> None:
+    """K7: the plan is the first half, and 100 is left to its end."""
+    for _ in range(BATCH + 5):
+        account.open_group()
+    told: list[tuple[int, str]] = []
+    monkeypatch.setattr(ScriptedRun, "progress", lambda _, percent, message: told.append((percent, message)))
+    account.act("open_ports", "tag", max_share=1)
+    assert [percent for percent, _ in told] == [0, 74, 99]
+    assert told[0][1] == f"reading {REGION} of {account.account}"
 
 
 def test_a_run_that_is_out_of_time_goes_on_where_it_was(account: Account) -> None:
@@ -802,6 +841,33 @@ def test_what_was_earned_with_another_action_does_not_count(account: Account, tr
     trust.write(ramp.of_check("open_ports", account.account), other, version=None)
 
     assert account.act("open_ports", "revoke", max_share=1).outcomes == {"revoked": 3, "waiting": 1}
+
+
+def test_an_undo_by_job_takes_the_manifest_that_the_row_names_and_no_altered_one(account: Account) -> None:
+    groups = marked_groups(account, 1)
+    running = account.ledger.start(account.ledger.new_job("security_enforcement", Policy(timeout=DAY)))
+    report = account.act("open_ports", "revoke", job=account.job(running.job_id, job_type="security_enforcement"))
+    account.ledger.complete(running, {"phases": {"actions": report.model_dump(mode="json")}})
+    assert account.undo(running.job_id, dry_run=True).outcomes == {"would_be_restored": 1}
+
+    assert report.manifest
+    account.s3.put_object(Bucket=account.archive, Key=report.manifest.key, Body=b"{}")
+    with pytest.raises(Permanent, match=f"{report.manifest.key} is not what was written"):
+        account.undo(running.job_id)
+    assert closed(account, groups) == 1
+
+
+@pytest.mark.parametrize("dry_run", [True, False], ids=["of one run", "by the settings"])
+def test_a_preview_neither_earns_nor_loses_trust(account: Account, trust: MemoryTable, dry_run: bool) -> None:
+    """What was earned with another action is lost only once the new one is applied."""
+    marked_groups(account, 1)
+    earned = ramp.Trust(definition="another action", limit=3_000, since=account.now, acted_at=account.now)
+    scope = ramp.of_check("open_ports", account.account)
+    trust.write(scope, earned, version=None)
+
+    account.act("open_ports", "revoke", job=account.job(dry_run=dry_run), apply=dry_run)
+
+    assert trust.read(scope).trust == earned
 
 
 @pytest.mark.parametrize("dies_after", [1, 2, 3])

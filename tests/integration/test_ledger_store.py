@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -23,10 +24,12 @@ from lamplighter.kernel.ledger.store import (
     FENCE,
     FINAL,
     LEASE,
+    SHARDS,
     Change,
     DuplicateJob,
     LockHeld,
     Outcome,
+    Page,
     Store,
     after,
     shards,
@@ -668,6 +671,23 @@ def test_the_oldest_dead_letters_come_first_whatever_shard_they_are_in(ledger: L
     assert [job.job_id for job in ledger.dead_letters(limit=2)] == [job.job_id for job in oldest]
 
 
+def test_dead_letters_are_read_only_as_far_as_they_are_asked_for(
+    ledger: Ledger, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page of each shard, however many jobs have failed."""
+    for _ in range(3 * SHARDS):
+        ledger.fail(start(ledger), Permanent("no"))
+    read, pages = store.finished, Counter[int]()
+
+    def counted(status: Status, shard: int, *asked: Any, **options: Any) -> Page:
+        pages[shard] += 1
+        return read(status, shard, *asked, **options)
+
+    monkeypatch.setattr(store, "finished", counted)
+    assert len(ledger.dead_letters(limit=1)) == 1
+    assert pages == dict.fromkeys(range(SHARDS), 1)
+
+
 def finish(ledger: Ledger, number: int, **values: Any) -> Job:
     """A job that completed, failed or was cancelled, by its number."""
     job = start(ledger, **values)
@@ -697,6 +717,19 @@ def test_a_finished_job_that_changed_since_it_was_read_is_not_removed(ledger: Le
     marked = ledger.get(seen[7].job_id)
     assert marked.redriven_as is not None
     assert store.remove_many([marked]) == [Outcome.WRITTEN]
+
+
+def test_what_a_batch_leaves_undone_is_removed_on_its_own_unless_it_changed(jobs_table: str, clock: Clock) -> None:
+    """DynamoDB may throttle single statements of a batch."""
+    ledger = Ledger(DynamoStore(jobs_table), clock=clock)
+    seen = [ledger.fail(start(ledger), Permanent("no")) for _ in range(2)]
+    ledger.redrive(seen[0].job_id)
+    throttled = {"Responses": [{"Error": {"Code": "ThrottlingError", "Message": "slow down"}}] * len(seen)}
+    answer = type("Answer", (), {"status_code": 200})(), throttled
+    aws.client("dynamodb").meta.events.register("before-call.dynamodb.BatchExecuteStatement", lambda **_: answer)
+
+    assert ledger.store.remove_many(seen) == [Outcome.LOST, Outcome.WRITTEN]
+    assert ledger.get(seen[0].job_id).redriven_as is not None
 
 
 def test_another_job_that_took_a_removed_ones_id_is_not_removed(ledger: Ledger, store: Store, clock: Clock) -> None:

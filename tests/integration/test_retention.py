@@ -192,7 +192,7 @@ def contents(engine: Engine, table: str, columns: str = "*") -> dict[int, Any]:
 
 def test_names_that_need_quotes_work_everywhere(database_url: str) -> None:
     engine = database.engine()
-    schema, table, at, note = 'my "app', "Drop :table; --", 'the "At" 100%', "it's \\ :note"
+    schema, table, at, note = 'my "app', "Drop :table; -- v1.2", 'the "At" 100%', "it's \\ :note"
     quote = engine.dialect.identifier_preparer.quote_identifier
     with engine.begin() as connection:
         for statement in (

@@ -40,6 +40,7 @@ def main() -> None:
         for name in HEAVY:
             with contextlib.suppress(ImportError):
                 importlib.import_module(name)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would ignore it, and never end
     gc.freeze()  # pytest collects garbage several times, which would go through all of these
     for line in sys.stdin:
         print(json.dumps(run(json.loads(line))), flush=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, EndpointConnectionError
 
 from lamplighter.cloud import access
 from lamplighter.cloud.access import Clients
@@ -75,3 +75,24 @@ def test_a_role_that_cannot_be_assumed_is_named(
     sts.error = ClientError(answer, "AssumeRole")
     with pytest.raises(error, match=f"{ROLE} {said}"):
         enter(role_arn=ROLE, external_id="ours")
+
+
+def test_a_profile_that_is_not_there_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`local.scan` reads the caller's own configuration."""
+    monkeypatch.delenv("AWS_DEFAULT_REGION")
+    monkeypatch.setenv("AWS_PROFILE", "nobody")
+    with pytest.raises(Permanent, match=r"The AWS configuration is not usable: .*nobody"):
+        access.own_region()
+
+
+def test_every_request_is_counted_and_sts_gives_up_sooner(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The report says how many there were: each retry is one, whichever client of the account sent it."""
+    monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda self, context: 0)
+    monkeypatch.setattr("botocore.retries.bucket.TokenBucket.acquire", lambda self, amount=1, block=True: True)
+    entered = enter()
+    with pytest.raises(EndpointConnectionError):
+        entered("sts").get_caller_identity()
+    assert entered.calls == access.STS_ATTEMPTS
+    with pytest.raises(EndpointConnectionError):
+        entered.elsewhere("us-east-2")("ec2").describe_regions()
+    assert entered.calls == access.STS_ATTEMPTS + access.ATTEMPTS

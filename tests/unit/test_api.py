@@ -647,6 +647,9 @@ def test_the_document_tells_of_every_answer() -> None:
     assert whole["deadline_at"]["description"] == "When the attempt is dead, or should have been picked up."
     operations = [operation for path in document["paths"].values() for operation in path.values()]
     assert len({operation["operationId"] for operation in operations}) == len(operations) >= 18
+    of_one_thing = [each for path, each in document["paths"].items() if "{job_id}" in path]
+    assert len(of_one_thing) >= 8
+    assert all("404" in operation["responses"] for each in of_one_thing for operation in each.values())
     for operation in operations:
         assert {"403", "422", "429", "500", "503"} <= operation["responses"].keys()
         for status, answer in operation["responses"].items():

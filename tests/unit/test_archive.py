@@ -13,6 +13,7 @@ from lamplighter.kernel.deletion import (
     Entry,
     Manifest,
     Plan,
+    State,
     Tally,
     archive_bucket,
     carry_out,
@@ -100,6 +101,25 @@ def test_the_baseline_is_the_newest_that_is_complete_accepted_and_old_enough(s3:
     found = {by: archive(s3).earlier(planned_by=by) for by in (None, NOW + hour, NOW + hour - timedelta(seconds=1))}
     assert [one and one.job_id for one in found.values()] == ["1", "1", "0"]
     assert archive(s3).earlier(planned_by=NOW - hour) is None
+
+
+def test_a_run_finds_its_own_plan_again_and_no_other_runs(s3: MemoryS3) -> None:
+    """Were a plan made anew after a crash, what the first one named would not be accounted for."""
+    assert archive(s3).plan() is None
+    address = archive(s3).write_plan(plan())
+
+    assert archive(s3).plan() == (plan(), address)
+    assert archive(s3, "01KB2T5V8Q4W3N6E7R8T9Y0Z1B").plan() is None
+
+
+def test_what_a_scan_has_come_to_counts_only_as_it_was_written(s3: MemoryS3) -> None:
+    """A zombie scans, too, and under the same names."""
+    state = archive(s3).write_state("listed-1.bin", b"so far")
+    assert archive(s3).state(state) == b"so far"
+
+    archive(s3).write_state("listed-1.bin", b"the zombie's")
+    assert archive(s3).state(state) is None
+    assert archive(s3).state(State(name="listed-2.bin", sha256=state.sha256)) is None
 
 
 def test_a_part_of_the_plan_that_is_gone_stops_the_run(s3: MemoryS3) -> None:

@@ -41,6 +41,27 @@ def test_a_link_reads_back_as_it_was_written() -> None:
     assert link_of(FIRST.body, 0) == FIRST
 
 
+STORED = b"""{
+ "number": 0,
+ "day": "2026-08-24",
+ "key": "audit/2026/08/2026-08-24.jsonl.gz",
+ "contents": {
+  "rows": 2,
+  "rows_sha256": "%s",
+  "bytes": 9,
+  "sha256": "%s"
+ },
+ "archived_at": "x",
+ "previous": null
+}
+""" % (b"a" * 64, b"b" * 64)
+
+
+def test_a_link_that_is_in_an_archive_already_is_still_one() -> None:
+    """Were it spelled otherwise by now, every archive of before would count as damaged."""
+    assert link_of(STORED, 0) == FIRST
+
+
 @pytest.mark.parametrize(
     "body",
     [

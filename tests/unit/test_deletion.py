@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from lamplighter.kernel.deletion import (
     NAMED_FAILURES,
+    SHOWN_GROUPS,
     Entry,
     GovernorLimits,
     Group,
@@ -108,6 +109,15 @@ def test_a_refusal_groups_what_it_cannot_match_and_says_what_to_declare() -> Non
 
     assert "gravatar.com/avatar (30): https://gravatar.com/avatar/1, x, y; static/ (10): static/a.jpg." in sentence
     assert all(word in sentence for word in ("strip", "elsewhere", "folder", "max_unmatched"))
+
+
+def test_a_refusal_counts_the_groups_that_it_does_not_list() -> None:
+    """Whoever declared those that are listed would else believe that the next run passes."""
+    groups = [Group(start=f"{n}/", count=9, examples=["x"]) for n in range(SHOWN_GROUPS + 1)]
+
+    for shown, more in ((groups[:-1], None), (groups, "; and 1 more groups.")):
+        (sentence,) = refusals(replace(FINE, sources=(count(80, 90, groups=shown),)), LIMITS)
+        assert (more in sentence) if more else ("more groups" not in sentence)
 
 
 def test_unmatched_references_above_one_percent_are_accepted_with_a_warning() -> None:

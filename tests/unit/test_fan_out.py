@@ -233,7 +233,8 @@ def test_when_every_item_fails_the_attempt_has_failed_and_is_tried_again_whole(w
 
 
 def test_an_error_that_is_too_long_to_travel_ends_with_a_whole_word() -> None:
-    assert fan_out.short("The region is gone.") == "The region is gone."
+    for whole in ("The region is gone.", "x" * fan_out.SENTENCE):
+        assert fan_out.short(whole) == whole
     told = fan_out.short("word " * 100)
     assert told.endswith("word ...")
     assert len(told) <= fan_out.SENTENCE
@@ -390,6 +391,18 @@ def test_an_item_that_is_delivered_twice_is_done_twice_and_told_once(world: Worl
     first = fan_out.work(share, FakeContext(), world.body)
     assert fan_out.work(share, FakeContext(), world.body) == first
     assert first == {"item": ROOMS[0], "outcome": {"items": 1, "bytes": 0, "report": {"rows": 1}}}
+
+
+@pytest.mark.parametrize("name", ["roof", "cellar"])
+@pytest.mark.parametrize("step", [fan_out.divide, fan_out.gather])
+def test_a_phase_that_has_no_items_is_one_sentence(world: World, name: str, step: Any) -> None:
+    state = phases.begin(
+        {"step": "begin", "input": {"job_type": "sweep"}, "execution": "arn:1", "started": world.clock().isoformat()},
+        TYPES,
+    )
+    state["left"][0]["name"] = name
+    with pytest.raises(Permanent, match=f"phase: '{name}' is not divided into items"):
+        step({"state": state}, TYPES)
 
 
 def test_items_that_cannot_be_told_are_the_phases_failure(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -216,6 +216,15 @@ def test_a_tick_past_its_misfire_grace_is_skipped_and_recorded(
     assert machine.begin(**TICK)["result"]["status"] == "duplicate"
 
 
+def test_the_reason_of_a_skipped_tick_names_the_whole_grace(
+    machine: Machine, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LAMPLIGHTER_JOBS_MISFIRE_GRACE_MINUTES", "1440")
+    clock.tick(days=1, minutes=2)
+    reason = machine.begin(**TICK)["result"]["reason"]
+    assert reason == "The tick came 1442 min late; its misfire grace is 1440 min."
+
+
 def test_a_tick_within_its_misfire_grace_runs(machine: Machine, clock: FakeClock) -> None:
     clock.tick(minutes=5)
     assert machine.begin(**TICK)["next"] == "phase"

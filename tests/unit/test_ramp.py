@@ -196,6 +196,24 @@ def test_a_run_has_one_allowance_in_all_of_its_attempts() -> None:
     assert (again.left, opened(table, "a", 5 * STEP).left) == (15, 15)
 
 
+def test_all_that_is_left_is_reserved_at_once_and_no_more() -> None:
+    table = MemoryTable()
+    limited, lifted = opened(table, "a", timedelta(0)), opened(table, "b", timedelta(0), applies=False)
+    limited.reserve(60)
+
+    assert (limited.reserve_all(), limited.reserve_all(), opened(table, "a", MINUTE).left) == (40, 0, 0)
+    assert lifted.reserve_all() is None
+
+
+def test_a_single_item_is_given_back_too() -> None:
+    table = MemoryTable()
+    allowance = opened(table, "a", timedelta(0))
+    allowance.reserve(FIRST)
+    allowance.give_back(1)
+
+    assert (allowance.left, opened(table, "a", MINUTE).left) == (1, 1)
+
+
 def test_a_run_keeps_the_allowance_that_it_began_with() -> None:
     """Its own actions do not raise it."""
     table = MemoryTable()

@@ -151,6 +151,27 @@ def test_a_snapshot_of_a_backup_plan_is_kept(snapshot: dict[str, Any], said: str
     assert delete_snapshot.look(place(ec2=ec2, rbin=rbin), offence("snap-1")).outcome == "deleted"
 
 
+def test_a_snapshot_that_an_image_names_is_kept_be_the_image_disabled_or_deprecated() -> None:
+    """EC2 would refuse to delete it, or the image could not be launched again once it is enabled."""
+    devices = [{"DeviceName": "/dev/sda1"}, {"DeviceName": "/dev/sdb", "Ebs": {"SnapshotId": "snap-1"}}]
+    image = {"ImageId": "ami-1", "BlockDeviceMappings": devices}
+
+    def images(**asked: Any) -> list[Any]:
+        return [{"Images": [image] if asked.get("IncludeDeprecated") and asked.get("IncludeDisabled") else []}]
+
+    ec2 = Answers(
+        describe_snapshots={"Snapshots": [{"State": "completed", "StartTime": NOW}]},
+        describe_launch_templates={"LaunchTemplates": []},
+    )
+    others = ec2.get_paginator
+    pages = {"describe_images": SimpleNamespace(paginate=images)}
+    ec2.get_paginator = lambda operation: pages.get(operation) or others(operation)  # type: ignore[method-assign]
+    rbin = Answers(list_rules={"Rules": [{"Identifier": "r"}]}, get_rule=RULE | {"Status": "available"})
+    with pytest.raises(Kept, match="The image ami-1 uses it"):
+        delete_snapshot.look(place(ec2=ec2, rbin=rbin), offence("snap-1"))
+    assert delete_snapshot.look(place(ec2=ec2, rbin=rbin), offence("snap-2")).outcome == "deleted"
+
+
 @pytest.mark.parametrize(
     ("state", "launched_at", "outcome", "starts"),
     [

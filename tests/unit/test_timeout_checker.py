@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -229,6 +230,91 @@ def test_out_of_time_it_says_where_it_is_and_goes_on_from_there(
     assert all(ledger.get(job.job_id).attempt == 2 for job in jobs)
 
 
+def test_a_pass_that_has_time_goes_through_all_of_its_pages(
+    ledger: Ledger, clock: FakeClock, check: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """REQUIREMENTS A13: none of them waits for the next pass."""
+    monkeypatch.setattr(timeout_checker, "PAGE", 5)
+    for _ in range(100):
+        start(ledger)
+    clock.tick(minutes=30)
+    report = check()
+    assert (report["finished"], report["retried"]) == (True, 100)
+
+
+def test_jobs_that_cannot_be_judged_do_not_starve_those_behind_them(
+    ledger: Ledger, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FAILURES 2: they stay where the next pass would begin if it did not go on."""
+    monkeypatch.setattr(timeout_checker, "PAGE", 1)
+    for _ in range(40):
+        start(ledger, execution_arn="arn:broken")
+    clock.tick(seconds=1)
+    behind = [start(ledger) for _ in range(40)]
+    clock.tick(minutes=30)
+
+    def execution(job: Job) -> str | None:
+        raise RuntimeError("Step Functions is down")
+
+    cursors: dict[str, Any] = {}
+    for _ in range(80):
+        report = Checker(ledger, stop_at=clock(), execution=execution).run(cursors)
+        cursors = report["cursors"]
+        if report["finished"]:
+            break
+    assert report["finished"]
+    assert all(ledger.get(job.job_id).attempt == 2 for job in behind)
+
+
+def test_a_pass_ends_before_its_function_does(
+    ledger: Ledger, clock: FakeClock, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else Lambda kills it, and nobody learns where the next pass has to go on."""
+    monkeypatch.setattr(Ledger, "from_environment", lambda: ledger)
+    monkeypatch.setattr(timeout_checker, "PAGE", 1)
+    for _ in range(200):
+        start(ledger)
+    clock.tick(minutes=30)
+    whole, at_a_time = store.expired, threading.Lock()
+
+    def slow(*args: Any, **options: Any) -> Any:
+        with at_a_time:
+            clock.tick(seconds=0.5)
+        return whole(*args, **options)
+
+    monkeypatch.setattr(store, "expired", slow)
+    killed_at = clock() + timedelta(minutes=1)
+    report = timeout_checker.handler({"half": 2}, FakeContext(timedelta(minutes=1)))
+    assert not report["finished"]
+    assert clock() < killed_at
+
+
+@pytest.mark.parametrize(
+    ("event", "applies"),
+    [({}, True), ({"half": 1}, True), ({"half": 2}, False), ({"half": 1, "cursors": {"due/0": "done"}}, False)],
+)
+def test_settings_take_effect_once_a_minute_and_by_hand(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch, event: dict[str, Any], applies: bool
+) -> None:
+    monkeypatch.setattr(Ledger, "from_environment", lambda: ledger)
+    applied: list[str] = []
+    monkeypatch.setattr(timeout_checker, "apply_settings", lambda: applied.append("now"))
+    timeout_checker.handler(event, FakeContext())
+    assert bool(applied) is applies
+
+
+def test_a_pass_waits_for_the_settings_no_longer_than_its_function_may_take(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Ledger, "from_environment", lambda: ledger)
+    waits: list[timedelta] = []
+    monkeypatch.setattr(timeout_checker, "apply_settings_within", waits.append)
+    for left in (timedelta(minutes=1), timedelta(seconds=8)):
+        timeout_checker.handler({"half": 1}, FakeContext(left))
+    assert waits[0] == timeout_checker.SETTINGS_TIME
+    assert timedelta() < waits[1] < timedelta(seconds=8)
+
+
 def test_its_cost_grows_with_the_expired_jobs_alone(
     ledger: Ledger, clock: FakeClock, check: Any, store: MemoryStore
 ) -> None:
@@ -277,6 +363,9 @@ def test_an_event_it_does_not_take_is_an_error() -> None:
         timeout_checker.handler({"cursor": {}}, FakeContext())
     with pytest.raises(Permanent, match="waited: takes true or false, got"):
         timeout_checker.handler({"waited": "yes"}, FakeContext())
+    for bad in (5, "later", {"pk": "x"}, {"pk": {"S": 5}}, {"pk": {"N": "5"}}):
+        with pytest.raises(Permanent, match=r"cursors\.due/0: takes done, or the cursor of another pass"):
+            timeout_checker.handler({"cursors": {"due/0": bad}}, FakeContext())
 
 
 def test_only_the_heartbeat_is_measured_while_there_is_nothing_to_do(

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
-from typing import Any
+from datetime import UTC, datetime, timedelta, tzinfo
+from typing import Any, Self
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ulid import ULID
 
 from lamplighter.kernel.errors import LostLease
-from lamplighter.kernel.ledger import transitions
+from lamplighter.kernel.ledger import ledger, transitions
 from lamplighter.kernel.ledger.ledger import expiry_reason
 from lamplighter.kernel.ledger.row import (
     AttemptError,
@@ -22,6 +23,7 @@ from lamplighter.kernel.ledger.row import (
     derived_job_id,
     encode,
     from_text,
+    new_job_id,
     to_text,
 )
 
@@ -75,6 +77,7 @@ def test_progress_never_runs_backwards_and_stays_within_100() -> None:
     job = transitions.heartbeat(running(progress=40), now=NOW, progress=20, message="m")
     assert job.progress == 40
     assert transitions.heartbeat(job, now=NOW, progress=400, message="m").progress == 100
+    assert transitions.complete(job, now=NOW, result=None).progress == 100
 
 
 def test_a_failed_attempt_waits_for_its_backoff_without_a_deadline() -> None:
@@ -218,6 +221,8 @@ def test_an_attempt_that_has_sent_heartbeats_expires_when_they_stop() -> None:
     [
         (running(), timedelta(minutes=30), "ran longer than its timeout of 30 min"),
         (running(policy=replace(POLICY, heartbeat=timedelta(seconds=90))), timedelta(minutes=2), "heartbeat for 90 s"),
+        (running(policy=replace(POLICY, heartbeat=timedelta(minutes=1))), timedelta(minutes=2), "heartbeat for 1 min"),
+        (running(policy=Policy(timeout=timedelta(hours=9))), timedelta(hours=9), "longer than its timeout of 540 min"),
         (pending(), timedelta(minutes=10), "picked the job up within 10 min"),
     ],
 )
@@ -283,6 +288,19 @@ def test_times_sort_as_text_and_come_back(one: datetime, other: datetime) -> Non
     assert (one < other) == (to_text(one) < to_text(other))
 
 
+def test_a_moment_of_the_ledgers_clock_is_the_one_that_is_read_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The row keeps milliseconds: a run that compared finer moments would take its own write for another's."""
+
+    class Moment(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> Self:
+            return cls(2026, 1, 31, 3, 0, 0, 999_900, tzinfo=tz)
+
+    monkeypatch.setattr(ledger, "datetime", Moment)
+    now = ledger.utc_now()
+    assert now == from_text(to_text(now)) == NOW + timedelta(milliseconds=999)
+
+
 json_objects = st.dictionaries(st.text(), st.integers() | st.text() | st.booleans() | st.none() | st.lists(st.text()))
 
 
@@ -315,6 +333,13 @@ def test_the_same_tick_has_one_id_and_another_tick_another(at: datetime, name: s
     if name != other:
         assert derived_job_id(at, "tick", name) != derived_job_id(at, "tick", other)
     assert derived_job_id(at, "tick", name) != derived_job_id(at + timedelta(seconds=1), "tick", name)
+
+
+@given(moments, st.binary(min_size=10, max_size=10))
+def test_an_id_says_when_its_job_was_made(at: datetime, randomness: bytes) -> None:
+    """The ramp reads there when a run began."""
+    said = ULID.from_str(new_job_id(at, randomness)).datetime
+    assert at - timedelta(milliseconds=1) <= said <= at
 
 
 def test_only_live_jobs_stand_in_the_deadline_index_and_only_waiting_ones_in_the_due_index() -> None:

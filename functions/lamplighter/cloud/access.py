@@ -16,6 +16,13 @@ from lamplighter.kernel.errors import Permanent, Retryable
 CONCURRENCY: Final = 8
 """How many requests may be under way at a time; more takes memory, and is throttled sooner."""
 
+CONNECT_TIMEOUT: Final = 3
+READ_TIMEOUT: Final = 30
+"""Seconds that a request waits for a connection, and for an answer."""
+ATTEMPTS: Final = 6
+STS_ATTEMPTS: Final = 3
+"""How often a request is sent at most. Fewer for STS: an account that cannot be entered is reported soon."""
+
 _TOO_FAST: Final = {
     *("Throttling", "ThrottlingException", "RequestLimitExceeded", "TooManyRequestsException", "RequestThrottled"),
     *("BandwidthLimitExceeded", "LimitExceededException", "SlowDown", "EC2ThrottledException", "ThrottledException"),
@@ -47,9 +54,12 @@ class Clients:
                     service,
                     region_name=self.region,
                     config=Config(
-                        connect_timeout=3,
-                        read_timeout=30,
-                        retries={"mode": "adaptive", "total_max_attempts": 3 if service == "sts" else 6},
+                        connect_timeout=CONNECT_TIMEOUT,
+                        read_timeout=READ_TIMEOUT,
+                        retries={
+                            "mode": "adaptive",
+                            "total_max_attempts": {"sts": STS_ATTEMPTS}.get(service, ATTEMPTS),
+                        },
                         max_pool_connections=CONCURRENCY,
                     ),
                 )

@@ -156,11 +156,10 @@ def _read(s3: Any, bucket: str, now: datetime) -> _Read:
         if code in _DENIED:
             raise Permanent(f"{KEY} of {bucket} cannot be read: allow s3:GetObject on it, and s3:ListBucket.") from None
         raise
-    body = answer["Body"].read(SIZE_LIMIT + 1)
     try:
-        if len(body) > SIZE_LIMIT:
+        if answer["ContentLength"] > SIZE_LIMIT:
             raise ValueError
-        claims = [_claim(one) for one in json.loads(body)["claims"]]
+        claims = [_claim(one) for one in json.loads(answer["Body"].read())["claims"]]
     except (ValueError, TypeError, KeyError, RecursionError):
         raise Permanent(
             f"{KEY} of {bucket} is not a list of claims: delete it once you know that no other stack cleans the bucket."

@@ -200,7 +200,7 @@ class Allowance:
         for _ in range(TRIES):
             items = min(items, self.limit - self.used)
             if items <= 0:
-                break
+                return 0
             if self._table.use(self._scope, self._run, items, limit=self.limit):
                 self.used += items
                 return items
@@ -220,7 +220,7 @@ class Allowance:
 
     def acted(self, items: int) -> None:
         """Records that the run completed and acted on so many items. Not for failed, refused or cancelled runs."""
-        if self._trust is None or items <= 0 or self.limit != self._trust.limit:
+        if self._trust is None or self.limit != self._trust.limit:
             return  # under a lower ceiling it has not shown what it does under this limit
         for _ in range(TRIES):
             found = self._table.read(self._scope)
@@ -308,10 +308,9 @@ def reset(table: Table, scope: str, now: datetime) -> None:
     """
     for _ in range(TRIES):
         found = table.read(scope)
-        if found.trust is None and found.version is None:
+        if found.trust is None:
             return  # nothing was earned
-        trust = found.trust or Trust(definition="", limit=0, since=now)
-        if table.write(scope, undone(trust, now), version=found.version):
+        if table.write(scope, undone(found.trust, now), version=found.version):
             return
     raise Retryable(f"The ramp of {scope} is written by other runs all the time; nothing was restored.")
 

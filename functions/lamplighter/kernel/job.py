@@ -480,7 +480,7 @@ def heartbeats(run: Run) -> Iterator[None]:
             except Exception:  # a beat that fails is followed by another; the deadline stands behind them
                 run.logger.exception("a heartbeat could not be written")
 
-    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+    thread = threading.Thread(target=beat, name="heartbeat")
     thread.start()
     try:
         yield

@@ -161,12 +161,10 @@ def _made(
         if not ticked:
             return ledger.start(new)
         planned = moment("scheduled_time", scheduled_time, now=now)
-        late, grace = now - planned, timedelta(minutes=settings.jobs.misfire_grace_minutes)
-        if late <= grace:
+        late, grace = now - planned, settings.jobs.misfire_grace_minutes
+        if late <= timedelta(minutes=grace):
             return ledger.start(new)
-        reason = (
-            f"The tick came {late.total_seconds() / 60:.0f} min late; its misfire grace is {grace.seconds // 60} min."
-        )
+        reason = f"The tick came {late.total_seconds() / 60:.0f} min late; its misfire grace is {grace} min."
         answer = {"status": "skipped", "reason": reason}
         ledger.skip(new, answer)
         logger.warning("skipped", extra={"job_id": new.job_id, "reason": reason})
@@ -296,7 +294,9 @@ def _previewed(event: Mapping[str, Any], bodies: Mapping[str, Body], now: dateti
         dry_run=True,
     )
     turn = Turn(name=phase, function="", span=(0, 100))
-    state = State(job_id=job.job_id, attempt=1, continuation=0, job_type=job.job_type, left=[turn])
+    state = State(
+        job_id=job.job_id, attempt=job.attempt, continuation=job.continuation, job_type=job.job_type, left=[turn]
+    )
     outcome = _body_of(phase, bodies)(PhaseRun(job, state, **options))
     report = outcome.report if isinstance(outcome, Unfinished) else outcome
     return {"phase": phase, "dry_run": True} | report.model_dump(mode="json")
