@@ -16,6 +16,7 @@ from lamplighter.kernel.errors import Permanent, Retryable
 from lamplighter.kernel.retention.chains import Chains, Groups, Node, array_of, in_order
 from lamplighter.kernel.retention.rule import Applied, Archive, Delete, Rule, Set, Stop
 from lamplighter.kernel.retention.table import (
+    HOW,
     Keeper,
     Leaf,
     Table,
@@ -25,6 +26,7 @@ from lamplighter.kernel.retention.table import (
     execute,
     facts_of,
     is_referred,
+    look,
     parameters_of,
     quoted,
     spelled,
@@ -209,14 +211,15 @@ class Work:
 
     def run(self) -> Applied:
         """Goes through the leaves, one after the other, and then through the rows that had to wait for others."""
-        for number, leaf in enumerate(self.table.leaves):
-            if leaf.blocks:
-                self._walk(leaf, number)
-            if self.stopped:
+        before = -1
+        while self.rows != before:
+            before = self.rows
+            self._go_through()
+            # The rows that a foreign key sets to NULL or to a default are stored elsewhere now: all are visited again.
+            if self.stopped or not self._moves:
                 break
-        if self.waiting and not self.stopped:
-            with _impatient(self.connection, self.target):
-                self._follow_chains()
+            with self.connection.engine.connect() as patient:
+                self.table = look(patient, self.rule)
         return Applied(
             rows=self.rows,
             batches=self.batches,
@@ -225,6 +228,18 @@ class Work:
             failures=tuple(self.failures),
             skipped=self.skipped,
         )
+
+    def _go_through(self) -> None:
+        self.failed = self.skipped = self.late = 0
+        self.failures, self.waiting = [], []
+        for number, leaf in enumerate(self.table.leaves):
+            if leaf.blocks:
+                self._walk(leaf, number)
+            if self.stopped:
+                return
+        if self.waiting:
+            with _impatient(self.connection, self.target):
+                self._follow_chains()
 
     def _walk(self, leaf: Leaf, number: int) -> None:
         cost = self._cost(leaf)
@@ -271,7 +286,7 @@ class Work:
         done = 0
         while done < whole and not self._stops():
             size = min(max(1, round(pace.size)), whole - done)
-            first = oldest + (whole - done - size if self._own_keepers else done) * MICROSECOND
+            first = oldest + (whole - done - size if self._chaining else done) * MICROSECOND
             self._change(leaf, Span(self._clock, first, first + size * MICROSECOND), pace, size)
             done += size
             self._tell(number, done / whole)
@@ -339,9 +354,7 @@ class Work:
         """
         if trouble == "locked":
             return first and self._waits_for_tables()
-        # One row may take many others of its table with it: these go first.
-        cascades = trouble == "late" and any(one.cascades for one in self._keepers(leaf))
-        return (cascades or (trouble == "refused" and is_referred(error))) and self._begins_to_spare(leaf)
+        return trouble == "refused" and is_referred(error) and self._begins_to_spare(leaf)
 
     def _take(self, leaf: Leaf, place: Place) -> bool:
         """Changes the rows of a place that are due, in one transaction.
@@ -355,7 +368,7 @@ class Work:
         """
         from sqlalchemy.exc import DBAPIError
 
-        spared = "".join(f" AND NOT {one.any_refers}" for one in self._keepers(leaf)) if self.sparing else ""
+        spared = "".join(f" AND NOT {one.spared}" for one in self._keepers(leaf)) if self._spares(leaf) else ""
         try:
             if self._do(leaf, place, spared):
                 return not spared
@@ -434,10 +447,6 @@ class Work:
     def _change_watched(self, leaf: Leaf, place: Place, spared: str, chosen: str) -> int:
         """Changes rows inside a transaction and compares what happened with what the rule says.
 
-        Returns:
-            How many rows changed, those included that a foreign key of the table to itself deleted with them: they are
-            due too, as `demand_no_dependants` has seen.
-
         Raises:
             Permanent: due rows stayed, or other rows were deleted or changed.
         """
@@ -455,21 +464,21 @@ class Work:
         gone, writes = due - self._count(leaf, place), self._writes() - before
         own, depending = self.table.oids, {one.oid for one in self.table.dependants}
         deleted, updated = (sum(writes[oid, kind] for oid in own) for kind in ("deleted", "updated"))
-        archived = sum(writes[oid, "inserted"] for oid in self.table.into)
-        to_itself = bool(own & depending)
+        # A key of the table to itself that sets to NULL changes due rows, and stores them in other blocks.
+        moves = self._moves
         match self.rule.action:
             case Set():
                 agrees = gone == changed and not deleted
-            case Archive():
-                agrees = gone == changed == deleted == archived and not updated
-            case Delete():
-                agrees = gone >= changed and (to_itself or (deleted == changed and not updated))
+            case _:
+                agrees = deleted == changed and (moves or (gone == changed and not updated))
+        if isinstance(self.rule.action, Archive):
+            agrees = agrees and changed == sum(writes[oid, "inserted"] for oid in self.table.into)
         if changed != wanted or not agrees:
             raise self._disagreement(f"of {wanted} due rows, {changed} changed")
         for (oid, kind), count in writes.items():
             if count and oid not in own and (kind == "deleted" or (kind == "updated" and oid in depending)):
                 raise self._disagreement(f"{count} rows of {self._name(oid)} would be {kind}, which are not due")
-        return max(changed, deleted)
+        return changed
 
     def _disagreement(self, what: str) -> Permanent:
         causes = ", ".join([*self.table.triggers, *(one.name for one in self.table.dependants)])
@@ -546,7 +555,7 @@ class Work:
         keepers = self._keepers(leaf)
         cases = [f"WHEN {one.keeps} THEN {number}" for number, one in enumerate(keepers)]
         # What is free by now was not when the batch looked: rows that refer to it went with the batch.
-        rest = WAITING if self.sparing and any(one.own for one in keepers) else "NULL"
+        rest = WAITING if self._spares(leaf) and any(one.chains for one in keepers) else "NULL"
         why = f"CASE {' '.join(cases)} ELSE {rest} END" if cases else "CAST(NULL AS int)"
         key = f"CAST({quoted(self.rule.key)} AS text)"
         query = (
@@ -571,9 +580,20 @@ class Work:
 
     def _begins_to_spare(self, leaf: Leaf) -> bool:
         """Leaves out from now on what others refer to; False where that is so already, or cannot help."""
-        begins = not self.sparing and bool(self._keepers(leaf))
+        begins = not self._spares(leaf) and bool(self._keepers(leaf))
         self.sparing = self.sparing or begins
         return begins
+
+    def _spares(self, leaf: Leaf) -> bool:
+        """Whether a batch leaves out what others refer to: always where the database would change rows of the table
+        together with others. It must not change one that is not due, and an archive would not get them.
+        """
+        return self.sparing or any(one.action in HOW.values() for one in self._keepers(leaf))
+
+    @property
+    def _moves(self) -> bool:
+        """Whether the database changes rows of the table, and thereby stores them elsewhere, when others go."""
+        return any(one.own and one.action != "CASCADE" for one in self.table.dependants)
 
     def _keepers(self, leaf: Leaf) -> list[Keeper]:
         return [one for one in self.table.keepers if leaf.oid in one.leaves]
@@ -581,8 +601,8 @@ class Work:
     # -- rows that refer to one another (REQUIREMENTS S9) -------------------------------------------------------------
 
     @property
-    def _own_keepers(self) -> list[Keeper]:
-        return [one for one in self.table.keepers if one.own]
+    def _chaining(self) -> list[Keeper]:
+        return [one for one in self.table.keepers if one.chains]
 
     def _follow_chains(self) -> None:
         """Deletes the rows that only due rows referred to, each after those that refer to it."""
@@ -612,7 +632,7 @@ class Work:
             self._change(whole, Groups(batch), pace, rows, chains)
         if chains.kept and not self.stopped:
             keys = self._read(whole, Groups([chains.kept]), f"CAST({quoted(self.rule.key)} AS text)")
-            self._refuse(len(keys), keys, _reason(*self._own_keepers))
+            self._refuse(len(keys), keys, _reason(*self._chaining))
 
     def _room(self, pace: Pace) -> float:
         """How many rows the next batch may have."""
@@ -622,7 +642,7 @@ class Work:
         """The rows that waited and are still due, and for each the rows of the table that refer to it."""
         found: dict[Node, set[Node]] = {}
         place = Groups([self.waiting])
-        for keeper in self._own_keepers:
+        for keeper in self._chaining:
             leaves = ", ".join(map(str, keeper.leaves))
             query = (
                 'SELECT CAST("kept".t AS bigint), CAST("kept".c AS text),'  # noqa: S608

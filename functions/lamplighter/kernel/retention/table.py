@@ -71,9 +71,10 @@ class Dependants:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Keeper:
-    """A foreign key by which the database refuses to delete a row while other rows refer to it.
+    """A foreign key by which rows of other tables, or of the rule's own, keep a row.
 
-    A key of the rule's table to itself counts even where it cascades: its rows go before the rows that they refer to.
+    It is one for which the database refuses to delete a row while others refer to it, or one of the rule's table to
+    itself of any kind: the rows that refer to others go before them.
     """
 
     name: str
@@ -81,7 +82,8 @@ class Keeper:
     """That refers to the rule's table, as it is shown."""
     own: bool
     """Whether the table refers to itself."""
-    cascades: bool
+    action: str
+    """ON DELETE."""
     leaves: frozenset[int]
     """The tables whose rows the key can refer to."""
     any_refers: str
@@ -94,6 +96,16 @@ class Keeper:
     """In SQL, the columns of `kept` that `edges` needs, after a comma."""
     referrers: str
     """In SQL, the table `referrer` with its columns for `edges`."""
+
+    @property
+    def chains(self) -> bool:
+        """Whether a row has to wait until the due rows have gone that refer to it."""
+        return self.own and self.action in ("NO ACTION", "RESTRICT", "CASCADE")
+
+    @property
+    def spared(self) -> str:
+        """In SQL, whether a batch leaves a row out."""
+        return self.any_refers if self.chains or not self.own else self.keeps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,9 +194,9 @@ _LOOK: Final = """
 
 _DELETES, _UPDATES = 8, 16
 """Events as `pg_trigger.tgtype` has them."""
-_HOW: Final = {"c": "CASCADE", "n": "SET NULL", "d": "SET DEFAULT"}
-_KEEPING: Final = ("a", "r")
-"""NO ACTION and RESTRICT."""
+HOW: Final = {"c": "CASCADE", "n": "SET NULL", "d": "SET DEFAULT"}
+"""How the database changes rows together with those that they refer to."""
+_KEEPING: Final = {"a": "NO ACTION", "r": "RESTRICT"}
 
 
 def look(connection: Connection, rule: Rule) -> Table:
@@ -233,12 +245,12 @@ def look(connection: Connection, rule: Rule) -> Table:
         dependants=[
             _dependants(one)
             for one in refers
-            if one["how"] in _HOW and (event == _DELETES or {*values} & {*one["keys"]})
+            if one["how"] in HOW and (event == _DELETES or {*values} & {*one["keys"]})
         ],
         keepers=[
             _keeper(one, rule, predicate)
             for one in refers
-            if event == _DELETES and one["readable"] and (one["how"] in _KEEPING or (one["own"] and one["how"] == "c"))
+            if event == _DELETES and one["readable"] and (one["how"] in _KEEPING or one["own"])
         ],
         referring=frozenset(one["oid"] for one in refers),
     )
@@ -266,7 +278,7 @@ def _keeper(found: Mapping[str, Any], rule: Rule, predicate: str) -> Keeper:
         name=found["name"],
         table=found["table"],
         own=own,
-        cascades=found["how"] == "c",
+        action=(_KEEPING | HOW)[found["how"]],
         leaves=frozenset(found["leaves"]),
         any_refers=f"{exists})",
         keeps=f'{exists} AND NOT "referrer".due)',
@@ -283,7 +295,7 @@ def _dependants(found: Mapping[str, Any]) -> Dependants:
         quoted_table=f"{quoted(found['schema'])}.{quoted(found['relation'])}",
         columns=found["columns"],
         keys=found["keys"],
-        action=_HOW[found["how"]],
+        action=HOW[found["how"]],
         own=found["own"],
         oid=found["oid"],
     )
