@@ -30,6 +30,10 @@ MICROSECOND: Final = timedelta(microseconds=1)
 PATIENT: Final = timedelta(seconds=20)
 """A batch's time: on a busy machine no statement is late, and none is cut down for it."""
 
+MADE: Final = 500
+JOINED: Final = 700
+"""Added to a row's number, the numbers of rows that other users make on its account."""
+
 type Clock = datetime | Literal["infinity", "-infinity"] | None
 type Key = tuple[object, ...]
 type Act = Literal["NO ACTION", "RESTRICT", "CASCADE", "SET NULL", "SET DEFAULT"]
@@ -71,7 +75,7 @@ class Change:
     """What another user does between two batches; `at` counts the times that the run asked whether to stop."""
 
     at: int
-    kind: Literal["young", "due", "child", "delete", "hold", "new"]
+    kind: Literal["young", "due", "child", "delete", "hold", "new", "join"]
     n: int
 
 
@@ -178,7 +182,7 @@ EVENTS: Final = (
     "crashes, after",
     "crashes, lost",
     "crashes between batches",
-    *(f"changes, {kind}" for kind in ("young", "due", "child", "delete", "new")),
+    *(f"changes, {kind}" for kind in ("young", "due", "child", "delete", "new", "join")),
     *(f"runs, {action}" for action in ("Delete", "Archive", "Set")),
     *(f"due rows that went after rows of theirs, {act}" for act in ACTS),
 )
@@ -227,7 +231,7 @@ def build(seed: int) -> World:
         world.ceiling = chance.randint(0, count + 2)
     fate = chance.random()
     if fate < 0.3 and rows:
-        kinds: list[Any] = ["young", "due", "child", "delete", "hold", "new"]
+        kinds: list[Any] = ["young", "due", "child", "delete", "hold", "new", "join"]
         world.changes = [
             Change(at=chance.randint(2, 6), kind=pick(kinds), n=pick(rows).n) for _ in range(chance.randint(1, 3))
         ]
@@ -365,6 +369,8 @@ class Play:
     young: set[int] = field(default_factory=set)
     kept: set[int] = field(default_factory=set)
     """Rows that got a child that keeps them."""
+    joined: dict[int, Key] = field(default_factory=dict)
+    """Young rows that began to refer to due ones."""
     counted: int = 0
     statements: int = 0
 
@@ -636,6 +642,7 @@ class Play:
         clock = {"young": NOW, "due": CUTOFF - timedelta(days=1)}
         with self.stage.other.begin() as own:
             own.exec_driver_sql("SET LOCAL lock_timeout = '300ms'")
+            own.exec_driver_sql("SET CONSTRAINTS ALL IMMEDIATE")
             with suppress(Exception), own.begin_nested():
                 if change.kind in ("young", "due"):
                     statement = f'UPDATE {table} SET "the At" = {literal(clock[change.kind])} {as_it_was}'
@@ -646,9 +653,18 @@ class Play:
                         return
                     self.deleted |= {n for _ in range(own.exec_driver_sql(f"DELETE FROM {table} {mine}").rowcount)}
                 elif change.kind == "new":
-                    key = tuple(_value(kind, 500 + n, random.Random(n)) for kind in self.world.types)
-                    own.exec_driver_sql(self.insert(Row(500 + n, key, CUTOFF - KEEP, "done", (None,) * len(key))))
-                    self.touched.add(500 + n)
+                    key = tuple(_value(kind, MADE + n, random.Random(n)) for kind in self.world.types)
+                    own.exec_driver_sql(self.insert(Row(MADE + n, key, CUTOFF - KEEP, "done", (None,) * len(key))))
+                    self.touched.add(MADE + n)
+                elif change.kind == "join":
+                    if not self.world.own:
+                        return
+                    key = tuple(_value(kind, JOINED + n, random.Random(-n)) for kind in self.world.types)
+                    own.exec_driver_sql(self.insert(Row(JOINED + n, key, NOW, "done", row.key)))
+                    self.touched.add(JOINED + n)
+                    self.joined[JOINED + n] = row.key
+                    if not isinstance(self.world.action, Set):
+                        self.kept.add(n)
                 elif self.world.children:
                     child = self.world.children[n % len(self.world.children)]
                     own.exec_driver_sql(self.refer(child, row.key))
@@ -666,7 +682,8 @@ class Play:
         self.reached("errors")
         if world.table not in str(error).replace('""', '"'):
             self.fault(f"an error that does not name the table: {error}")
-        expected = world.rewrite or world.forbidden() or self.is_soft() or bool(self.touched)
+        soft = world.trigger == "soft" and bool(world.due())
+        expected = world.rewrite or world.forbidden() or soft or bool(self.touched)
         if not expected:
             self.fault(f"an error without a reason: {error}")
         if not self.touched and after != before:
@@ -721,6 +738,9 @@ class Play:
             loose = n in due and world.own in ("SET NULL", "SET DEFAULT") and now[:-width] == row[:-width]
             if not loose:
                 self.fault("a row changed that was not to")
+        for n, parent in self.joined.items():
+            if n not in after["rows"] or after["rows"][n][-width:] != parent:
+                self.fault("a young row that joined a chain changed")
         wanted = {name: Counter(refs) for name, refs in before["children"].items()}
         for child, key in self.new_refs:
             wanted[child.name][key] += 1
@@ -742,7 +762,7 @@ class Play:
         self.nothing_else(before, after)
         due, blocked, gone = world.due(), world.blocked(), self.gone(before, after)
         free = due - blocked
-        new = {n for n in self.touched if n > 500} - after["rows"].keys()
+        new = {n for n in self.touched if n > MADE} - after["rows"].keys()
         if applied.rows != len(gone | new):
             self.fault("rows are counted otherwise")
         if world.ceiling is not None and (applied.rows > world.ceiling or self.counted != applied.rows):
