@@ -324,6 +324,7 @@ def test_a_chain_meets_the_ceiling_and_a_refusal_on_its_way(engine: Engine) -> N
 
     limited = go(engine, RULE, ceiling=250)
     assert (limited.rows, limited.stopped, ids(engine)) == (250, "ceiling", set(range(1, 751)))
+    assert (limited.failed, limited.skipped) == (0, 0)
 
     rest = go(engine, RULE)
     assert (rest.rows, rest.failed, rest.skipped, ids(engine)) == (350, 400, 0, set(range(1, 401)))

@@ -51,6 +51,8 @@ CHAINED: Final = 200_000
 """Rows that wait for others of their table and are remembered, some 300 bytes each. The rest waits for the next run."""
 START_ROWS: Final = 500
 """In the first batch of rows that waited."""
+WHOLE: Final = 0
+"""In place of a leaf's oid: the rule's table with its partitions."""
 WAITING: Final = -1
 """In place of a keeper's number: only due rows of the table refer to the row."""
 WINDOW: Final = 50_000
@@ -230,6 +232,7 @@ class Work:
         )
 
     def _go_through(self) -> None:
+        """Counts anew what stays, for rows may have moved since."""
         self.failed = self.skipped = self.late = 0
         self.failures, self.waiting = [], []
         for number, leaf in enumerate(self.table.leaves):
@@ -596,6 +599,8 @@ class Work:
         return any(one.own and one.action != "CASCADE" for one in self.table.dependants)
 
     def _keepers(self, leaf: Leaf) -> list[Keeper]:
+        if leaf.oid == WHOLE:  # all that chain have been looked at
+            return [one for one in self.table.keepers if one.own and not one.chains]
         return [one for one in self.table.keepers if leaf.oid in one.leaves]
 
     # -- rows that refer to one another (REQUIREMENTS S9) -------------------------------------------------------------
@@ -607,7 +612,7 @@ class Work:
     def _follow_chains(self) -> None:
         """Deletes the rows that only due rows referred to, each after those that refer to it."""
         name = self.table.leaves[0].name if len(self.table.leaves) == 1 else spelled(self.rule.table)
-        whole = Leaf(name=name, blocks=0, oid=0)
+        whole = Leaf(name=name, blocks=0, oid=WHOLE)
         self.sparing = False
         chains = Chains(self._referrers(whole))
         pace = Pace(size=START_ROWS, goal=self._goal())
@@ -618,7 +623,7 @@ class Work:
                 self._change(whole, Groups(batch), pace, rows, chains)
                 batch, rows = [], 0
                 self.progress(100, f"{self.rows} rows of {self.rule.table}")
-                if self.stopped:
+                if self._stops():
                     return
             if not chains.lets_go(group):
                 continue
