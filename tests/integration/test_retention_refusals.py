@@ -12,6 +12,7 @@ from sqlalchemy import Engine, event, text
 from lamplighter.kernel import database
 from lamplighter.kernel.errors import Retryable
 from lamplighter.kernel.retention import Archive, Delete, Rule, batches
+from lamplighter.kernel.retention.table import look
 from tests.conftest import Seeded
 from tests.integration.test_retention import DAY, NOW, go, held, timed
 
@@ -412,3 +413,15 @@ def test_a_lock_that_goes_in_time_is_waited_for(
     applied = go(engine, RULE, stop=stop)
 
     assert (applied.rows, applied.failed, applied.skipped) == (100, 0, 0)
+
+
+def test_a_batch_looks_referrers_up_by_an_index(engine: Engine) -> None:
+    """A join would read all of a large referring table for each batch: batches shrink to rows, and the run fails."""
+    fill(engine, 5_000)
+    parts(engine, list(range(1, 5_001)))
+    with engine.connect() as connection:
+        [keeper] = look(connection, RULE).keepers
+        query = f"EXPLAIN SELECT FROM shop.things AS things WHERE NOT {keeper.spared}"
+        plan = "\n".join(connection.execute(text(query)).scalars())
+    assert "parts_thing_idx" in plan
+    assert "Join" not in plan

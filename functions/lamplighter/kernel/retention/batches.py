@@ -240,7 +240,7 @@ class Work:
                 self._walk(leaf, number)
             if self.stopped:
                 return
-        if self.waiting:
+        if self.waiting and not self._stops():
             with _impatient(self.connection, self.target):
                 self._follow_chains()
 

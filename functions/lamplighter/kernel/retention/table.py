@@ -273,6 +273,7 @@ def _keeper(found: Mapping[str, Any], rule: Rule, predicate: str) -> Keeper:
         return " AND ".join([*same, f'("referrer".t, "referrer".c) <> {other}'] if own else same)
 
     condition = joined((f"{row}.{quoted(key)}" for key in keys), f"({row}.tableoid, {row}.ctid)")
+    # OFFSET 0: each row looks its referrers up by an index. A join would read the whole referring table for each batch.
     exists = f"EXISTS (SELECT FROM {referrers} WHERE {condition}"
     return Keeper(
         name=found["name"],
@@ -280,8 +281,8 @@ def _keeper(found: Mapping[str, Any], rule: Rule, predicate: str) -> Keeper:
         own=own,
         action=(_KEEPING | HOW)[found["how"]],
         leaves=frozenset(found["leaves"]),
-        any_refers=f"{exists})",
-        keeps=f'{exists} AND NOT "referrer".due)',
+        any_refers=f"{exists} OFFSET 0)",
+        keeps=f'{exists} AND NOT "referrer".due OFFSET 0)',
         edges=joined((f'"kept".k{n}' for n in range(len(keys))), '("kept".t, "kept".c)'),
         kept="".join(f", {quoted(key)} AS k{n}" for n, key in enumerate(keys)),
         referrers=referrers,
