@@ -248,6 +248,12 @@ def _value(kind: str, n: int, chance: random.Random) -> object:
     return n + 1000 * (kind == "bigint")
 
 
+def _made(types: tuple[str, ...], seed: int) -> Key:
+    """The key of a row that another user makes; its number is the seed."""
+    chance = random.Random(seed)
+    return tuple(_value(kind, seed, chance) for kind in types)
+
+
 def _old(chance: random.Random) -> datetime:
     return CUTOFF - chance.choice([MICROSECOND, timedelta(days=1), timedelta(days=chance.randint(2, 900))])
 
@@ -349,8 +355,10 @@ class Stage:
     def play(self, world: World) -> None:
         """Make the world, run its rule, and see what became of it."""
         play = Play(self, world)
+        chance = random.Random(world.seed)
         try:
-            play.run()
+            with patch.multiple(batches, randrange=chance.randrange, shuffle=chance.shuffle):
+                play.run()
         except Exception as error:  # noqa: BLE001 - the others are played all the same
             play.fault(f"{type(error).__name__}: {error}")
 
@@ -501,7 +509,6 @@ class Play:
     def run(self) -> None:
         """Play it."""
         world = self.world
-        random.seed(world.seed)  # the engine draws where it begins
         self.create()
         self.reached("worlds")
         before = self.contents()
@@ -653,13 +660,13 @@ class Play:
                         return
                     self.deleted |= {n for _ in range(own.exec_driver_sql(f"DELETE FROM {table} {mine}").rowcount)}
                 elif change.kind == "new":
-                    key = tuple(_value(kind, MADE + n, random.Random(n)) for kind in self.world.types)
+                    key = _made(self.world.types, MADE + n)
                     own.exec_driver_sql(self.insert(Row(MADE + n, key, CUTOFF - KEEP, "done", (None,) * len(key))))
                     self.touched.add(MADE + n)
                 elif change.kind == "join":
                     if not self.world.own:
                         return
-                    key = tuple(_value(kind, JOINED + n, random.Random(-n)) for kind in self.world.types)
+                    key = _made(self.world.types, JOINED + n)
                     own.exec_driver_sql(self.insert(Row(JOINED + n, key, NOW, "done", row.key)))
                     self.touched.add(JOINED + n)
                     self.joined[JOINED + n] = row.key
