@@ -787,8 +787,9 @@ class Play:
             self.fault("due and free rows stay")
         if gone - free - affected:
             self.fault("rows went that are kept")
-        if applied.stopped and not self.touched and (applied.failed > len(blocked) or applied.skipped):
-            self.fault("a run that stopped counts more rows than are refused")
+        waiting = len(due - gone)
+        if not self.touched and (applied.failed > len(blocked) or applied.failed + applied.skipped > waiting):
+            self.fault("more rows are counted than stay")
         if applied.stopped is None:
             stay = len([n for n in due | self.touched if n in after["rows"] and n not in gone])
             if not self.touched and (applied.failed, applied.skipped) != (len(blocked), 0) and world.ceiling is None:

@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import Engine, event, text
 
 from lamplighter.kernel import database
+from lamplighter.kernel.database import DatabaseUnavailable
 from lamplighter.kernel.errors import Retryable
 from lamplighter.kernel.retention import Archive, Delete, Rule, batches
 from lamplighter.kernel.retention.table import look
@@ -425,3 +426,26 @@ def test_a_batch_looks_referrers_up_by_an_index(engine: Engine) -> None:
         plan = "\n".join(connection.execute(text(query)).scalars())
     assert "parts_thing_idx" in plan
     assert "Join" not in plan
+
+
+def test_a_server_that_is_lost_while_a_refused_batch_is_rolled_back_ends_the_run(engine: Engine) -> None:
+    """It was the refusal that was dealt with, and the next statement failed for a reason of SQLAlchemy's."""
+    fill(engine, 20)
+    parts(engine, [3])
+    lost = 0
+
+    end = text("SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE state LIKE 'idle in tran%(aborted)'")
+
+    def lose(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        nonlocal lost
+        if statement == "ROLLBACK" and not lost:
+            lost += 1
+            with engine.connect() as other:
+                assert other.execute(end).scalar_one()
+
+    event.listen(engine, "before_cursor_execute", lose)
+    with pytest.raises(DatabaseUnavailable):
+        go(engine, RULE, ceiling=30)
+    event.remove(engine, "before_cursor_execute", lose)
+    assert lost
+    assert len(ids(engine)) == 20

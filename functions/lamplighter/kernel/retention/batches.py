@@ -389,6 +389,8 @@ class Work:
 
         Without a ceiling, and on a table where nothing else happens to rows, it is one statement.
         """
+        from sqlalchemy.exc import DBAPIError
+
         if self.ceiling is None and not self.table.is_watched:
             self.rows += self._change_rows(leaf, self._where(leaf, place, spared, chosen), place)
             self.batches += 1
@@ -407,6 +409,9 @@ class Work:
             if kept:
                 self.counted(changed)  # before the commit, whose answer may be lost
             execute(self.connection, "COMMIT" if kept else "ROLLBACK", {})
+        except DBAPIError:
+            execute(self.connection, "ROLLBACK", {})  # the server may be lost by now, which ends the run
+            raise
         except BaseException:
             with suppress(Exception):
                 execute(self.connection, "ROLLBACK", {})
