@@ -27,7 +27,7 @@ from tests.schema_worlds import EVENTS, Seen, build, stage
 WORLDS: Final = 10_000
 NAMED: Final = 20
 """Seeds that are named of each fault."""
-ENOUGH: Final = 500
+ENOUGH: Final = 5_000
 """With so many worlds, every event has to happen."""
 
 

@@ -186,7 +186,7 @@ EVENTS: Final = (
     *(f"runs, {action}" for action in ("Delete", "Archive", "Set")),
     *(f"due rows that went after rows of theirs, {act}" for act in ACTS),
 )
-"""What some hundred worlds have to come to."""
+"""What some thousand worlds have to come to."""
 
 
 # -- the generator ---------------------------------------------------------------------------------------------------
