@@ -237,7 +237,7 @@ def test_a_search_row_by_row_is_bounded(engine: Engine, monkeypatch: pytest.Monk
     with timed(engine) as took:
         applied = go(engine, RULE)
 
-    assert applied.failed == 5
+    assert 5 <= applied.failed <= 7  # what was cut down to single rows by then is tried
     assert applied.rows + applied.failed + applied.skipped == 200
     assert len(took) < 400
 
@@ -267,7 +267,8 @@ def test_a_chain_of_due_rows_goes_whole(engine: Engine, how: str, order: str) ->
 
     assert (applied.rows, applied.failed, applied.skipped, applied.stopped) == (20_000, 0, 0, None)
     assert ids(engine) == set()
-    assert any('"kept"' in statement for statement in said), "the rows were put in order"
+    if order == "shuffled":
+        assert any('"kept"' in statement for statement in said), "the rows were put in order"
 
 
 @pytest.mark.parametrize("how", KINDS[:2])
@@ -347,6 +348,8 @@ def test_more_waiting_rows_than_are_remembered_are_told_and_go_later(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(batches, "CHAINED", 300)
+    for name in ("START_BLOCKS", "MAX_BLOCKS"):  # otherwise the chain is one batch
+        monkeypatch.setattr(batches, name, 1)
     fill(engine, 1_000, parent="nullif(n - 1, 0)", order=ORDERS["shuffled"])
     refer_to_itself(engine, "NO ACTION")
 
