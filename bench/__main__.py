@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 BENCHES = ("audit_archive", "checker", "cloud_agreement", "cloud_large", "cloud_scan", "cold_start", "cost",
-           "csv_processing", "fingerprints", "orphan_scan", "purge", "worlds")  # fmt: skip
+           "csv_processing", "fingerprints", "orphan_scan", "purge", "schemas", "worlds")  # fmt: skip
 
 chosen = sys.argv[1:] or BENCHES
 if unknown := set(chosen) - set(BENCHES):

@@ -13,7 +13,7 @@ from sqlalchemy import Engine, text
 from lamplighter.kernel import database
 from lamplighter.kernel.errors import Permanent
 from lamplighter.kernel.retention import Archive, Delete, Rule, Set
-from tests.integration.test_retention import DAY, due, fill, go, ids
+from tests.integration.test_retention import DAY, NOW, due, fill, go, ids
 
 pytestmark = pytest.mark.usefixtures("any_moment")
 
@@ -248,6 +248,47 @@ def test_what_begins_to_depend_on_due_rows_during_the_run_is_kept_with_them(engi
     with pytest.raises(Permanent, match=r"1 rows of parts would be deleted, which are not due.*rolled back"):
         go(engine, stop=stop)
     assert ids(engine) == list(range(1, 9))
+
+
+@pytest.mark.parametrize("rule", [RULE, MOVE])
+@pytest.mark.parametrize("action", ["NO ACTION", "CASCADE", "SET NULL", "SET DEFAULT"])
+def test_a_young_row_that_begins_to_refer_to_a_due_one_during_the_run_keeps_it(
+    engine: Engine, action: str, rule: Rule
+) -> None:
+    """It neither goes nor changes with it."""
+    fill(engine, *[OLD] * 8, DAY)
+    refer(engine, action, "things", "parent")
+    asked = 0
+
+    def stop() -> None:
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            run(engine, "UPDATE things SET parent = 5 WHERE id = 9")
+
+    applied = go(engine, rule, stop=stop)
+
+    assert (applied.rows, applied.failed, applied.skipped, ids(engine)) == (7, 1, 0, [5, 9])
+    assert everything(engine)["things"][-1][3] == 5
+
+
+@pytest.mark.parametrize("rule", [RULE, MOVE])
+@pytest.mark.parametrize("action", ["NO ACTION", "RESTRICT", "CASCADE", "SET NULL"])
+def test_chains_of_many_blocks_go_into_the_archive_too(engine: Engine, action: str, rule: Rule) -> None:
+    """Whatever the database does to the rest of a chain, each row is counted once, and in one of the two tables."""
+    run(
+        engine,
+        f"INSERT INTO things SELECT n, timestamptz '{NOW - OLD}', repeat('x', 700), n % 300 + 1"
+        " FROM generate_series(1, 300) AS n ORDER BY md5(CAST(n AS text))",
+        "CREATE INDEX ON things (parent)",
+        "UPDATE things SET parent = NULL WHERE id = 300",
+    )
+    refer(engine, action, "things", "parent")
+
+    applied = go(engine, rule)
+
+    assert (applied.rows, applied.failed, applied.skipped, ids(engine)) == (300, 0, 0, [])
+    assert len(ids(engine, "attic")) == (300 if rule is MOVE else 0)
 
 
 @pytest.mark.parametrize("action", ["CASCADE", "SET NULL"])

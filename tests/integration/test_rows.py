@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
@@ -150,8 +151,6 @@ def test_the_setting_lifts_the_ramp_and_max_rows_holds(engine: Engine, kind: Kin
 
 
 def test_a_rule_that_means_something_else_starts_again(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dataclasses import replace
-
     for day in range(2):
         fill(engine, "downloads", 1_500)
         work("downloads", run_of("downloads", f"r{day}", day=day))
@@ -209,3 +208,22 @@ def test_a_database_that_is_down_uses_up_nothing(
             work("downloads", run_of("downloads", "a"))
 
     assert work("downloads", run_of("downloads", "a")).rows == 10
+
+
+def test_rows_that_are_refused_are_not_held_by_the_ramp(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each due row is counted once: it went, it was refused, or it waits."""
+    with engine.begin() as connection:
+        connection.exec_driver_sql(
+            "CREATE SCHEMA shop; CREATE TABLE shop.things (id bigint PRIMARY KEY, at timestamptz, parent bigint);"
+            f"INSERT INTO shop.things SELECT n, '{NOW - 400 * DAY}' FROM generate_series(1, 1900) AS n;"
+            "CREATE TABLE shop.parts (thing bigint REFERENCES shop.things);"
+            "INSERT INTO shop.parts SELECT n FROM generate_series(1, 900) AS n; CREATE INDEX ON shop.parts (thing)"
+        )
+    rule = replace(rules.RULES["downloads"], table="shop.things", clock="at", where="true", key="id")
+    monkeypatch.setattr(rules, "RULES", {**rules.RULES, "downloads": rule})
+
+    first = work("downloads", run_of("downloads", "a", max_rows=400, ramp=False))
+    assert (first.rows, first.rows + first.failed + first.skipped + first.held_by_ramp) == (400, 1_900)
+
+    rest = work("downloads", run_of("downloads", "b", ramp=False))
+    assert (rest.rows, rest.failed, rest.held_by_ramp, rest.status) == (600, 900, 0, "completed_with_errors")

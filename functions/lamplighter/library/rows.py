@@ -37,7 +37,7 @@ class Report(JobReport):
     """Rows that the database refused to change."""
     failures: list[str] = []
     skipped: int = 0
-    """Rows left for the next run, because somebody held them."""
+    """Rows left for the next run: somebody held them, or they stood among too many that are refused."""
     held_by_ramp: int | None = 0
     """Rows that are due and left because the first runs change only a few, or because of `max_rows`; None where
     counting them takes too long."""
@@ -94,7 +94,7 @@ def body(name: str, run: Run) -> Report | Unfinished:
     finally:
         if allowance and reserved is not None:
             allowance.give_back(reserved - counted)
-    held = _held(rule, now, kept) if done.stopped == "ceiling" else 0
+    held = _held(rule, now, kept, done) if done.stopped == "ceiling" else 0
     if done.failures:
         run.logger.error("rows were refused", extra={"rule": name, "failures": done.failures})
     report = Report(
@@ -121,11 +121,12 @@ def _limits(rule: retention.Rule, run: Run) -> dict[str, Any]:
     return ramp.of_rows(rule.name, definition, run.settings.rule(rule.name))
 
 
-def _held(rule: retention.Rule, now: datetime, kept: timedelta) -> int | None:
-    """How many rows are still due."""
+def _held(rule: retention.Rule, now: datetime, kept: timedelta, done: retention.Applied) -> int | None:
+    """How many rows are still due, without those that the run found refused or held."""
     from lamplighter.kernel.database import engine
 
     try:
-        return retention.preview(engine(), rule, now=now, keep=kept).rows
+        found = retention.preview(engine(), rule, now=now, keep=kept)
+        return max(0, found.rows - done.failed - done.skipped)
     except Permanent:  # it takes too long
         return None

@@ -12,8 +12,13 @@
   the table, or where there are so many rows without order that each span would visit the same blocks again.
 - A batch is first tried as it is, and given up when it meets a locked row; only then is it repeated with `FOR UPDATE
   SKIP LOCKED`, which writes each row twice and is half as fast. A skipped row is taken the next time.
-- A batch that takes too long is cancelled by the server and halved. One that the database refuses (a foreign key, a
-  trigger) is halved until the refused rows stand alone; they are reported and the others go on.
+- A batch that takes too long is cancelled by the server and halved.
+- A batch that a foreign key refuses is repeated without the rows that other rows still refer to; these are counted and
+  reported (REQUIREMENTS S9). Due rows that refer to one another go after their referrers, within the rule's own table
+  only (`chains.py`). A row that is not due keeps the due rows that it refers to.
+- A batch that is refused for another reason (a trigger) is halved until the refused rows stand alone. The search is
+  bounded by `ISOLATED` and `SEARCHED`; what it leaves waits for the next run.
+- A lock on a whole table is waited for up to `LOCK_TIMEOUT`, with nothing held, and then ends the run.
 
 PostgreSQL 14 or newer. Nothing here imports SQLAlchemy before it is used.
 """
@@ -173,7 +178,7 @@ def apply(
     Raises:
         Permanent: `keep` is below the floor, table and rule do not fit, or the clocks differ: nothing was touched. Or
             the database does otherwise than the rule says, see `batches.Work`: that batch was rolled back.
-        Retryable: somebody has locked the whole table.
+        Retryable: somebody has locked the whole table, or one that refers to it, for longer than `LOCK_TIMEOUT`.
         DatabaseUnavailable: the database is down, or went away; what was changed stays changed.
     """
     from lamplighter.kernel.database import whole_view

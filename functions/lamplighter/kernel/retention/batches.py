@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from random import randrange
+from itertools import islice
+from random import randrange, shuffle
 from typing import TYPE_CHECKING, Any, Final
 
-from lamplighter.kernel.errors import Permanent
+from lamplighter.kernel.errors import Permanent, Retryable
+from lamplighter.kernel.retention.chains import Chains, Groups, Node, array_of, in_order
 from lamplighter.kernel.retention.rule import Applied, Archive, Delete, Rule, Set, Stop
 from lamplighter.kernel.retention.table import (
+    HOW,
+    Keeper,
     Leaf,
     Table,
     Trouble,
@@ -21,6 +25,8 @@ from lamplighter.kernel.retention.table import (
     cast_values,
     execute,
     facts_of,
+    is_referred,
+    look,
     parameters_of,
     quoted,
     spelled,
@@ -38,7 +44,17 @@ LOCK_WAIT: Final = timedelta(milliseconds=10)
 NAMED_FAILURES: Final = 100
 """Failures that are spelled out; the others are counted."""
 ISOLATED: Final = 16
-"""Refused rows that are searched for in one batch. Where there are more, what is left around them waits."""
+"""When so many single rows failed in succession, a batch is searched no further."""
+SEARCHED: Final = 10_000
+"""Single rows that a run tries in vain. After that a part of a batch that fails waits for the next run."""
+CHAINED: Final = 200_000
+"""Rows that wait for others of their table and are remembered, some 300 bytes each. The rest waits for the next run."""
+START_ROWS: Final = 500
+"""In the first batch of rows that waited."""
+WHOLE: Final = 0
+"""In place of a leaf's oid: the rule's table with its partitions."""
+WAITING: Final = -1
+"""In place of a keeper's number: only due rows of the table refer to the row."""
 WINDOW: Final = 50_000
 """With fewer rows than this, a span in which some are refused or locked is searched row by row."""
 START_COST: Final = 1_500
@@ -110,14 +126,14 @@ class Rows:
     sql = "ctid = ANY (CAST(:tids AS tid[]))"
 
     def parameters(self) -> dict[str, object]:
-        return {"tids": '{"' + '","'.join(self.tids) + '"}'}
+        return {"tids": array_of(self.tids)}
 
     def halves(self) -> tuple[Rows, ...]:
         middle = len(self.tids) // 2
         return (Rows(self.tids[:middle]), Rows(self.tids[middle:])) if middle else ()
 
 
-type Place = Blocks | Span | Rows
+type Place = Blocks | Span | Rows | Groups
 
 
 def _tid(position: int) -> str:
@@ -187,15 +203,25 @@ class Work:
     skipped: int = 0
     late: int = 0
     """Single rows that took too long."""
+    searched: int = 0
+    """Single rows that were tried in vain."""
+    sparing: bool = False
+    """Whether batches leave out the rows that others refer to, since the database refused one because of them."""
+    waiting: list[Node] = field(default_factory=list)
+    """Rows that only due rows of the table refer to."""
     stopped: Stop = None
 
     def run(self) -> Applied:
-        """Goes through the leaves, one after the other."""
-        for number, leaf in enumerate(self.table.leaves):
-            if leaf.blocks:
-                self._walk(leaf, number)
-            if self.stopped:
+        """Goes through the leaves, one after the other, and then through the rows that had to wait for others."""
+        before = -1
+        while self.rows != before:
+            before = self.rows
+            self._go_through()
+            # The rows that a foreign key sets to NULL or to a default are stored elsewhere now: all are visited again.
+            if self.stopped or not self._moves:
                 break
+            with self.connection.engine.connect() as patient:
+                self.table = look(patient, self.rule)
         return Applied(
             rows=self.rows,
             batches=self.batches,
@@ -205,16 +231,32 @@ class Work:
             skipped=self.skipped,
         )
 
+    def _go_through(self) -> None:
+        """Counts anew what stays, for rows may have moved since."""
+        self.failed = self.skipped = self.late = 0
+        self.failures, self.waiting = [], []
+        for number, leaf in enumerate(self.table.leaves):
+            if leaf.blocks:
+                self._walk(leaf, number)
+            if self.stopped:
+                return
+        if self.waiting and not self._stops():
+            with _impatient(self.connection, self.target):
+                self._follow_chains()
+
     def _walk(self, leaf: Leaf, number: int) -> None:
         cost = self._cost(leaf)
         if cost is None:
             with _impatient(self.connection, self.target):
                 self._walk_blocks(leaf, number)
         elif oldest := self._oldest(leaf):
+            counts = self.failed, len(self.failures), self.skipped, len(self.waiting)
             with _impatient(self.connection, self.target):
                 try:
                     self._walk_spans(leaf, number, oldest, cost)
-                except _Unsplittable:
+                except _Unsplittable:  # the leaf is walked again, and what stays in it is counted again
+                    self.failed, failures, self.skipped, waiting = counts
+                    del self.failures[failures:], self.waiting[waiting:]
                     self._walk_blocks(leaf, number)
 
     def _cost(self, leaf: Leaf) -> float | None:
@@ -239,15 +281,18 @@ class Work:
         return oldest
 
     def _walk_spans(self, leaf: Leaf, number: int, oldest: datetime, cost: float) -> None:
-        """One span of time after the other, the oldest first."""
-        whole = (self.cutoff - oldest) / MICROSECOND
+        """One span of time after the other, the oldest first; the newest where rows refer to others of their table, for
+        those others are usually older.
+        """
+        whole = (self.cutoff - oldest) // MICROSECOND
         pace = Pace(size=whole * min(1.0, START_COST / cost), goal=self._goal(), limit=whole)
-        first = oldest
-        while first < self.cutoff and not self._stops():
-            end = min(first + max(1, round(pace.size)) * MICROSECOND, self.cutoff)
-            self._change(leaf, Span(self._clock, first, end), pace, (end - first) / MICROSECOND)
-            first = end
-            self._tell(number, (first - oldest) / MICROSECOND / whole)
+        done = 0
+        while done < whole and not self._stops():
+            size = min(max(1, round(pace.size)), whole - done)
+            first = oldest + (whole - done - size if self._chaining else done) * MICROSECOND
+            self._change(leaf, Span(self._clock, first, first + size * MICROSECOND), pace, size)
+            done += size
+            self._tell(number, done / whole)
 
     def _walk_blocks(self, leaf: Leaf, number: int) -> None:
         """All blocks, from any one on and round: runs that are stopped early must not all end at the same place."""
@@ -260,36 +305,65 @@ class Work:
             done += size
             self._tell(number, done / leaf.blocks)
 
-    def _change(self, leaf: Leaf, whole: Place, pace: Pace, size: float) -> None:
-        """One batch; where it takes too long or the database refuses it, in parts."""
+    def _change(self, leaf: Leaf, whole: Place, pace: Pace, size: float, chains: Chains | None = None) -> None:
+        """One batch; where it takes too long or the database refuses it, in parts.
+
+        Args:
+            leaf: the table.
+            whole: the batch.
+            pace: learns what the batch took, and from one that took too long.
+            size: of the batch, in the pace's unit.
+            chains: says which groups of rows still go, if the batch has groups.
+        """
         from sqlalchemy.exc import DBAPIError
 
-        pending, searched = [whole], 0
+        pending, in_succession = [whole], 0
         while pending and not self._stops():
-            place = pending.pop()
-            began = time.perf_counter()
+            place: Place | None = pending.pop()
+            if chains and isinstance(place, Groups):
+                place = chains.going(place)
+            if not place:
+                continue
+            began, before = time.perf_counter(), self.rows
             try:
-                self._take(leaf, place)
+                complete = self._take(leaf, place)
             except DBAPIError as error:
                 trouble = trouble_with(error)
                 if trouble is None:
                     raise
                 if trouble == "late":
                     pace.halve()
+                if self._is_over(leaf, trouble, error, first=place is whole):
+                    pending.append(place)
+                    continue
                 parts = self._parts(leaf, place, trouble)
-                if not parts:
-                    self._give_up(leaf, place, trouble, error)
-                    searched += 1
-                elif trouble != "refused" or searched < ISOLATED:
+                if parts and (trouble == "late" or (in_succession < ISOLATED and self.searched < SEARCHED)):
                     pending += reversed(parts)
-                else:
-                    self.skipped += self._left(leaf, place)
+                    continue
+                in_succession += not parts
+                self._give_up(leaf, place, trouble, error, is_single=not parts)
+                if chains and isinstance(place, Groups):
+                    chains.held.update(place.nodes())
             else:
                 if place is whole:
                     pace.learn(size, time.perf_counter() - began)
+                in_succession = in_succession if self.rows == before else 0
+                if not complete:
+                    self._count_rest(leaf, place)
 
-    def _take(self, leaf: Leaf, place: Place) -> None:
+    def _is_over(self, leaf: Leaf, trouble: Trouble, error: DBAPIError, *, first: bool) -> bool:
+        """Whether the same batch can be tried again: a lock on the table has gone, or rows that others refer to are
+        left out from now on.
+        """
+        if trouble == "locked":
+            return first and self._waits_for_tables()
+        return trouble == "refused" and is_referred(error) and self._begins_to_spare(leaf)
+
+    def _take(self, leaf: Leaf, place: Place) -> bool:
         """Changes the rows of a place that are due, in one transaction.
+
+        Returns:
+            Whether none of them is left to count.
 
         Raises:
             DBAPIError: nothing was changed.
@@ -297,41 +371,47 @@ class Work:
         """
         from sqlalchemy.exc import DBAPIError
 
+        spared = "".join(f" AND NOT {one.spared}" for one in self._keepers(leaf)) if self._spares(leaf) else ""
         try:
-            if self._do(leaf, place, None):
-                return
+            if self._do(leaf, place, spared):
+                return not spared
         except DBAPIError as error:
             if trouble_with(error) != "locked":
                 raise
         most = None if self.ceiling is None else self.ceiling - self.rows
         before = self.rows
-        self._do(leaf, place, f"LIMIT {'ALL' if most is None else most} FOR UPDATE SKIP LOCKED")
-        if self.rows - before != most:
-            self.skipped += self._left(leaf, place)
+        self._do(leaf, place, spared, f" LIMIT {'ALL' if most is None else most} FOR UPDATE SKIP LOCKED")
+        return self.rows - before == most
 
-    def _do(self, leaf: Leaf, place: Place, chosen: str | None) -> bool:
-        """One batch: of all rows of the place that are due, or of those that are `chosen`. False where that would have
-        been more than the ceiling leaves: nothing was changed.
+    def _do(self, leaf: Leaf, place: Place, spared: str = "", chosen: str = "") -> bool:
+        """One batch: of all rows of the place that are due and not `spared`, or of those that are `chosen`. False where
+        that would have been more than the ceiling leaves: nothing was changed.
 
         Without a ceiling, and on a table where nothing else happens to rows, it is one statement.
         """
+        from sqlalchemy.exc import DBAPIError
+
         if self.ceiling is None and not self.table.is_watched:
-            self.rows += self._change_rows(leaf, self._where(leaf, place, chosen), place)
+            self.rows += self._change_rows(leaf, self._where(leaf, place, spared, chosen), place)
             self.batches += 1
             return True
         # In one snapshot, counts before and after can be compared.
         level = "REPEATABLE READ" if self.table.is_watched else "READ COMMITTED"
         execute(self.connection, f"BEGIN ISOLATION LEVEL {level}", {})
         try:
+            # No trigger and no foreign key waits for the commit: what is counted before it is certain.
+            execute(self.connection, "SET CONSTRAINTS ALL IMMEDIATE", {})
             if self.table.is_watched:
-                execute(self.connection, "SET CONSTRAINTS ALL IMMEDIATE", {})  # no trigger waits for the commit
-                changed = self._change_watched(leaf, place, chosen)
+                changed = self._change_watched(leaf, place, spared, chosen)
             else:
-                changed = self._change_rows(leaf, self._where(leaf, place, chosen), place)
+                changed = self._change_rows(leaf, self._where(leaf, place, spared, chosen), place)
             kept = self.ceiling is None or self.rows + changed <= self.ceiling
             if kept:
                 self.counted(changed)  # before the commit, whose answer may be lost
             execute(self.connection, "COMMIT" if kept else "ROLLBACK", {})
+        except DBAPIError:
+            execute(self.connection, "ROLLBACK", {})  # the server may be lost by now, which ends the run
+            raise
         except BaseException:
             with suppress(Exception):
                 execute(self.connection, "ROLLBACK", {})
@@ -341,11 +421,13 @@ class Work:
             self.batches += 1
         return kept
 
-    def _where(self, leaf: Leaf, place: Place, chosen: str | None) -> str:
+    def _where(self, leaf: Leaf, place: Place, spared: str, chosen: str) -> str:
         if not chosen:
-            return place.sql
-        rows = f"SELECT ctid FROM {self._from(leaf)} WHERE {place.sql} AND {self.table.predicate} {chosen}"  # noqa: S608
-        return f"ctid = ANY (ARRAY({rows}))"
+            return place.sql + spared
+        rows = f"FROM {self._from(leaf)} WHERE {place.sql} AND {self.table.predicate}{spared}{chosen}"
+        if isinstance(place, Groups):
+            return f"{place.sql} AND (tableoid, ctid) IN (SELECT tableoid, ctid {rows})"
+        return f"ctid = ANY (ARRAY(SELECT ctid {rows}))"
 
     def _change_rows(self, leaf: Leaf, where: str, place: Place) -> int:
         due = f"{where} AND {self.table.predicate}"
@@ -370,12 +452,8 @@ class Work:
 
     # -- compare: what triggers and foreign keys made of it (REQUIREMENTS S8) -----------------------------------------
 
-    def _change_watched(self, leaf: Leaf, place: Place, chosen: str | None) -> int:
+    def _change_watched(self, leaf: Leaf, place: Place, spared: str, chosen: str) -> int:
         """Changes rows inside a transaction and compares what happened with what the rule says.
-
-        Returns:
-            How many rows changed, those included that a foreign key of the table to itself deleted with them: they are
-            due too, as `demand_no_dependants` has seen.
 
         What a trigger inserts or updates in tables without such a foreign key, or truncates, is not seen.
 
@@ -385,32 +463,33 @@ class Work:
         """
         due, before = self._count(leaf, place), self._writes()
         wanted, rows = due, place
-        if chosen:
-            query = f"SELECT CAST(ctid AS text) FROM {self._from(leaf)} WHERE {place.sql} AND {self.table.predicate}"  # noqa: S608
+        if spared or chosen:
+            node = "CAST(tableoid AS bigint), CAST(ctid AS text)"
+            query = f"SELECT {node} FROM {self._from(leaf)} WHERE {place.sql} AND {self.table.predicate}"  # noqa: S608
             parameters = self._parameters() | place.parameters()
-            tids = execute(self.connection, f"{query} {chosen}", parameters).scalars().all()
-            if not tids:
+            nodes = [(oid, tid) for oid, tid in execute(self.connection, query + spared + chosen, parameters)]
+            if not nodes:
                 return 0
-            wanted, rows = len(tids), Rows(tids)
+            wanted, rows = len(nodes), Groups([nodes])
         changed = self._change_rows(leaf, rows.sql, rows)
         gone, writes = due - self._count(leaf, place), self._writes() - before
         own, depending = self.table.oids, {one.oid for one in self.table.dependants}
         deleted, updated = (sum(writes[oid, kind] for oid in own) for kind in ("deleted", "updated"))
-        archived = sum(writes[oid, "inserted"] for oid in self.table.into)
-        to_itself = bool(own & depending)
+        # A key of the table to itself that sets to NULL changes due rows, and stores them in other blocks.
+        moves = self._moves
         match self.rule.action:
             case Set():
                 agrees = gone == changed and not deleted
-            case Archive():
-                agrees = gone == changed == deleted == archived and not updated
-            case Delete():
-                agrees = gone >= changed and (to_itself or (deleted == changed and not updated))
+            case _:
+                agrees = deleted == changed and (moves or (gone == changed and not updated))
+        if isinstance(self.rule.action, Archive):
+            agrees = agrees and changed == sum(writes[oid, "inserted"] for oid in self.table.into)
         if changed != wanted or not agrees:
             raise self._disagreement(f"of {wanted} due rows, {changed} changed")
         for (oid, kind), count in writes.items():
             if count and oid not in own and (kind == "deleted" or (kind == "updated" and oid in depending)):
                 raise self._disagreement(f"{count} rows of {self._name(oid)} would be {kind}, which are not due")
-        return max(changed, deleted)
+        return changed
 
     def _disagreement(self, what: str) -> Permanent:
         causes = ", ".join([*self.table.triggers, *(one.name for one in self.table.dependants)])
@@ -439,33 +518,35 @@ class Work:
         query = "SELECT CAST(CAST(CAST(:oid AS bigint) AS regclass) AS text)"
         return str(execute(self.connection, query, {"oid": oid}).scalar_one())
 
+    # -- what a batch leaves -----------------------------------------------------------------------------------------
+
     def _parts(self, leaf: Leaf, place: Place, trouble: Trouble) -> Sequence[Place]:
         """What to try instead of a place; empty when it is a single row."""
-        if not isinstance(place, Span):
+        if isinstance(place, Rows | Groups):
             return place.halves()
         if trouble != "late":
             tids = self._read(leaf, place, "CAST(ctid AS text)", limit=WINDOW)
             if len(tids) < WINDOW:
+                shuffle(tids)  # what is refused often stands together, and must not hide what stands behind it
                 return Rows(tids).halves()
         if halves := place.halves():
             return halves
-        raise _Unsplittable
+        if isinstance(place, Span):
+            raise _Unsplittable
+        return ()
 
-    def _give_up(self, leaf: Leaf, place: Place, trouble: Trouble, error: DBAPIError) -> None:
-        """Passes a single row over.
+    def _give_up(self, leaf: Leaf, place: Place, trouble: Trouble, error: DBAPIError, *, is_single: bool) -> None:
+        """Passes a single row over, or a group that goes only whole; or a part that is searched no further.
 
         Raises:
             Permanent: several took too long by themselves: it is not the rows.
         """
-        key = self._read(leaf, place, f"CAST({quoted(self.rule.key)} AS text)", limit=1)
-        if not key or trouble == "locked":
-            self.skipped += len(key)
+        keys = self._read(leaf, place, f"CAST({quoted(self.rule.key)} AS text)")
+        self.searched += is_single
+        if not keys or trouble == "locked" or not is_single:
+            self.skipped += len(keys)
             return
-        self.failed += 1
-        if len(self.failures) < NAMED_FAILURES:
-            facts = facts_of(error)
-            reason = str(facts.get("M", ""))
-            self.failures.append(f"{self.rule.table} {self.rule.key}={key[0]}: {reason}")
+        self._refuse(len(keys), keys, str(facts_of(error).get("M", "")))
         if trouble == "late":
             self.late += 1
             if self.late == ISOLATED:
@@ -474,10 +555,160 @@ class Work:
                     f"that refer to {self.rule.table} have indexes?"
                 )
 
-    def _left(self, leaf: Leaf, place: Place) -> int:
-        """How many rows of a place are still due."""
-        [count] = self._read(leaf, place, "count(*)")
-        return int(count)
+    def _refuse(self, count: int, keys: Iterable[str | None], reason: str) -> None:
+        """Counts rows that stay, and spells the first ones out."""
+        self.failed += count
+        named = (f"{self.rule.table} {self.rule.key}={key}: {reason}" for key in keys)
+        self.failures += islice(named, NAMED_FAILURES - len(self.failures))
+
+    def _count_rest(self, leaf: Leaf, place: Place) -> None:
+        """Counts what is still due in a place, by the reason why it stayed."""
+        keepers = self._keepers(leaf)
+        cases = [f"WHEN {one.keeps} THEN {number}" for number, one in enumerate(keepers)]
+        # What is free by now was not when the batch looked: rows that refer to it went with the batch.
+        rest = WAITING if self._spares(leaf) and any(one.chains for one in keepers) else "NULL"
+        why = f"CASE {' '.join(cases)} ELSE {rest} END" if cases else "CAST(NULL AS int)"
+        key = f"CAST({quoted(self.rule.key)} AS text)"
+        query = (
+            "SELECT why, count(*) AS rows, (array_agg(key))[1 : :named] AS keys,"  # noqa: S608
+            f" CASE why WHEN {WAITING} THEN array_agg(tid) END AS tids FROM ("
+            f"SELECT {why} AS why, {key} AS key, CAST(ctid AS text) AS tid"
+            f" FROM {self._from(leaf)} WHERE {place.sql} AND {self.table.predicate}) AS rest GROUP BY why"
+        )
+        with self.connection.engine.connect() as patient:
+            limit = {"named": NAMED_FAILURES}
+            found = execute(patient, query, self._parameters() | place.parameters() | limit).all()
+        for one in found:
+            if one.why is None:
+                self.skipped += one.rows
+            elif one.why == WAITING:
+                room = CHAINED - len(self.waiting)
+                self.waiting += [(leaf.oid, tid) for tid in one.tids[:room]]
+                self.skipped += max(0, one.rows - room)
+            else:
+                self._refuse(one.rows, one.keys, _reason(keepers[one.why]))
+        self.sparing = self.sparing and any(one.why is not None for one in found)
+
+    def _begins_to_spare(self, leaf: Leaf) -> bool:
+        """Leaves out from now on what others refer to; False where that is so already, or cannot help."""
+        begins = not self._spares(leaf) and bool(self._keepers(leaf))
+        self.sparing = self.sparing or begins
+        return begins
+
+    def _spares(self, leaf: Leaf) -> bool:
+        """Whether a batch leaves out what others refer to: always where the database would change rows of the table
+        together with others. It must not change one that is not due, and an archive would not get them.
+        """
+        return self.sparing or any(one.action in HOW.values() for one in self._keepers(leaf))
+
+    @property
+    def _moves(self) -> bool:
+        """Whether the database changes rows of the table, and thereby stores them elsewhere, when others go."""
+        return any(one.own and one.action != "CASCADE" for one in self.table.dependants)
+
+    def _keepers(self, leaf: Leaf) -> list[Keeper]:
+        if leaf.oid == WHOLE:  # all that chain have been looked at
+            return [one for one in self.table.keepers if one.own and not one.chains]
+        return [one for one in self.table.keepers if leaf.oid in one.leaves]
+
+    # -- rows that refer to one another (REQUIREMENTS S9) -------------------------------------------------------------
+
+    @property
+    def _chaining(self) -> list[Keeper]:
+        return [one for one in self.table.keepers if one.chains]
+
+    def _follow_chains(self) -> None:
+        """Deletes the rows that only due rows referred to, each after those that refer to it."""
+        name = self.table.leaves[0].name if len(self.table.leaves) == 1 else spelled(self.rule.table)
+        whole = Leaf(name=name, blocks=0, oid=WHOLE)
+        self.sparing = False
+        chains = Chains(self._referrers(whole))
+        pace = Pace(size=START_ROWS, goal=self._goal())
+        batch: list[list[Node]] = []
+        rows = 0
+        for group in in_order(chains.referrers):
+            if rows and rows + len(group) > self._room(pace):
+                self._change(whole, Groups(batch), pace, rows, chains)
+                batch, rows = [], 0
+                self.progress(100, f"{self.rows} rows of {self.rule.table}")
+                if self._stops():
+                    return
+            if not chains.lets_go(group):
+                continue
+            if self.ceiling is not None and rows + len(group) > self.ceiling - self.rows:
+                self.skipped += len(group)  # they go together or not at all
+                chains.held.update(group)
+                continue
+            batch.append(group)
+            rows += len(group)
+        if batch:
+            self._change(whole, Groups(batch), pace, rows, chains)
+        if chains.kept and not self.stopped:
+            keys = self._read(whole, Groups([chains.kept]), f"CAST({quoted(self.rule.key)} AS text)")
+            self._refuse(len(keys), keys, _reason(*self._chaining))
+
+    def _room(self, pace: Pace) -> float:
+        """How many rows the next batch may have."""
+        return pace.size if self.ceiling is None else min(pace.size, self.ceiling - self.rows)
+
+    def _referrers(self, leaf: Leaf) -> dict[Node, set[Node]]:
+        """The rows that waited and are still due, and for each the rows of the table that refer to it."""
+        found: dict[Node, set[Node]] = {}
+        place = Groups([self.waiting])
+        for keeper in self._chaining:
+            leaves = ", ".join(map(str, keeper.leaves))
+            query = (
+                'SELECT CAST("kept".t AS bigint), CAST("kept".c AS text),'  # noqa: S608
+                ' CAST("referrer".t AS bigint), CAST("referrer".c AS text) FROM ('
+                f"SELECT tableoid AS t, ctid AS c{keeper.kept} FROM {self._from(leaf)}"
+                f' WHERE {place.sql} AND {self.table.predicate}) AS "kept" LEFT JOIN {keeper.referrers}'
+                f' ON {keeper.edges} AND CAST("kept".t AS bigint) IN ({leaves})'
+            )
+            with self.connection.engine.connect() as patient:
+                rows = execute(patient, query, self._parameters() | place.parameters())
+                for oid, tid, other_oid, other_tid in rows:
+                    others = found.setdefault((oid, tid), set())
+                    if other_oid is not None:
+                        others.add((other_oid, other_tid))
+        return found
+
+    # -- tables that somebody has locked -----------------------------------------------------------------------------
+
+    def _waits_for_tables(self) -> bool:
+        """Waits for who has locked a whole table that a batch needs, holding nothing; False if nobody has.
+
+        Raises:
+            Retryable: it takes longer than `LOCK_TIMEOUT`.
+        """
+        from lamplighter.kernel.database import LOCK_TIMEOUT
+
+        until = time.monotonic() + LOCK_TIMEOUT.total_seconds()
+        waited = False
+        while table := self._locked_table():
+            if time.monotonic() >= until:
+                raise Retryable(
+                    f"{self.rule.name}: somebody has locked {table}; try again later. {self.rows} rows of "
+                    f"{self.rule.table} were changed before."
+                )
+            waited = True
+            time.sleep(LOCK_WAIT.total_seconds())
+        return waited
+
+    def _locked_table(self) -> str | None:
+        """A table that somebody has locked, or is about to, in a way that no batch can pass."""
+        query = (
+            "SELECT CAST(CAST(relation AS regclass) AS text) FROM pg_locks WHERE locktype = 'relation'"
+            " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+            " AND (CAST(relation AS bigint) = ANY (:changed) AND mode IN ('ShareLock', 'ShareRowExclusiveLock',"
+            " 'ExclusiveLock', 'AccessExclusiveLock')"
+            " OR CAST(relation AS bigint) = ANY (:read) AND mode IN ('ExclusiveLock', 'AccessExclusiveLock')) LIMIT 1"
+        )
+        changed = [*(self.table.oids | self.table.into)]
+        with self.connection.engine.connect() as patient:
+            found: str | None = execute(
+                patient, query, {"changed": changed, "read": [*self.table.referring]}
+            ).scalar_one_or_none()
+        return found
 
     def _read(self, leaf: Leaf, place: Place, what: str, limit: int | None = None) -> list[Any]:
         """Asks about the rows of a place that are due, on a connection that is not impatient."""
@@ -486,7 +717,7 @@ class Work:
             return list(execute(patient, query, self._parameters() | place.parameters() | {"limit": limit}).scalars())
 
     def _from(self, leaf: Leaf) -> str:
-        return f"ONLY {leaf.name} AS {quoted(alias(self.rule))}"
+        return f"{leaf.name} AS {quoted(alias(self.rule))}"
 
     def _parameters(self) -> dict[str, object]:
         return parameters_of(self.rule, self.cutoff)
@@ -506,6 +737,14 @@ class Work:
     def _tell(self, number: int, done: float) -> None:
         percent = int(100 * (number + done) / len(self.table.leaves))
         self.progress(percent, f"{self.rows} rows of {self.rule.table}")
+
+
+def _reason(*keepers: Keeper) -> str:
+    """Why a row stays."""
+    names = ", ".join(one.name for one in keepers)
+    if keepers[0].own:
+        return f"a row that stays refers to it (foreign key {names})."
+    return f"rows of {keepers[0].table} still refer to it (foreign key {names})."
 
 
 def _nodes(plan: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -47,6 +47,7 @@ class Leaf:
     name: str
     """Quoted for SQL."""
     blocks: int
+    oid: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +70,45 @@ class Dependants:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Keeper:
+    """A foreign key by which rows of other tables, or of the rule's own, keep a row.
+
+    It is one for which the database refuses to delete a row while others refer to it, or one of the rule's table to
+    itself of any kind: the rows that refer to others go before them.
+    """
+
+    name: str
+    table: str
+    """That refers to the rule's table, as it is shown."""
+    own: bool
+    """Whether the table refers to itself."""
+    action: str
+    """ON DELETE."""
+    leaves: frozenset[int]
+    """The tables whose rows the key can refer to."""
+    any_refers: str
+    """In SQL, whether another row refers to the row."""
+    keeps: str
+    """In SQL, whether a row refers to it that will not go: of another table, or of this one and not due."""
+    edges: str
+    """In SQL, the join condition of a row `kept` and a row `referrer`; empty unless `own`."""
+    kept: str
+    """In SQL, the columns of `kept` that `edges` needs, after a comma."""
+    referrers: str
+    """In SQL, the table `referrer` with its columns for `edges`."""
+
+    @property
+    def chains(self) -> bool:
+        """Whether a row has to wait until the due rows have gone that refer to it."""
+        return self.own and self.action in ("NO ACTION", "RESTRICT", "CASCADE")
+
+    @property
+    def spared(self) -> str:
+        """In SQL, whether a batch leaves a row out."""
+        return self.any_refers if self.chains or not self.own else self.keeps
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
     """What the database says about a rule's table."""
 
@@ -85,6 +125,10 @@ class Table:
     triggers: Sequence[str]
     """That fire when the rule acts, and may do otherwise than it says."""
     dependants: Sequence[Dependants]
+    keepers: Sequence[Keeper]
+    """Of rows that the rule deletes; those of tables that we may read."""
+    referring: frozenset[int]
+    """All tables that refer to the rule's."""
 
     @property
     def is_watched(self) -> bool:
@@ -100,7 +144,7 @@ _LOOK: Final = """
         SELECT CAST(to_regclass(:into) AS oid) AS oid
         UNION ALL SELECT inhrelid FROM pg_inherits JOIN into_tree ON inhparent = into_tree.oid
     ), leaf AS (
-        SELECT nspname, relname, relkind,
+        SELECT pg_class.oid, nspname, relname, relkind,
             CASE relkind WHEN 'r' THEN pg_relation_size(pg_class.oid) ELSE 0 END
                 / CAST(current_setting('block_size') AS int) AS blocks
         FROM tree JOIN pg_class USING (oid) JOIN pg_namespace ON pg_namespace.oid = relnamespace
@@ -113,7 +157,8 @@ _LOOK: Final = """
             WHERE attrelid = to_regclass(:table) AND attnum > 0 AND NOT attisdropped) AS columns,
         (SELECT json_agg(attname) FROM pg_attribute
             WHERE attrelid = to_regclass(:into) AND attnum > 0 AND NOT attisdropped) AS into_columns,
-        (SELECT json_agg(json_build_array(nspname, relname, relkind, blocks) ORDER BY relname) FROM leaf) AS leaves,
+        (SELECT json_agg(json_build_array(nspname, relname, relkind, blocks, CAST(oid AS bigint)) ORDER BY relname)
+            FROM leaf) AS leaves,
         (SELECT json_agg(CAST(oid AS bigint)) FROM tree) AS oids,
         (SELECT json_agg(CAST(oid AS bigint)) FROM into_tree WHERE oid IS NOT NULL) AS into_oids,
         (SELECT json_agg(json_build_array(rulename, CAST(CAST(ev_class AS regclass) AS text)) ORDER BY rulename)
@@ -125,23 +170,33 @@ _LOOK: Final = """
             WHERE NOT tgisinternal AND tgenabled IN ('O', 'A') AND (tgtype & event) > 0) AS triggers,
         (SELECT json_agg(json_build_object(
                 'name', conname, 'table', CAST(CAST(conrelid AS regclass) AS text),
-                'oid', CAST(conrelid AS bigint), 'schema', nspname, 'relation', relname,
+                'oid', CAST(conrelid AS bigint), 'schema', nspname, 'relation', relname, 'kind', relkind,
                 'own', conrelid IN (SELECT oid FROM tree),
                 'how', CASE CAST(:event AS int) WHEN 8 THEN confdeltype ELSE confupdtype END,
+                'readable', has_schema_privilege(relnamespace, 'USAGE') AND has_table_privilege(conrelid, 'SELECT')
+                    AND NOT row_security_active(conrelid),
+                'leaves', (SELECT json_agg(CAST(relid AS bigint)) FROM (
+                    SELECT confrelid UNION SELECT CAST(relid AS oid) FROM pg_partition_tree(confrelid)) AS of(relid)),
+                'operators', (SELECT json_agg(json_build_array(operators.nspname, oprname) ORDER BY n)
+                    FROM unnest(conpfeqop) WITH ORDINALITY AS k(equal, n) JOIN pg_operator ON pg_operator.oid = equal
+                    JOIN pg_namespace AS operators ON operators.oid = oprnamespace),
                 'columns', (SELECT json_agg(attname ORDER BY n) FROM unnest(conkey) WITH ORDINALITY AS k(attnum, n)
                     JOIN pg_attribute USING (attnum) WHERE attrelid = conrelid),
                 'keys', (SELECT json_agg(attname ORDER BY n) FROM unnest(confkey) WITH ORDINALITY AS k(attnum, n)
                     JOIN pg_attribute USING (attnum) WHERE attrelid = confrelid)) ORDER BY conname)
-            FROM pg_constraint JOIN pg_class ON pg_class.oid = conrelid
+            FROM pg_constraint AS refers JOIN pg_class ON pg_class.oid = conrelid
             JOIN pg_namespace ON pg_namespace.oid = relnamespace
-            WHERE contype = 'f' AND conparentid = 0 AND confrelid IN (SELECT oid FROM tree)
-                AND CASE CAST(:event AS int) WHEN 8 THEN confdeltype ELSE confupdtype END IN ('c', 'n', 'd')
-        ) AS dependants
+            WHERE contype = 'f' AND confrelid IN (SELECT oid FROM tree)
+                AND NOT EXISTS (SELECT FROM pg_constraint AS whole WHERE whole.oid = refers.conparentid
+                    AND whole.confrelid IN (SELECT oid FROM tree))
+        ) AS refers
 """
 
 _DELETES, _UPDATES = 8, 16
 """Events as `pg_trigger.tgtype` has them."""
-_HOW: Final = {"c": "CASCADE", "n": "SET NULL", "d": "SET DEFAULT"}
+HOW: Final = {"c": "CASCADE", "n": "SET NULL", "d": "SET DEFAULT"}
+"""How the database changes rows together with those that they refer to."""
+_KEEPING: Final = {"a": "NO ACTION", "r": "RESTRICT"}
 
 
 def look(connection: Connection, rule: Rule) -> Table:
@@ -152,7 +207,7 @@ def look(connection: Connection, rule: Rule) -> Table:
     row = execute(connection, _LOOK, asked).one()
     if not row.found:
         raise NoTable(f"{rule.name}: there is no table {rule.table} in the database.")
-    if unfit := [name for _, name, kind, _ in row.leaves or () if kind != "r"]:
+    if unfit := [name for _, name, kind, *_ in row.leaves or () if kind != "r"]:
         raise Permanent(f"{rule.name}: {', '.join(unfit)} is no ordinary or partitioned table.")
     columns: dict[str, str] = row.columns or {}
     values = rule.action.values if isinstance(rule.action, Set) else ()
@@ -174,19 +229,63 @@ def look(connection: Connection, rule: Rule) -> Table:
             "nothing was touched."
         )
     leaves = [
-        Leaf(name=f"{quoted(schema)}.{quoted(name)}", blocks=blocks) for schema, name, _, blocks in row.leaves or ()
+        Leaf(name=f"ONLY {quoted(schema)}.{quoted(name)}", blocks=blocks, oid=oid)
+        for schema, name, _, blocks, oid in row.leaves or ()
     ]
+    predicate = _predicate(rule, columns)
+    refers = row.refers or ()
     return Table(
         columns=columns,
         leaves=leaves,
-        predicate=_predicate(rule, columns),
+        predicate=predicate,
         now=row.now,
         oids=frozenset(row.oids or ()),
         into=frozenset(row.into_oids or ()),
         triggers=row.triggers or (),
         dependants=[
-            one for one in map(_dependants, row.dependants or ()) if event == _DELETES or {*values} & {*one.keys}
+            _dependants(one)
+            for one in refers
+            if one["how"] in HOW and (event == _DELETES or {*values} & {*one["keys"]})
         ],
+        keepers=[
+            _keeper(one, rule, predicate)
+            for one in refers
+            if event == _DELETES and one["readable"] and (one["how"] in _KEEPING or one["own"])
+        ],
+        referring=frozenset(one["oid"] for one in refers),
+    )
+
+
+def _keeper(found: Mapping[str, Any], rule: Rule, predicate: str) -> Keeper:
+    row, own = quoted(alias(rule)), found["own"]
+    whole = "" if found["kind"] == "p" else "ONLY "  # the key holds for no table that inherits
+    table = f"{whole}{quoted(found['schema'])}.{quoted(found['relation'])}"
+    columns, keys, operators = found["columns"], found["keys"], found["operators"]
+    equal = [f"OPERATOR({quoted(schema)}.{name})" for schema, name in operators]
+    shown = ", ".join(f"{quoted(column)} AS f{n}" for n, column in enumerate(columns))
+    # A rule's `where` may name its table: what asks about another row of it stands in a query of its own.
+    due = f"({predicate}) IS TRUE" if own else "false"
+    referrers = f'(SELECT tableoid AS t, ctid AS c, {shown}, {due} AS due FROM {table} AS {row}) AS "referrer"'  # noqa: S608
+
+    def joined(names: Iterable[str], other: str) -> str:
+        pairs = enumerate(zip(names, equal, strict=True))
+        same = [f'{name} {operator} "referrer".f{n}' for n, (name, operator) in pairs]
+        return " AND ".join([*same, f'("referrer".t, "referrer".c) <> {other}'] if own else same)
+
+    condition = joined((f"{row}.{quoted(key)}" for key in keys), f"({row}.tableoid, {row}.ctid)")
+    # OFFSET 0: each row looks its referrers up by an index. A join would read the whole referring table for each batch.
+    exists = f"EXISTS (SELECT FROM {referrers} WHERE {condition}"
+    return Keeper(
+        name=found["name"],
+        table=found["table"],
+        own=own,
+        action=(_KEEPING | HOW)[found["how"]],
+        leaves=frozenset(found["leaves"]),
+        any_refers=f"{exists} OFFSET 0)",
+        keeps=f'{exists} AND NOT "referrer".due OFFSET 0)',
+        edges=joined((f'"kept".k{n}' for n in range(len(keys))), '("kept".t, "kept".c)'),
+        kept="".join(f", {quoted(key)} AS k{n}" for n, key in enumerate(keys)),
+        referrers=referrers,
     )
 
 
@@ -197,7 +296,7 @@ def _dependants(found: Mapping[str, Any]) -> Dependants:
         quoted_table=f"{quoted(found['schema'])}.{quoted(found['relation'])}",
         columns=found["columns"],
         keys=found["keys"],
-        action=_HOW[found["how"]],
+        action=HOW[found["how"]],
         own=found["own"],
         oid=found["oid"],
     )
@@ -249,6 +348,8 @@ def execute(connection: Connection, sql: str, parameters: Mapping[str, object]) 
     return connection.execute(text(sql), parameters)
 
 
+_REFERRED: Final = ("23503", "23001")
+"""A foreign key is violated: NO ACTION, RESTRICT."""
 _READ_ONLY: Final = "25006"
 _LATE: Final = "57014"
 _LOCKED: Final = ("55P03", "40P01", "40001")
@@ -265,6 +366,11 @@ def trouble_with(error: DBAPIError) -> Trouble | None:
     if state in _LOCKED:
         return "locked"
     return "refused" if state.startswith(_REFUSED) else None
+
+
+def is_referred(error: DBAPIError) -> bool:
+    """Whether a foreign key refused a batch."""
+    return facts_of(error).get("C") in _REFERRED
 
 
 def named(rule: Rule, error: DBAPIError) -> Exception:
