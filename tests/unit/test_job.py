@@ -399,7 +399,7 @@ def test_a_permanent_error_is_final_at_once_and_frees_the_lock(make: Any, store:
     assert store.locks == {}
 
 
-def denied(code: str = "AccessDenied", message: str = "User: arn:aws:iam::1:role/x is not authorized.") -> ClientError:
+def denied(code: str = "AccessDenied", message: str = "User: arn:aws:iam::1:role/x may not.") -> ClientError:
     return ClientError({"Error": {"Code": code, "Message": message}}, "ListObjectsV2")
 
 
@@ -409,16 +409,20 @@ def undefined() -> ProgrammingError:
 
 
 @pytest.mark.parametrize(
-    ("raised", "sentence"),
+    ("raised", "kind", "sentence"),
     [
-        (denied(), "AWS refuses ListObjectsV2 (AccessDenied): User: arn:aws:iam::1:role/x is not authorized."),
-        (denied("NoSuchBucket", "no\nbucket"), "AWS refuses ListObjectsV2 (NoSuchBucket): no bucket."),
-        (denied("403", ""), "AWS refuses ListObjectsV2 (403): no reason given."),
-        (undefined(), 'The database refuses a statement (42P01): relation "media" does not exist.'),
+        (
+            denied(),
+            "Unreadable",
+            "AWS refuses ListObjectsV2 (AccessDenied): User: arn:aws:iam::1:role/x may not.",
+        ),
+        (denied("NoSuchBucket", "no\nbucket"), "Unreadable", "AWS refuses ListObjectsV2 (NoSuchBucket): no bucket."),
+        (denied("403", ""), "Unreadable", "AWS refuses ListObjectsV2 (403): no reason given."),
+        (undefined(), "NoTable", 'The database refuses a statement (42P01): relation "media" does not exist.'),
     ],
 )
 def test_what_may_not_be_read_is_one_sentence_and_final(
-    make: Any, store: MemoryStore, ledger: Ledger, raised: Exception, sentence: str
+    make: Any, store: MemoryStore, ledger: Ledger, raised: Exception, kind: str, sentence: str
 ) -> None:
     """REQUIREMENTS K14."""
 
@@ -429,7 +433,7 @@ def test_what_may_not_be_read_is_one_sentence_and_final(
         make(body, singleton=True)({}, FakeContext())
     row = only_row(store, ledger)
     (error,) = row.errors
-    assert (row.status, error.type, error.message, error.stack_trace) == (Status.FAILED, "Unreadable", sentence, "")
+    assert (row.status, error.type, error.message, error.stack_trace) == (Status.FAILED, kind, sentence, "")
     assert store.locks == {}
 
 

@@ -284,14 +284,14 @@ def test_a_pass_ends_before_its_function_does(
 
     monkeypatch.setattr(store, "expired", slow)
     killed_at = clock() + timedelta(minutes=1)
-    report = timeout_checker.handler({"half": 2}, FakeContext(timedelta(minutes=1)))
+    report = timeout_checker.handler({"waited": True}, FakeContext(timedelta(minutes=1)))
     assert not report["finished"]
     assert clock() < killed_at
 
 
 @pytest.mark.parametrize(
     ("event", "applies"),
-    [({}, True), ({"half": 1}, True), ({"half": 2}, False), ({"half": 1, "cursors": {"due/0": "done"}}, False)],
+    [({}, True), ({"waited": False}, True), ({"waited": True}, False), ({"cursors": {"due/0": "done"}}, False)],
 )
 def test_settings_take_effect_once_a_minute_and_by_hand(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch, event: dict[str, Any], applies: bool
@@ -310,7 +310,7 @@ def test_a_pass_waits_for_the_settings_no_longer_than_its_function_may_take(
     waits: list[timedelta] = []
     monkeypatch.setattr(timeout_checker, "apply_settings_within", waits.append)
     for left in (timedelta(minutes=1), timedelta(seconds=8)):
-        timeout_checker.handler({"half": 1}, FakeContext(left))
+        timeout_checker.handler({}, FakeContext(left))
     assert waits[0] == timeout_checker.SETTINGS_TIME
     assert timedelta() < waits[1] < timedelta(seconds=8)
 

@@ -209,6 +209,12 @@ def type_key(job_type: str, shard: int) -> str:
     return f"{job_type}#{shard}"
 
 
+def type_of(key: str) -> str:
+    """The job type that a row spells, with or without its shard."""
+    job_type, mark, shard = key.rpartition("#")
+    return job_type if mark and shard.isdecimal() else key
+
+
 def _to_json(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"))
 
@@ -281,7 +287,7 @@ def decode(item: dict[str, Any]) -> Job:
     """The job that `encode` wrote; a row read through an index may lack attributes, which take their defaults."""
     values = {f.name: item[f.name] for f in fields(Job) if f.name in item}
     values["job_id"] = item["pk"].removeprefix(_KEY_PREFIX)
-    values["job_type"] = item["job_type"].partition("#")[0]
+    values["job_type"] = type_of(item["job_type"])
     values |= {name: from_text(values[name]) for name in _TIMES if name in values}
     values |= {name: json.loads(values[name]) for name in _JSON if name in values}
     values["policy"] = _policy_from_json(item["policy"])
