@@ -105,6 +105,11 @@ def test_migrate(invoke: Invoke) -> None:
     assert invoke("jobs/migrate")["applied"] == [], "The deployment has migrated already."
 
 
+def test_deployment(invoke: Invoke, world: World) -> None:
+    table = world.aws.client("dynamodb").describe_table(TableName=world.aws.outputs()["JobsTableName"])["Table"]
+    assert invoke("jobs/deployment") == {"protected": table.get("DeletionProtectionEnabled", False)}
+
+
 def test_settings(invoke: Invoke) -> None:
     assert invoke("jobs/settings") == {"valid": True}
 
