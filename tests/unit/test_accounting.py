@@ -167,6 +167,20 @@ def test_of_paths_of_another_folder_each_is_looked_for() -> None:
     ]
 
 
+def test_a_relative_column_names_nothing_of_another_folder() -> None:
+    """Its `img/1.jpg` may mean `up/img/1.jpg`, even where a column of whole keys names the other one."""
+    account = Account(Scope("bucket", "up/"), [Declared(name="relative"), Declared(name="whole")])
+    columns = [["b.jpg", "img/1.jpg"], ["up/b.jpg", "img/1.jpg"]]
+    for number, values in enumerate(columns):
+        account.first(number, values)
+    account.listed(["up/b.jpg"])
+    for number, values in enumerate(columns):
+        account.second(number, values)
+    relative, whole = account.counts(bucket("up/b.jpg", "img/1.jpg"))
+    assert figures(relative) == (2, 1, 0, 1, 0)
+    assert figures(whole) == (2, 1, 1, 0, 0)
+
+
 def test_what_is_not_found_in_a_folder_that_is_too_large_is_unmatched(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(accounting, "MAX_ELSEWHERE", 5)
     asked: list[str] = []
