@@ -18,7 +18,7 @@ says whether it is a preview, `run.checkpoint` is what its own last stretch left
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any, Final, Literal
@@ -196,7 +196,11 @@ class Preview(BaseModel):
     dry_run: Literal[True]
 
 
-def take(event: Mapping[str, Any], context: Context, bodies: Mapping[str, Body]) -> dict[str, Any]:
+type Bodies = Mapping[str, Body] | Callable[[Settings], Mapping[str, Body]]
+"""The phases that a function serves, by name; or which those are under the settings in force."""
+
+
+def take(event: Mapping[str, Any], context: Context, bodies: Bodies) -> dict[str, Any]:
     """Work at the state's first phase, one of `bodies`, until it is done or time is up; answers the state after it.
 
     A `Preview` instead of a state answers the phase's report.
@@ -210,10 +214,11 @@ def take(event: Mapping[str, Any], context: Context, bodies: Mapping[str, Body])
     """
     given = json_object(event, "the state of a run, or a preview of one phase")
     settings, now = settings_module.load(), utc_now()
+    served = bodies(settings) if callable(bodies) else bodies
     left = timedelta(milliseconds=context.get_remaining_time_in_millis())
     stop_in = max(left - STOP_MARGIN, left / 2)
     if "left" not in given:
-        return _previewed(given, bodies, now, settings=settings, stop_at=now + stop_in)
+        return _previewed(given, served, now, settings=settings, stop_at=now + stop_in)
     state, ledger = parsed(State, given), Ledger.from_environment()
     turn = first(state)
     with logged(state, phase=turn.name):
@@ -226,7 +231,7 @@ def take(event: Mapping[str, Any], context: Context, bodies: Mapping[str, Body])
         run = PhaseRun(job, state, **options)
         try:
             with heartbeats(run):
-                outcome = _body_of(turn.name, bodies)(run)
+                outcome = _body_of(turn.name, served)(run)
         except DatabaseUnavailable as error:
             logger.exception("failed")
             ended = ledger.fail(run.job, error)  # the row has the state that the last stretch left
