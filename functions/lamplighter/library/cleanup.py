@@ -41,8 +41,8 @@ PHASES: Final[Mapping[str, Phase]] = {
     "uploads": Phase(function="upload-expiry"),
     "audit_log": _rows("audit_log", function="audit-archive"),
 }
-"""All phases, in the order in which a run does them, and the function that serves each. Every rule is a phase; the rules
-that the settings add come last."""
+"""All phases, in the order in which a run does them, and the function that serves each. Every rule is a phase; those
+of the settings come last."""
 
 BODIES: Final[Mapping[str, Body]] = {
     "stale_jobs": stale_jobs.body,

@@ -227,12 +227,19 @@ _KEEPING: Final = {"a": "NO ACTION", "r": "RESTRICT"}
 
 def look(connection: Connection, rule: Rule) -> Table:
     """The rule's table, once it is certain that the rule fits it."""
+    from lamplighter.kernel.database import SCHEMA
+
     into = rule.action.into if isinstance(rule.action, Archive) else ""
     event = _UPDATES if isinstance(rule.action, Set) else _DELETES
     asked = {"table": _plain(rule.table), "into": _plain(into) if into else "", "event": event}
     row = execute(connection, _LOOK, asked).one()
     if not row.found:
         raise NoTable(f"{rule.name}: there is no table {rule.table} in the database.")
+    if "." not in rule.table and SCHEMA in {schema for schema, *_ in row.leaves or ()}:  # "$user" is on the search path
+        raise Permanent(
+            f"retention.rules.{rule.name}.table: {rule.table} is found in the schema {SCHEMA}, which is Lamplighter's "
+            f"own; name the schema, as in public.{rule.table}."
+        )
     if unfit := [name for _, name, kind, *_ in row.leaves or () if kind != "r"]:
         raise Permanent(f"{rule.name}: {', '.join(unfit)} is no ordinary or partitioned table.")
     columns: dict[str, str] = row.columns or {}
