@@ -133,8 +133,8 @@ class World:
 
     @property
     def is_lost(self) -> bool:
-        """Whether there are no parents at all."""
-        return self.people is not None and not self.people
+        """Whether there are no parents at all, and rows that refer to some."""
+        return self.people is not None and not self.people and any(row.who is not None for row in self.rows)
 
     def spell(self, moment: datetime) -> Clock:
         """A moment as the clock has it."""

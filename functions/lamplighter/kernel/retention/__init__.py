@@ -2,6 +2,8 @@
 
     Rule(name="downloads", table="handled_downloads", clock="timestamp", keep=timedelta(days=14), action=Delete())
 
+The rules in force come from `lamplighter.rules`: defaults, and those of the settings.
+
 `preview` counts what `apply` would change, `simulate` what it would under another `keep`; all ask one predicate
 (`table.py`). What is due follows from the rows alone, so a run that was stopped or killed is resumed by a new one.
 

@@ -325,7 +325,9 @@ def _parents(connection: Connection, rule: Rule, parent: Parent, own: Sequence[i
         raise Permanent(f"{rule.name}: the parent {parent.table} has no column {parent.key}.")
     if {*own} & {*row.oids}:
         raise Permanent(f"{rule.name}: the parent {parent.table} is the rule's own table.")
-    if not execute(connection, f"SELECT EXISTS (SELECT FROM {spelled(parent.table)})", {}).scalar_one():  # noqa: S608
+    refers = f"SELECT FROM {spelled(rule.table)} WHERE {quoted(parent.column)} IS NOT NULL"
+    lost = f"SELECT NOT EXISTS (SELECT FROM {spelled(parent.table)}) AND EXISTS ({refers})"  # noqa: S608
+    if execute(connection, lost, {}).scalar_one():
         raise Permanent(
             f"{rule.name}: the parent {parent.table} has no rows, so every row of {rule.table} would be an orphan; "
             "nothing was touched."
