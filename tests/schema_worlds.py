@@ -39,6 +39,7 @@ EARLIEST: Final = datetime(1990, 1, 1, tzinfo=UTC)
 SECOND, MILLISECOND, DAY = timedelta(seconds=1), timedelta(milliseconds=1), timedelta(days=1)
 PEOPLE: Final = 12
 """Parents are called 1, 2, ...; up to this number some are there."""
+NO_PARENT: Final = (None, 0, -1)
 
 type Clock = datetime | date | int | Literal["infinity", "-infinity"] | None
 type Key = tuple[object, ...]
@@ -134,7 +135,7 @@ class World:
     @property
     def is_lost(self) -> bool:
         """Whether there are no parents at all, and rows that refer to some."""
-        return self.people is not None and not self.people and any(row.who is not None for row in self.rows)
+        return self.people is not None and not self.people and any(row.who not in NO_PARENT for row in self.rows)
 
     def spell(self, moment: datetime) -> Clock:
         """A moment as the clock has it."""
@@ -161,7 +162,9 @@ class World:
 
     def is_due(self, row: Row) -> bool:
         """Whether the rule is to act on a row."""
-        orphaned = self.people is None or (row.who is not None and row.who not in self.people and bool(self.people))
+        orphaned = self.people is None or (
+            row.who not in NO_PARENT and row.who not in self.people and bool(self.people)
+        )
         return (self.is_timeless or self.is_over(row.clock)) and self.holds(row.state) and orphaned
 
     def holds(self, state: str) -> bool:
@@ -350,7 +353,7 @@ def _make_orphans(world: World, chance: random.Random) -> None:
         world.people = set()
     world.is_timeless = chance.random() < 0.4
     for row in world.rows:
-        row.who = chance.choice([None, *range(1, PEOPLE + 1), *range(1, PEOPLE + 1)])
+        row.who = chance.choice([*NO_PARENT, *range(1, PEOPLE + 1), *range(1, PEOPLE + 1)])
 
 
 def _tie(world: World, chance: random.Random) -> None:
@@ -791,6 +794,8 @@ class Play:
             )
             concerned = set(found.scalars())
             self.young |= concerned
+        elif row.who in NO_PARENT:
+            return set()
         elif change.kind == "birth":
             own.exec_driver_sql(f"INSERT INTO {people} VALUES ({row.who or 0}) ON CONFLICT DO NOTHING")
             concerned = set(own.exec_driver_sql(f"SELECT n FROM {table} {who}").scalars())

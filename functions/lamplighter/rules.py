@@ -245,8 +245,6 @@ def _changed(rule: Rule, given: RuleSettings | None) -> Rule:
 def _new(name: str, given: RuleSettings) -> Rule:
     """A rule of the settings."""
     here, parent, table = f"retention.rules.{name}", given.orphan_of, given.table or ""
-    if given.clock and given.keep_days is None:
-        raise SettingsError(f"{here}.keep_days: takes days for the clock; 0 if the clock says when a row expires.")
     if given.floor_days and not given.clock:
         raise SettingsError(f"{here}.floor_days: {name} takes no days, its rows do not age.")
     _check_schema(name, given)
@@ -281,12 +279,16 @@ def _keep(name: str, given: RuleSettings, clock: str | None, default: timedelta)
     """How long the rule keeps rows.
 
     Raises:
-        SettingsError: days are given, and its rows do not age.
+        SettingsError: days are given, and its rows do not age; or none, and the clock is new: 0 would be right for one
+            that says when a row expires, and deletes the table by one that says when a row was made.
     """
+    here = f"retention.rules.{name}.keep_days"
+    if given.keep_days is None and given.clock:
+        raise SettingsError(f"{here}: takes days for the clock {given.clock}; 0 if it says when a row expires.")
     if given.keep_days is None:
         return default
     if clock is None:
-        raise SettingsError(f"retention.rules.{name}.keep_days: {name} takes no days, its rows do not age.")
+        raise SettingsError(f"{here}: {name} takes no days, its rows do not age.")
     return timedelta(days=given.keep_days)
 
 

@@ -104,7 +104,8 @@ def things(engine: Engine, column_type: str, values: list[Any], place: str) -> N
                 {"id": number, "at": None if value is None else str(value)},
             )
         if place == "spans":
-            youngest = {"integer": "2000000000", "bigint": "2000000000000"}.get(column_type, "'2199-12-31'")
+            count = "2000000000" if column_type == "integer" else "2000000000000"
+            youngest = "'2199-12-31'" if column_type.startswith(("date", "timestamp")) else count
             connection.exec_driver_sql(f"INSERT INTO things SELECT -n, {youngest} FROM generate_series(1, 3000) AS n")
             connection.exec_driver_sql("CREATE INDEX ON things (at); ANALYZE things")
 
@@ -170,9 +171,10 @@ def test_the_clocks_index_serves_the_condition(engine: Engine, unit: Any, column
         ("timestamp", "jsonb", "is of type jsonb; the clock_unit timestamp takes a timestamp"),
         ("timestamp", "time", "is of type time without time zone; the clock_unit timestamp takes a timestamp"),
         ("date", "timestamptz", "is of type timestamp with time zone; the clock_unit date takes a date."),
-        ("seconds", "timestamptz", "the clock_unit seconds takes seconds since 1970 as integer or bigint."),
-        ("seconds", "numeric", "the clock_unit seconds takes seconds since 1970 as integer or bigint."),
-        ("milliseconds", "date", "the clock_unit milliseconds takes milliseconds since 1970 as integer or bigint."),
+        ("seconds", "timestamptz", "the clock_unit seconds takes seconds since 1970 as integer, bigint, num"),
+        ("seconds", "real", "takes seconds since 1970 as integer, bigint, numeric or double precision."),
+        ("seconds", "smallint", "takes seconds since 1970 as integer, bigint, numeric or double precision."),
+        ("milliseconds", "date", "the clock_unit milliseconds takes milliseconds since 1970 as integer, "),
     ],
 )  # fmt: skip
 def test_a_clock_of_another_type_is_one_sentence(engine: Engine, unit: Any, column_type: str, sentence: str) -> None:
@@ -183,6 +185,19 @@ def test_a_clock_of_another_type_is_one_sentence(engine: Engine, unit: Any, colu
             attempt(engine, rule)
         assert str(refused.value).startswith("retention.rules.things.clock: the column at of things ")
         assert sentence in str(refused.value)
+
+
+@pytest.mark.parametrize("column_type", ["numeric", "numeric(20,3)", "double precision"])
+def test_a_count_with_a_fraction_stands_for_its_moment(engine: Engine, column_type: str, place: str) -> None:
+    """As Python's `time.time()` writes it; NaN is greater than every number."""
+    cutoff = seconds(CUTOFF)
+    old, kept = [cutoff - 0.5, cutoff - 1_000.25, 700_000_000.125], [cutoff, cutoff + 0.25, 0, "NaN", None, 1e15]
+    things(engine, column_type, [*old, *kept], place)
+    rule = Rule(name="things", table="things", clock="at", clock_unit="seconds", keep=30 * DAY, action=Delete())
+
+    assert due(engine, rule).rows == 3
+    assert go(engine, rule, now=NOW).rows == 3
+    assert len(asked(engine, "SELECT id FROM things WHERE id > 0")) == len(kept)
 
 
 def test_what_if_is_counted_for_counts_and_dates_too(engine: Engine) -> None:
@@ -259,6 +274,38 @@ def test_rows_go_whose_parent_is_gone_and_no_others(posts: Engine, change: dict[
     assert len(after) == (6 if isinstance(rule.action, Set) else 6 - len(goes))
     assert asked(posts, "SELECT id FROM attic ORDER BY id") == (goes if isinstance(rule.action, Archive) else [])
     assert go(posts, rule, now=NOW).rows == due(posts, rule).rows == 0
+
+
+NIL = "00000000-0000-0000-0000-000000000000"
+
+
+@pytest.mark.parametrize(
+    ("column_type", "none", "some"),
+    [
+        ("bigint", [None, 0, -1], [7, -2]),
+        ("text", [None, "", "0"], ["7", " "]),
+        ("numeric", [None, 0, -1], [7]),
+        ("uuid", [None, NIL], ["70000000-0000-0000-0000-000000000000"]),
+    ],
+)
+def test_what_names_no_parent_is_no_orphan(engine: Engine, column_type: str, none: list[Any], some: list[Any]) -> None:
+    """FAILURES 27, of another kind: an empty text, or a zero, for "none". WordPress has the guests' comments so."""
+    with engine.begin() as connection:
+        connection.exec_driver_sql(f"CREATE TABLE users (id {column_type} PRIMARY KEY)")
+        connection.exec_driver_sql(f"CREATE TABLE posts (id int, user_id {column_type})")
+        parent = {"uuid": "'60000000-0000-0000-0000-000000000000'"}.get(column_type, "'6'")
+        connection.exec_driver_sql(f"INSERT INTO users VALUES ({parent}); INSERT INTO posts VALUES (0, {parent})")
+        for number, value in enumerate([*none, *some], 1):
+            connection.execute(
+                text(f"INSERT INTO posts VALUES (:id, CAST(CAST(:who AS text) AS {column_type}))"),
+                {"id": number, "who": None if value is None else str(value)},
+            )
+
+    assert due(engine, ORPHANS).rows == len(some)
+    assert go(engine, ORPHANS, now=NOW).rows == len(some)
+    assert asked(engine, "SELECT id FROM posts ORDER BY id") == list(range(len(none) + 1))
+    run(engine, "TRUNCATE users; DELETE FROM posts WHERE id = 0")
+    assert due(engine, ORPHANS).rows == 0
 
 
 def test_names_of_the_parent_and_of_its_columns_may_be_the_rows_own(engine: Engine) -> None:
@@ -454,8 +501,13 @@ def test_a_condition_that_the_database_does_not_take_is_one_sentence(mixed: Engi
 
 def test_a_condition_that_fails_on_a_row_is_one_sentence(mixed: Engine) -> None:
     for attempt in (due, go):
-        with pytest.raises(Permanent, match=r"^any: division by zero\.$"):
+        with pytest.raises(
+            Permanent, match=r"\.where: fails on a row of things: division by zero \(SQLSTATE 22012\)\.$"
+        ):
             attempt(mixed, replace(ANY, where="1 / n = 1"))
+        with pytest.raises(Permanent) as refused:
+            attempt(mixed, replace(ANY, where="CAST(note AS int) = 1"))
+        assert "invalid input syntax for type integer: ... (SQLSTATE 22P02)" in str(refused.value)
 
 
 def test_a_condition_over_a_table_that_is_not_there_counts_as_a_missing_table(mixed: Engine) -> None:

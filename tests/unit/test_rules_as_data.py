@@ -119,7 +119,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"carts": {"apply": True}}, "; a new one takes a table."),
     ({"Carts": CARTS}, "retention.rules.Carts.[key]: string should match pattern '^[a-z][a-z0-9_]{0,63}$', got"),
     ({"carts": CARTS | {"clocc": "at"}}, "retention.rules.carts.clocc is not a setting (known: apply, keep_days,"),
-    ({"carts": {"table": "carts", "clock": "at"}}, "retention.rules.carts.keep_days: takes days for the clock; 0 if"),
+    ({"carts": {"table": "carts", "clock": "at"}}, "retention.rules.carts.keep_days: takes days for the clock at; 0"),
     ({"carts": {"table": "carts"}}, "retention.rules.carts.clock: takes a column: only a set or an orphan_of can do"),
     ({"carts": {"table": "carts", "keep_days": 5}}, "retention.rules.carts.keep_days: carts takes no days, its rows"),
     (
@@ -191,6 +191,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         {"sessions": {"action": {"archive": "old"}}},
         "sessions.action: the default rule sessions does not let it be changed; add a rule of your own.",
     ),
+    ({"sessions": {"clock": "last_activity", "clock_unit": "seconds"}}, "sessions.keep_days: takes days for the clock"),
     ({"downloads": {"keep_days": 0}}, "retention.rules.downloads.keep_days: takes at least 1 days, got 0."),
     ({"downloads": {"where": "a)"}}, "retention.rules.downloads.where: closes a parenthesis that it has not opened."),
     ({"downloads": {"table": "lamplighter.findings"}}, "retention.rules.downloads.table: takes no table of the schem"),

@@ -285,6 +285,7 @@ class Work:
         """One span of time after the other, the oldest first; the newest where rows refer to others of their table, for
         those others are usually older.
         """
+        oldest = clock.floor(oldest)  # a count may have a fraction
         whole = (clock.floor(self.cutoff) - oldest) // clock.step
         pace = Pace(size=whole * min(1.0, START_COST / cost), goal=self._goal(), limit=whole)
         done = 0

@@ -73,7 +73,8 @@ def clock_of(name: str, unit: ClockUnit, column_type: str) -> Clock | None:
         column_type: as `format_type` says it.
     """
     if step := _COUNTS.get(unit):
-        return Clock(name=name, kind="bigint", step=step) if column_type in ("integer", "bigint") else None
+        is_count = column_type in ("integer", "bigint", "double precision") or column_type.startswith("numeric")
+        return Clock(name=name, kind="bigint", step=step) if is_count else None
     if column_type == "date":
         return Clock(name=name, kind="date", step=timedelta(days=1))
     if unit == "timestamp" and column_type.startswith("timestamp"):
@@ -84,5 +85,5 @@ def clock_of(name: str, unit: ClockUnit, column_type: str) -> Clock | None:
 def accepted(unit: ClockUnit) -> str:
     """What a clock of this unit takes, to go on with in a sentence."""
     if unit in _COUNTS:
-        return f"{unit} since 1970 as integer or bigint"
+        return f"{unit} since 1970 as integer, bigint, numeric or double precision"
     return "a date" if unit == "date" else "a timestamp, with or without time zone, or a date"

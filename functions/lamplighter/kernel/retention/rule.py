@@ -42,7 +42,7 @@ class Parent:
     table: str
     """`table` or `schema.table`."""
     column: str
-    """Of the rule's table: it names the parent. A row with NULL there is no orphan."""
+    """Of the rule's table: it names the parent. A row with NULL, 0, -1, an empty text or the nil UUID is no orphan."""
     key: str = "id"
     """The column of the parent that it names."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -41,7 +42,17 @@ def _orphaned(rule: Rule, parent: Parent) -> str:
     parents = f"{spelled(parent.table)} AS {other}"
     # OFFSET 0: each row looks its parent up by an index. A join would read all parents for each batch.
     gone = f"NOT EXISTS (SELECT FROM {parents} WHERE {other}.{quoted(parent.key)} = {column} OFFSET 0)"
-    return f"{column} IS NOT NULL AND EXISTS (SELECT FROM {parents}) AND {gone}"
+    return f"{_refers(parent, quoted(alias(rule)))} AND EXISTS (SELECT FROM {parents}) AND {gone}"
+
+
+_NO_PARENT: Final = "'', '0', '-1', '00000000-0000-0000-0000-000000000000'"
+"""How applications write that a row has no parent, where they do not write NULL."""
+
+
+def _refers(parent: Parent, row: str) -> str:
+    """In SQL, whether a row names a parent."""
+    column = f"{row}.{quoted(parent.column)}"
+    return f"{column} IS NOT NULL AND CAST({column} AS text) NOT IN ({_NO_PARENT})"
 
 
 def cast_values(action: Set, columns: Mapping[str, str]) -> Iterator[tuple[str, str]]:
@@ -247,7 +258,8 @@ def look(connection: Connection, rule: Rule) -> Table:
     parent = rule.orphan_of
     for column in (rule.key, *([rule.clock] if rule.clock else []), *values, *([parent.column] if parent else [])):
         if column not in columns:
-            raise Permanent(f"{rule.name}: the table {rule.table} has no column {column}.")
+            hint = " Give the rule a key." if column == rule.key else ""
+            raise Permanent(f"{rule.name}: the table {rule.table} has no column {column}.{hint}")
     if required := [column for column in row.required or () if values.get(column, "") is None]:
         raise Permanent(f"{rule.name}: the column {required[0]} of {rule.table} takes no null.")
     clock = clock_of(quoted(rule.clock), rule.clock_unit, columns[rule.clock]) if rule.clock else None
@@ -325,8 +337,8 @@ def _parents(connection: Connection, rule: Rule, parent: Parent, own: Sequence[i
         raise Permanent(f"{rule.name}: the parent {parent.table} has no column {parent.key}.")
     if {*own} & {*row.oids}:
         raise Permanent(f"{rule.name}: the parent {parent.table} is the rule's own table.")
-    refers = f"SELECT FROM {spelled(rule.table)} WHERE {quoted(parent.column)} IS NOT NULL"
-    lost = f"SELECT NOT EXISTS (SELECT FROM {spelled(parent.table)}) AND EXISTS ({refers})"  # noqa: S608
+    some = f"SELECT FROM {spelled(rule.table)} AS {quoted(alias(rule))} WHERE {_refers(parent, quoted(alias(rule)))}"
+    lost = f"SELECT NOT EXISTS (SELECT FROM {spelled(parent.table)}) AND EXISTS ({some})"  # noqa: S608
     if execute(connection, lost, {}).scalar_one():
         raise Permanent(
             f"{rule.name}: the parent {parent.table} has no rows, so every row of {rule.table} would be an orphan; "
@@ -495,8 +507,11 @@ def named(rule: Rule, error: DBAPIError) -> Exception:
     sentence = None
     if state == _SYNTAX:  # of all that a statement is made of, only this is SQL of the owner's
         sentence = f"retention.rules.{rule.name}.where: {facts['M']}."
-    elif state.startswith("42") or trouble == "refused":
+    elif state.startswith("42"):
         sentence = f"{rule.name}: {facts['M']}."
+    elif trouble == "refused":  # the message may hold values of the row
+        reason = re.sub(r'"[^"]*"', "...", str(facts["M"]))
+        sentence = f"retention.rules.{rule.name}.where: fails on a row of {rule.table}: {reason} (SQLSTATE {state})."
     elif state == _READ_ONLY:
         sentence = f"{rule.name}: the database is read-only, a standby for instance; connect to the primary."
     elif trouble == "late":
