@@ -187,6 +187,40 @@ def test_a_clock_of_another_type_is_one_sentence(engine: Engine, unit: Any, colu
         assert sentence in str(refused.value)
 
 
+SECONDS = [seconds(NOW - age * DAY) for age in (1, 40, 900)]
+
+
+@pytest.mark.parametrize(
+    ("unit", "values", "due_rows"),
+    [
+        ("milliseconds", SECONDS, "has no moment between 1990 and 2200 in milliseconds, but has some in seconds"),
+        ("seconds", [1000 * one for one in SECONDS], "in seconds, but has some in milliseconds; nothing was touched."),
+        ("milliseconds", [*SECONDS, *(1000 * one for one in SECONDS)], 2),
+        ("seconds", [*SECONDS, *(1000 * one for one in SECONDS)], 2),
+        ("milliseconds", [0, None, -1], 0),
+        ("seconds", [], 0),
+        ("seconds", [seconds(NOW)], 0),
+    ],
+)
+def test_a_wrong_unit_deletes_nothing_and_does_not_look_like_a_clean_table(
+    engine: Engine, unit: Any, values: list[Any], due_rows: Any, place: str
+) -> None:
+    """A cutoff of the wrong unit ended every session (multimeric/koa-pg-session #8, Mail-Otter #179), or none for ever
+    (OmniRoute #9625); a column held both units (CortexReach/memory-lancedb-pro #689)."""
+    things(engine, "bigint", values, "blocks")
+    if place == "spans":
+        run(engine, "CREATE INDEX ON things (at)")
+    rule = Rule(name="things", table="things", clock="at", clock_unit=unit, keep=30 * DAY, action=Delete())
+
+    if isinstance(due_rows, str):
+        with pytest.raises(Permanent, match=rf"^retention\.rules\.things\.clock_unit: at of things .*{due_rows}"):
+            due(engine, rule)
+        assert go(engine, rule, now=NOW).rows == 0
+    else:
+        assert due(engine, rule).rows == go(engine, rule, now=NOW).rows == due_rows
+    assert len(asked(engine, "SELECT id FROM things")) == len(values) - (due_rows if isinstance(due_rows, int) else 0)
+
+
 @pytest.mark.parametrize("column_type", ["numeric", "numeric(20,3)", "double precision"])
 def test_a_count_with_a_fraction_stands_for_its_moment(engine: Engine, column_type: str, place: str) -> None:
     """As Python's `time.time()` writes it; NaN is greater than every number."""

@@ -51,6 +51,7 @@ from lamplighter.kernel.retention.rule import (
 from lamplighter.kernel.retention.table import (
     alias,
     demand_no_dependants,
+    demand_unit,
     execute,
     look,
     named,
@@ -158,6 +159,8 @@ def _count(
                 f" FROM {spelled(rule.table)} AS {quoted(alias(rule))} WHERE {table.predicate}"
             )
             found = [execute(connection, query, parameters_of(rule, table, cutoff)).one() for cutoff in cutoffs]
+            if not any(row.rows for row in found):
+                demand_unit(connection, rule, table)
         except DBAPIError as error:
             if trouble_with(error) == "late":
                 raise Permanent(

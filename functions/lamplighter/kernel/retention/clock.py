@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from typing import Final, Literal
 
@@ -12,6 +12,8 @@ from lamplighter.kernel.retention.rule import ClockUnit
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 EARLIEST: Final = datetime(1990, 1, 1, tzinfo=UTC)
 """No row of a backend is older. An earlier clock is a mark such as 0 or 0001-01-01, or it counts in another unit."""
+LATEST: Final = datetime(2200, 1, 1, tzinfo=UTC)
+"""No moment that a backend writes is later, unless it counts in another unit."""
 
 type Kind = Literal["timestamptz", "date", "bigint"]
 
@@ -37,6 +39,11 @@ class Clock:
     def within(self) -> str:
         """In SQL, whether a value is between the parameters `first` and `end`, the latter excluded."""
         return f"{self.name} >= {self._parameter('first')} AND {self.name} < {self._parameter('end')}"
+
+    @property
+    def is_plausible(self) -> str:
+        """In SQL, whether a value is a moment that a backend may well have written."""
+        return f"{self.name} >= {self.value(EARLIEST)} AND {self.name} < {self.value(LATEST)}"
 
     def value(self, moment: datetime) -> datetime | date | int:
         """The value that stands for a moment, rounded down."""
@@ -80,6 +87,12 @@ def clock_of(name: str, unit: ClockUnit, column_type: str) -> Clock | None:
     if unit == "timestamp" and column_type.startswith("timestamp"):
         return Clock(name=name, kind="timestamptz", step=timedelta(microseconds=1))
     return None
+
+
+def other_unit(clock: Clock) -> Clock | None:
+    """The same column, counted in the other unit; None where it is no count."""
+    others = {_COUNTS["seconds"]: _COUNTS["milliseconds"], _COUNTS["milliseconds"]: _COUNTS["seconds"]}
+    return replace(clock, step=others[clock.step]) if clock.kind == "bigint" else None
 
 
 def accepted(unit: ClockUnit) -> str:

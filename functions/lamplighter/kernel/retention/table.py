@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from lamplighter.kernel.errors import NO_TABLE, NoTable, Permanent, Retryable
-from lamplighter.kernel.retention.clock import EARLIEST, Clock, accepted, clock_of
+from lamplighter.kernel.retention.clock import EARLIEST, Clock, accepted, clock_of, other_unit
 from lamplighter.kernel.retention.rule import Archive, Parent, Rule, Set
 from lamplighter.kernel.retention.where import bound
 
@@ -442,6 +442,28 @@ def demand_no_dependants(connection: Connection, rule: Rule, table: Table, cutof
                 f"{one.name}, ON {verb.upper()} {one.action}); nothing was touched. Add a rule for {one.table} that "
                 "runs first, or change the foreign key."
             )
+
+
+def demand_unit(connection: Connection, rule: Rule, table: Table) -> None:
+    """Some value of the clock is a moment in the declared unit, if any is in the other one.
+
+    With the wrong unit no row is ever due, and a preview of none looks like a table that is clean.
+
+    Raises:
+        Permanent: the clock counts in the other unit.
+    """
+    clock = table.clock
+    other = other_unit(clock) if clock else None
+    if not clock or not other:
+        return
+    some = f"SELECT FROM {spelled(rule.table)} AS {quoted(alias(rule))} WHERE"
+    query = f"SELECT NOT EXISTS ({some} {clock.is_plausible}) AND EXISTS ({some} {other.is_plausible})"
+    if execute(connection, query, {}).scalar_one():
+        right = "milliseconds" if rule.clock_unit == "seconds" else "seconds"
+        raise Permanent(
+            f"retention.rules.{rule.name}.clock_unit: {rule.clock} of {rule.table} has no moment between 1990 and 2200 "
+            f"in {rule.clock_unit}, but has some in {right}; nothing was touched."
+        )
 
 
 def _plain(table: str) -> str:
