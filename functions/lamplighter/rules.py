@@ -11,7 +11,7 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
-from lamplighter.kernel.errors import NoTable, unreadable
+from lamplighter.kernel.errors import NoTable, Unfit, unreadable
 from lamplighter.kernel.job import Report
 from lamplighter.kernel.ledger.row import Job
 from lamplighter.kernel.retention import Archive, BadRule, Delete, Parent, Rule, Set
@@ -139,26 +139,28 @@ def previews(name: str, job: Job, settings: Settings) -> bool:
 
 
 class MissingTable(Report):
-    """What a phase answers that only previews, and whose table is not there."""
+    """What a phase answers that only previews, and whose table is not there, or not as a default rule says."""
 
     dry_run: bool = True
     missing: str
-    """Which table, in a sentence."""
+    """Which table or column, in a sentence."""
 
 
 def unless_missing(name: str, body: Body) -> Body:
     """The body of a phase of the owner's, for which a missing table is no error until the settings apply the phase.
 
-    No deployment makes the owner's tables, and the default rules name tables that an application need not have.
+    No deployment makes the owner's tables, and the default rules name tables that an application need not have, or has
+    with other columns. A rule that the settings add has to fit.
     """
 
     def previewing(run: PhaseRun) -> Report | Unfinished:
         try:
             return body(run)
         except Exception as error:
-            missing = error if isinstance(error, NoTable) else unreadable(error)
+            missing = error if isinstance(error, NoTable | Unfit) else unreadable(error)
             excused = previews(name, run.job, run.settings) and not applied(name, run.settings)
-            if not (isinstance(missing, NoTable) and excused):
+            passes = isinstance(missing, NoTable) or (isinstance(missing, Unfit) and name in RULES)
+            if not (passes and excused):
                 raise
             run.logger.info("a table is missing", extra={"missing": str(missing)})
             return MissingTable(missing=str(missing))
@@ -264,9 +266,10 @@ def _new(name: str, given: RuleSettings) -> Rule:
 
 
 def _check_schema(name: str, given: RuleSettings) -> None:
-    schema, dot, _ = (given.table or "").partition(".")
-    if dot and schema in _CLOSED:
-        raise SettingsError(f"retention.rules.{name}.table: takes no table of the schema {schema}, got {given.table}.")
+    for field, table in (("table", given.table), ("action.archive", given.action and given.action.archive)):
+        schema, dot, _ = (table or "").partition(".")
+        if dot and schema in _CLOSED:
+            raise SettingsError(f"retention.rules.{name}.{field}: takes no table of the schema {schema}, got {table}.")
 
 
 def _action(given: ActionSettings | None) -> Delete | Archive | Set:

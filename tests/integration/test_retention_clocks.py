@@ -672,7 +672,14 @@ def test_a_name_without_a_schema_never_means_a_table_of_lamplighters(mixed: Engi
         name = connection.exec_driver_sql("SELECT current_database()").scalar_one()
         connection.exec_driver_sql(f'ALTER DATABASE "{name}" SET search_path = lamplighter, public')
     mixed.dispose()
+    parent = Parent(table="reports", column="n")
     for attempt in (due, go):
-        with pytest.raises(Permanent, match=r"reports is found in the schema lamplighter.* as in public\.reports\.$"):
-            attempt(mixed, replace(ANY, table="reports"))
+        for field, rule in (
+            ("table", replace(ANY, table="reports")),
+            ("orphan_of", replace(ANY, orphan_of=parent)),
+            ("action", replace(ANY, action=Archive("reports"))),
+        ):
+            sentence = rf"\.{field}: reports is found in the schema lamplighter.* as in public\.reports\.$"
+            with pytest.raises(Permanent, match=sentence):
+                attempt(mixed, rule)
     assert due(mixed, replace(ANY, table="lamplighter.reports")).rows == 1

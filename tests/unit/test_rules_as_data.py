@@ -154,6 +154,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"carts": CARTS | {"clock": "ü" * 32}}, "retention.rules.carts.clock: takes a name of 1 to 63 bytes, got"),
     ({"carts": CARTS | {"table": "lamplighter.findings"}}, "retention.rules.carts.table: takes no table of the schema"),
     ({"carts": CARTS | {"table": "pg_catalog.pg_class"}}, "retention.rules.carts.table: takes no table of the schema"),
+    ({"carts": CARTS | {"action": {"archive": "lamplighter.findings"}}}, "carts.action.archive: takes no table of the"),
     ({"carts": CARTS | {"action": "drop"}}, 'retention.rules.carts.action: takes "delete", {"archive": "schema.table"'),
     ({"carts": CARTS | {"action": {}}}, 'retention.rules.carts.action: takes one of "delete", {"archive":'),
     (

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from lamplighter.kernel.errors import NO_TABLE, NoTable, Permanent, Retryable
+from lamplighter.kernel.errors import NO_TABLE, NoTable, Permanent, Retryable, Unfit
 from lamplighter.kernel.retention.clock import EARLIEST, Clock, accepted, clock_of, other_unit
 from lamplighter.kernel.retention.rule import Archive, Parent, Rule, Set
 from lamplighter.kernel.retention.where import bound
@@ -194,6 +194,8 @@ _LOOK: Final = """
             WHERE attrelid = to_regclass(:table) AND attnum > 0 AND attnotnull) AS required,
         (SELECT json_agg(attname) FROM pg_attribute
             WHERE attrelid = to_regclass(:into) AND attnum > 0 AND NOT attisdropped) AS into_columns,
+        (SELECT nspname FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
+            WHERE pg_class.oid = to_regclass(:into)) AS into_schema,
         (SELECT json_agg(json_build_array(nspname, relname, relkind, blocks, CAST(oid AS bigint)) ORDER BY relname)
             FROM leaf) AS leaves,
         (SELECT json_agg(CAST(oid AS bigint)) FROM tree) AS oids,
@@ -238,19 +240,15 @@ _KEEPING: Final = {"a": "NO ACTION", "r": "RESTRICT"}
 
 def look(connection: Connection, rule: Rule) -> Table:
     """The rule's table, once it is certain that the rule fits it."""
-    from lamplighter.kernel.database import SCHEMA
-
     into = rule.action.into if isinstance(rule.action, Archive) else ""
     event = _UPDATES if isinstance(rule.action, Set) else _DELETES
     asked = {"table": _plain(rule.table), "into": _plain(into) if into else "", "event": event}
     row = execute(connection, _LOOK, asked).one()
     if not row.found:
         raise NoTable(f"{rule.name}: there is no table {rule.table} in the database.")
-    if "." not in rule.table and SCHEMA in {schema for schema, *_ in row.leaves or ()}:  # "$user" is on the search path
-        raise Permanent(
-            f"retention.rules.{rule.name}.table: {rule.table} is found in the schema {SCHEMA}, which is Lamplighter's "
-            f"own; name the schema, as in public.{rule.table}."
-        )
+    _demand_outside(rule, "table", rule.table, {schema for schema, *_ in row.leaves or ()})
+    if into:
+        _demand_outside(rule, "action", into, {row.into_schema})
     if unfit := [name for _, name, kind, *_ in row.leaves or () if kind != "r"]:
         raise Permanent(f"{rule.name}: {', '.join(unfit)} is no ordinary or partitioned table.")
     columns: dict[str, str] = row.columns or {}
@@ -259,14 +257,14 @@ def look(connection: Connection, rule: Rule) -> Table:
     for column in (rule.key, *([rule.clock] if rule.clock else []), *values, *([parent.column] if parent else [])):
         if column not in columns:
             hint = " Give the rule a key." if column == rule.key else ""
-            raise Permanent(f"{rule.name}: the table {rule.table} has no column {column}.{hint}")
+            raise Unfit(f"{rule.name}: the table {rule.table} has no column {column}.{hint}")
     if required := [column for column in row.required or () if values.get(column, "") is None]:
         raise Permanent(f"{rule.name}: the column {required[0]} of {rule.table} takes no null.")
     clock = clock_of(quoted(rule.clock), rule.clock_unit, columns[rule.clock]) if rule.clock else None
     if rule.clock and clock is None:
         integers = columns[rule.clock] in ("integer", "bigint") and rule.clock_unit in ("timestamp", "date")
         hint = " Is its clock_unit seconds or milliseconds?" if integers else ""
-        raise Permanent(
+        raise Unfit(
             f"retention.rules.{rule.name}.clock: the column {rule.clock} of {rule.table} is of type "
             f"{columns[rule.clock]}; the clock_unit {rule.clock_unit} takes {accepted(rule.clock_unit)}.{hint}"
         )
@@ -313,6 +311,23 @@ def look(connection: Connection, rule: Rule) -> Table:
     )
 
 
+def _demand_outside(rule: Rule, field: str, table: str, schemas: set[str]) -> None:
+    """A name without a schema never means a table of Lamplighter's.
+
+    The search path begins with the schema that is called as the database user, and the user may be `lamplighter`.
+
+    Raises:
+        Permanent: it does; the application's table of that name would be another one.
+    """
+    from lamplighter.kernel.database import SCHEMA
+
+    if "." not in table and SCHEMA in schemas:
+        raise Permanent(
+            f"retention.rules.{rule.name}.{field}: {table} is found in the schema {SCHEMA}, which is Lamplighter's "
+            f"own. Name the schema, as in public.{table}."
+        )
+
+
 _LOOK_AT_PARENT: Final = """
     WITH RECURSIVE tree AS (
         SELECT CAST(to_regclass(:parent) AS oid) AS oid
@@ -321,6 +336,8 @@ _LOOK_AT_PARENT: Final = """
     SELECT to_regclass(:parent) IS NOT NULL AS found,
         (SELECT bool_and(relkind IN ('r', 'p')) FROM pg_class JOIN tree USING (oid)) AS is_table,
         (SELECT json_agg(CAST(oid AS bigint)) FROM tree) AS oids,
+        (SELECT nspname FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
+            WHERE pg_class.oid = to_regclass(:parent)) AS schema,
         EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass(:parent) AND attnum > 0 AND NOT attisdropped
             AND attname = :key) AS has_key
 """
@@ -331,6 +348,7 @@ def _parents(connection: Connection, rule: Rule, parent: Parent, own: Sequence[i
     row = execute(connection, _LOOK_AT_PARENT, {"parent": _plain(parent.table), "key": parent.key}).one()
     if not row.found:
         raise NoTable(f"{rule.name}: there is no table {parent.table} in the database.")
+    _demand_outside(rule, "orphan_of", parent.table, {row.schema})
     if not row.is_table:  # a view may hide parents, a materialized one lacks the newest
         raise Permanent(f"{rule.name}: the parent {parent.table} is no ordinary or partitioned table.")
     if not row.has_key:
@@ -372,7 +390,8 @@ def _demand_sound(connection: Connection, rule: Rule, columns: Mapping[str, str]
             facts = facts_of(error)
             state = str(facts.get("C", ""))
             if state.startswith(_UNSOUND) and state not in _NOT_OF_A_PART:
-                raise Permanent(f"retention.rules.{rule.name}.{field}: {facts['M']}.") from error
+                kind = Unfit if state == _NO_COLUMN else Permanent
+                raise kind(f"retention.rules.{rule.name}.{field}: {facts['M']}.") from error
             raise
 
 
@@ -499,6 +518,7 @@ _LOCKED: Final = ("55P03", "40P01", "40001")
 _REFUSED: Final = ("09", "22", "23", "27", "44", "P0")
 """SQLSTATE classes that one row can cause: triggers, bad data, constraints, check options, RAISE."""
 _SYNTAX: Final = "42601"
+_NO_COLUMN: Final = "42703"
 _UNSOUND: Final = ("0A", "22", "42", "54", "P0")
 """SQLSTATE classes of an expression that the database does not take: features, data, names and types, size, RAISE."""
 _NOT_OF_A_PART: Final = (NO_TABLE, "42501")
