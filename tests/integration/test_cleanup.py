@@ -289,7 +289,7 @@ def test_tables_of_other_columns_are_told_of_and_fail_nothing_until_they_are_app
 
     monkeypatch.setenv(RULES, json.dumps({name: {"apply": True} for name, _ in sentences.values()}))
     for job_type in ("session_cleanup", "token_cleanup"):
-        with pytest.raises(ExecutionFailed, match="Unfit: .*expires_at"):
+        with pytest.raises(ExecutionFailed, match=r"Unfit: .*expires_at"):
             world.run(job_type=job_type)
     output = world.run(job_type="database_cleanup")
     assert output["errors"] == [f"onboarding_requests: Unfit: {sentences['database_cleanup'][1]}"]
