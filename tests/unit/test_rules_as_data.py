@@ -145,6 +145,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         "retention.rules.carts.where: takes one expression, witho",
     ),
     ({"carts": CARTS | {"where": "id IN (SELECT 1)"}}, "retention.rules.carts.where: reads other tables only inside"),
+    ({"carts": {"table": "a", "action": {"set": {"b": 1}}}}, "retention.rules.carts.where: takes a condition: without"),
     ({"carts": CARTS | {"where": ""}}, "retention.rules.carts.where: takes an SQL expression over the row."),
     ({"carts": CARTS | {"where": "x" * 4_001}}, "retention.rules.carts.where: string should have at most 4000 char"),
     ({"carts": CARTS | {"where": "a\0"}}, "retention.rules.carts.where: string should match pattern"),

@@ -111,6 +111,8 @@ class Rule:
                 raise BadRule(self.name, "action", "takes at least one column to set")
             case Archive(into) if into == self.table:
                 raise BadRule(self.name, "action", "archives rows into the table that they are in")
+        if self.clock is None and self.orphan_of is None and self.where == "true":
+            raise BadRule(self.name, "where", "takes a condition: without it, a clock and an orphan_of it is every row")
         try:
             check(self.where)
         except BadWhere as error:
