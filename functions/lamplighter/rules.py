@@ -175,7 +175,8 @@ def names() -> tuple[str, ...]:
 
 def added(settings: Settings) -> tuple[str, ...]:
     """The rules that the settings add, in the order in which a run does them."""
-    return tuple(name for name, given in settings.retention.rules.items() if name not in names() and given.table)
+    others = {*names(), *_TAKEN}
+    return tuple(name for name, given in settings.retention.rules.items() if name not in others and given.table)
 
 
 def keep(rule: Rule, settings: Settings) -> timedelta:

@@ -265,6 +265,12 @@ def test_every_type_takes_a_rule_of_the_settings_and_refuses_a_misspelt_one(job_
         kind.previews(PhaseParams(phases=("carts",)), Settings())
 
 
+def test_a_rule_never_takes_the_place_of_a_phase() -> None:
+    settings = under(uploads=CARTS | {"apply": True})
+    assert cleanup.TYPES["upload_cleanup"].all_phases(settings)["uploads"] == cleanup.PHASES["uploads"]
+    assert cleanup.bodies(settings).keys() == cleanup.BODIES.keys()
+
+
 def test_a_refusal_lists_no_hundred_phases() -> None:
     settings = under(**{f"r{n}": CARTS for n in range(MOST)})
     with pytest.raises(InvalidParams, match=r" and 84 more\)\.?$"):
