@@ -196,7 +196,7 @@ def in_force(settings: Settings) -> Mapping[str, Rule]:
 
     Raises:
         SettingsError: a rule contradicts itself, or what is given belongs to no rule. It is raised whichever rule is
-            asked for: a misspelt name must not leave a rule at a retention that nobody meant (restic #4764).
+            asked for: a misspelt name must not leave a rule at a retention that was not meant (restic #4764).
     """
     mine = added(settings)
     if len(mine) > MOST:

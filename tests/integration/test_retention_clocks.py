@@ -602,7 +602,7 @@ def hidden(chance: random.Random) -> str:
 
 
 def conditions(seed: int) -> Iterator[str]:
-    """Conditions with a parenthesis too many, between two things that may hide it from whoever reads them."""
+    """Conditions with a parenthesis too many, between two things that may hide it from a scanner."""
     chance = random.Random(seed)
     while True:
         front, back = hidden(chance), hidden(chance)
