@@ -157,7 +157,7 @@ def _count(
             query = (
                 f"SELECT count(*) AS rows, coalesce(sum({sizes}), 0) AS bytes,"  # noqa: S608 - identifiers are quoted
                 f" {_extreme('min', table.clock)} AS oldest, {_extreme('max', table.clock)} AS newest"
-                f" FROM {spelled(rule.table)} AS {quoted(alias(rule))} WHERE {table.predicate}"
+                f" FROM {spelled(rule.table)} AS {quoted(alias(rule))} WHERE {table.whole_predicate}"
             )
             found = [execute(connection, query, parameters_of(rule, table, cutoff)).one() for cutoff in cutoffs]
             if not any(row.rows for row in found):

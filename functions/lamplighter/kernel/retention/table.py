@@ -20,20 +20,23 @@ if TYPE_CHECKING:
 type Trouble = Literal["late", "locked", "refused"]
 
 
-def _predicate(rule: Rule, columns: Mapping[str, str], clock: Clock | None) -> str:
-    """The one condition of preview, count and action. `columns` are the table's, with their types."""
+def _predicate(rule: Rule, columns: Mapping[str, str], clock: Clock | None, *, whole: bool = False) -> str:
+    """The one condition of preview, count and action. `columns` are the table's, with their types.
+
+    For the `whole` table the database may join the parents.
+    """
     conditions = [f"({bound(rule.where)}\n)"]  # the line's end closes a comment
     if clock:
         conditions = [clock.due, *conditions]
     if rule.orphan_of:
-        conditions.append(_orphaned(rule, rule.orphan_of))
+        conditions.append(_orphaned(rule, rule.orphan_of, whole=whole))
     if isinstance(rule.action, Set):
         differs = (f"{quoted(name)} IS DISTINCT FROM {value}" for name, value in cast_values(rule.action, columns))
         conditions.append(f"({' OR '.join(differs)})")
     return " AND ".join(conditions)
 
 
-def _orphaned(rule: Rule, parent: Parent) -> str:
+def _orphaned(rule: Rule, parent: Parent, *, whole: bool = False) -> str:
     """In SQL, whether a row's parent is gone. Without any parents no row is an orphan: they were lost, or not restored
     yet.
     """
@@ -41,7 +44,8 @@ def _orphaned(rule: Rule, parent: Parent) -> str:
     column = f"{quoted(alias(rule))}.{quoted(parent.column)}"
     parents = f"{spelled(parent.table)} AS {other}"
     # OFFSET 0: each row looks its parent up by an index. A join would read all parents for each batch.
-    gone = f"NOT EXISTS (SELECT FROM {parents} WHERE {other}.{quoted(parent.key)} = {column} OFFSET 0)"
+    one_by_one = "" if whole else " OFFSET 0"
+    gone = f"NOT EXISTS (SELECT FROM {parents} WHERE {other}.{quoted(parent.key)} = {column}{one_by_one})"
     return f"{_refers(parent, quoted(alias(rule)))} AND EXISTS (SELECT FROM {parents}) AND {gone}"
 
 
@@ -149,6 +153,8 @@ class Table:
     leaves: Sequence[Leaf]
     clock: Clock | None
     predicate: str
+    whole_predicate: str
+    """The same, quicker where it is asked of all rows at once."""
     now: datetime
     """By the database's clock."""
     oids: frozenset[int]
@@ -292,6 +298,7 @@ def look(connection: Connection, rule: Rule) -> Table:
         leaves=leaves,
         clock=clock,
         predicate=predicate,
+        whole_predicate=_predicate(rule, columns, clock, whole=True),
         now=row.now,
         oids=frozenset(row.oids or ()),
         into=frozenset(row.into_oids or ()),
