@@ -138,9 +138,9 @@ class OpenFindings:
     @contextmanager
     def snapshot(cls, engine: Engine, at: datetime, places: Collection[Place] | None = None) -> Iterator[Self]:
         """Opens one; `places` are those that are scanned, where not all count that there ever were."""
-        with engine.connect().execution_options(
-            isolation_level="REPEATABLE READ", postgresql_readonly=True
-        ) as connection:
+        from lamplighter.kernel.database import read_only
+
+        with read_only(engine) as connection:
             yield cls(connection, at, places)
 
     def totals(self) -> Totals:

@@ -14,7 +14,8 @@ import json
 import os
 import socket
 import ssl
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cache
@@ -225,6 +226,20 @@ def engine() -> Engine:
     event.listen(made, "handle_error", _without_values)
     event.listen(made, "handle_error", _name_the_loss)
     return made
+
+
+@contextmanager
+def read_only(engine: Engine, *, isolation: str = "REPEATABLE READ") -> Iterator[Connection]:
+    """A connection in a read-only transaction, which ends with the block.
+
+    SQLAlchemy's own option sets the session's default instead. Behind a pooler in transaction mode that default would
+    stay with the server's session, and make the next client's transactions read-only.
+    """
+    with engine.connect() as connection:
+        with connection.begin():
+            pass  # the pool's ping began a transaction, whose properties can no longer be set
+        connection.execute(text(f"SET TRANSACTION ISOLATION LEVEL {isolation} READ ONLY"))
+        yield connection
 
 
 def bound_statements(connection: Connection, *, statement: timedelta, lock: timedelta = LOCK_TIMEOUT) -> None:

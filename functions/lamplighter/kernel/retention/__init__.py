@@ -34,6 +34,7 @@ from lamplighter.kernel.errors import Permanent
 from lamplighter.kernel.retention.batches import TARGET, Work
 from lamplighter.kernel.retention.rule import Applied, Archive, Candidates, Delete, Rule, Set, Simulation, Stop
 from lamplighter.kernel.retention.table import (
+    Table,
     alias,
     demand_no_dependants,
     execute,
@@ -124,30 +125,40 @@ def _count(
 ) -> list[Candidates]:
     from sqlalchemy.exc import DBAPIError
 
-    from lamplighter.kernel.database import bound_statements, whole_view
+    from lamplighter.kernel.database import bound_statements, read_only, whole_view
 
-    with engine.connect().execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True) as connection:
+    with read_only(engine) as connection:
         bound_statements(connection, statement=timeout)
         try:
             whole_view(connection, max_lag=max_lag)
             table = look(connection, rule)
             for cutoff in cutoffs:
                 demand_no_dependants(connection, rule, table, cutoff)
-            clock = quoted(rule.clock) if rule.clock else "NULL"
-            sizes = " + ".join(f"coalesce(pg_column_size({quoted(name)}), 0)" for name in table.columns)
-            query = (
-                f"SELECT count(*) AS rows, coalesce(sum({sizes}), 0) AS bytes,"  # noqa: S608 - identifiers are quoted
-                f" CAST(min({clock}) AS timestamptz) AS oldest, CAST(max({clock}) AS timestamptz) AS newest"
-                f" FROM {spelled(rule.table)} AS {quoted(alias(rule))} WHERE {table.predicate}"
-            )
-            found = [execute(connection, query, parameters_of(rule, cutoff)).one() for cutoff in cutoffs]
+            found = [count(connection, rule, table, cutoff) for cutoff in cutoffs]
         except DBAPIError as error:
             if trouble_with(error) == "late":
                 raise Permanent(
                     f"{rule.name}: counting takes more than {timeout.seconds} s; an index on the clock helps."
                 ) from error
             raise named(rule, error) from error
-    return [Candidates(rows=row.rows, bytes=int(row.bytes), oldest=row.oldest, newest=row.newest) for row in found]
+    return found
+
+
+def count(connection: Connection, rule: Rule, table: Table, cutoff: datetime) -> Candidates:
+    """What of the rule's table is due before `cutoff`, by the predicate of the action.
+
+    Raises:
+        sqlalchemy.exc.DBAPIError: the database refuses, or it takes too long.
+    """
+    clock = quoted(rule.clock) if rule.clock else "NULL"
+    sizes = " + ".join(f"coalesce(pg_column_size({quoted(name)}), 0)" for name in table.columns)
+    query = (
+        f"SELECT count(*) AS rows, coalesce(sum({sizes}), 0) AS bytes,"  # noqa: S608 - identifiers are quoted
+        f" CAST(min({clock}) AS timestamptz) AS oldest, CAST(max({clock}) AS timestamptz) AS newest"
+        f" FROM {spelled(rule.table)} AS {quoted(alias(rule))} WHERE {table.predicate}"
+    )
+    row = execute(connection, query, parameters_of(rule, cutoff)).one()
+    return Candidates(rows=row.rows, bytes=int(row.bytes), oldest=row.oldest, newest=row.newest)
 
 
 def apply(

@@ -200,34 +200,64 @@ _KEEPING: Final = {"a": "NO ACTION", "r": "RESTRICT"}
 
 
 def look(connection: Connection, rule: Rule) -> Table:
-    """The rule's table, once it is certain that the rule fits it."""
+    """The rule's table, once it is certain that the rule fits it.
+
+    Raises:
+        Permanent: it does not fit; the first reason.
+    """
+    table, reasons = examine(connection, rule)
+    for reason in reasons:
+        raise reason
+    assert table is not None, "a rule that fits has a table"
+    return table
+
+
+def examine(connection: Connection, rule: Rule) -> tuple[Table | None, list[Permanent]]:
+    """The rule's table, and every reason why the rule does not fit it. None: not even counting is possible."""
     into = rule.action.into if isinstance(rule.action, Archive) else ""
     event = _UPDATES if isinstance(rule.action, Set) else _DELETES
     asked = {"table": _plain(rule.table), "into": _plain(into) if into else "", "event": event}
     row = execute(connection, _LOOK, asked).one()
+    reasons = list(_misfits(rule, row))
+    table = None if reasons else _table(rule, row, event)
+    reasons += [
+        Permanent(
+            f"{rule.name}: the rewrite rule {name} of the table {owner} does otherwise than the retention rule says; "
+            "nothing was touched."
+        )
+        for name, owner in row.rules or ()
+    ]
+    return table, reasons
+
+
+def _misfits(rule: Rule, row: Any) -> Iterator[Permanent]:
+    """Why the rule's table cannot be read as the rule says."""
     if not row.found:
-        raise NoTable(f"{rule.name}: there is no table {rule.table} in the database.")
+        yield NoTable(f"{rule.name}: there is no table {rule.table} in the database.")
+        return
     if unfit := [name for _, name, kind, *_ in row.leaves or () if kind != "r"]:
-        raise Permanent(f"{rule.name}: {', '.join(unfit)} is no ordinary or partitioned table.")
+        yield Permanent(f"{rule.name}: {', '.join(unfit)} is no ordinary or partitioned table.")
     columns: dict[str, str] = row.columns or {}
     values = rule.action.values if isinstance(rule.action, Set) else ()
     for column in (rule.key, *([rule.clock] if rule.clock else []), *values):
         if column not in columns:
-            raise Permanent(f"{rule.name}: the table {rule.table} has no column {column}.")
-    if rule.clock and not columns[rule.clock].startswith("timestamp"):
-        raise Permanent(
+            yield Permanent(f"{rule.name}: the table {rule.table} has no column {column}.")
+    if rule.clock in columns and not columns[rule.clock].startswith("timestamp"):
+        yield Permanent(
             f"{rule.name}: the clock {rule.clock} is of type {columns[rule.clock]}; it takes a timestamp, with or "
             "without time zone."
         )
-    if into and row.into_columns is None:
-        raise Permanent(f"{rule.name}: there is no table {into} to archive into.")
-    if into and (missing := [column for column in columns if column not in row.into_columns]):
-        raise Permanent(f"{rule.name}: the table {into} lacks {', '.join(missing)} of {rule.table}.")
-    for name, table in row.rules or ():
-        raise Permanent(
-            f"{rule.name}: the rewrite rule {name} of the table {table} does otherwise than the retention rule says; "
-            "nothing was touched."
-        )
+    if isinstance(rule.action, Archive):
+        into = rule.action.into
+        if row.into_columns is None:
+            yield Permanent(f"{rule.name}: there is no table {into} to archive into.")
+        elif missing := [column for column in columns if column not in row.into_columns]:
+            yield Permanent(f"{rule.name}: the table {into} lacks {', '.join(missing)} of {rule.table}.")
+
+
+def _table(rule: Rule, row: Any, event: int) -> Table:
+    columns: dict[str, str] = row.columns or {}
+    values = rule.action.values if isinstance(rule.action, Set) else ()
     leaves = [
         Leaf(name=f"ONLY {quoted(schema)}.{quoted(name)}", blocks=blocks, oid=oid)
         for schema, name, _, blocks, oid in row.leaves or ()
@@ -308,20 +338,29 @@ def demand_no_dependants(connection: Connection, rule: Rule, table: Table, cutof
     Raises:
         Permanent: a foreign key would delete or change other rows too; names their table.
     """
-    due = f"FROM {spelled(rule.table)} AS {quoted(alias(rule))} WHERE {table.predicate}"
-    verb = "update" if isinstance(rule.action, Set) else "delete"
     for one in table.dependants:
-        columns, keys = (", ".join(map(quoted, names)) for names in (one.columns, one.keys))
-        other = f"AND ({table.predicate}) IS NOT TRUE" if one.own else ""  # what is due goes anyway
-        name = quoted(alias(rule) if one.own else one.table)
-        depending = f"FROM {one.quoted_table} AS {name} WHERE ({columns}) IN (SELECT {keys} {due}) {other}"
-        query = f"SELECT EXISTS (SELECT {depending})"  # identifiers are quoted
-        if execute(connection, query, parameters_of(rule, cutoff)).scalar_one():
-            raise Permanent(
-                f"{rule.name}: rows of {one.table} that are not due depend on due rows of {rule.table} (foreign key "
-                f"{one.name}, ON {verb.upper()} {one.action}); nothing was touched. Add a rule for {one.table} that "
-                "runs first, or change the foreign key."
-            )
+        if sentence := dependants_not_due(connection, rule, table, cutoff, one):
+            raise Permanent(sentence)
+
+
+def dependants_not_due(
+    connection: Connection, rule: Rule, table: Table, cutoff: datetime, one: Dependants
+) -> str | None:
+    """That the foreign key would delete or change rows that are not due, as a sentence, or None."""
+    due = f"FROM {spelled(rule.table)} AS {quoted(alias(rule))} WHERE {table.predicate}"
+    columns, keys = (", ".join(map(quoted, names)) for names in (one.columns, one.keys))
+    other = f"AND ({table.predicate}) IS NOT TRUE" if one.own else ""  # what is due goes anyway
+    name = quoted(alias(rule) if one.own else one.table)
+    depending = f"FROM {one.quoted_table} AS {name} WHERE ({columns}) IN (SELECT {keys} {due}) {other}"
+    query = f"SELECT EXISTS (SELECT {depending})"  # identifiers are quoted
+    if not execute(connection, query, parameters_of(rule, cutoff)).scalar_one():
+        return None
+    verb = "update" if isinstance(rule.action, Set) else "delete"
+    return (
+        f"{rule.name}: rows of {one.table} that are not due depend on due rows of {rule.table} (foreign key "
+        f"{one.name}, ON {verb.upper()} {one.action}); nothing was touched. Add a rule for {one.table} that "
+        "runs first, or change the foreign key."
+    )
 
 
 def _plain(table: str) -> str:
