@@ -102,6 +102,11 @@ settings say `apply` for them, by name (REQUIREMENTS S4)."""
 _FLOORS: Final[Mapping[str, timedelta]] = {"audit_log": timedelta(days=1)}
 
 
+def in_force(settings: Settings) -> Mapping[str, Rule]:  # noqa: ARG001 - all rules are in this file
+    """The rules of a deployment, by name."""
+    return RULES
+
+
 def applied(name: str, settings: Settings) -> bool:
     """Whether runs change the rows of a rule, of `plans` or of `audit_log`, or only preview (REQUIREMENTS S4)."""
     return name in OWN or settings.rule(name).apply
