@@ -93,7 +93,7 @@ def _seen(planted: Sequence[Fault]) -> list[Fault]:
     """As they can be seen: where sessions may not be read, which rows are due is unknown, and a foreign key warns."""
     unread = ("no right to SELECT on public.sessions", "Row-level security of public.sessions hides rows")
     hidden = any(fault.words in unread for fault in planted)
-    cascade = re.compile(r"rows of (\w+) that are not due depend on due rows")
+    cascade = re.compile(r"Rows of (\w+) that are not due depend on due rows")
     return [
         replace(fault, words=f" of {found[1]} (ON DELETE", of="")
         if hidden and (found := cascade.fullmatch(fault.words))
