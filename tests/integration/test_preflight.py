@@ -243,3 +243,42 @@ def test_a_cancelled_preflight_stops(estate: Estate) -> None:
     run.stop = lambda: "cancelled"  # type: ignore[method-assign]
     with estate.as_user():
         assert preflight.examine(run).sections == []
+
+
+def test_reasons_do_not_hide_one_another(estate: Estate) -> None:
+    """A clock of the wrong type, a column that is missing, and a rewrite rule, all of one table."""
+    estate.sql(
+        "ALTER TABLE tokens ALTER expires_at TYPE text, DROP id",
+        "CREATE RULE swallow AS ON DELETE TO tokens DO INSTEAD NOTHING",
+    )
+    found = " ".join(item.sentence for item in faults_of(estate.look()))
+    assert "is of type text" in found and "has no column id" in found and "The rewrite rule swallow" in found
+
+
+def _plant(estate: Estate, words: str) -> Document:
+    [fault] = [fault for fault in FAULTS if words in fault.words]
+    fault.plant(estate)
+    report = estate.look()
+    assert_names(report, [fault], ())
+    return report
+
+
+def test_a_column_that_nothing_declares(estate: Estate) -> None:
+    report = _plant(estate, "avatars.url is not declared")
+    assert report.settings["media"]["references"] == [
+        {"table": "media_files", "column": "storage_key"},
+        {"table": "avatars", "column": "url"},
+    ]
+
+
+def test_a_column_whose_values_name_nothing(estate: Estate) -> None:
+    _plant(estate, "of a sample of 9, 0 name an object")
+
+
+def test_a_column_of_names_that_the_bucket_does_not_have_is_no_reference(estate: Estate) -> None:
+    estate.sql(
+        "CREATE TABLE icons (url text)",
+        "INSERT INTO icons SELECT '/static/' || n || '.png' FROM generate_series(1, 9) AS n",
+        f"GRANT SELECT ON icons TO {estate.quoted}",
+    )
+    assert faults_of(estate.look()) == []

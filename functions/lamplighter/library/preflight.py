@@ -138,7 +138,7 @@ def _looked_at(look: Look, rule: Rule, keep: timedelta, *, name: str, applied: b
         yield Item(
             severity=fault,
             name=name,
-            sentence=sentence(str(reason)),
+            sentence=_sentence(rule, str(reason)),
             advice="Change the rule, or the table.",
         )
     if table is None:
@@ -216,10 +216,17 @@ def _cascades(look: Look, rule: Rule, table: Table, keep: timedelta, *, name: st
             yield Item(
                 severity=fault,
                 name=name,
-                sentence=sentence(found.partition(";")[0]),
+                sentence=_sentence(rule, found),
                 advice=f"Add a rule for {one.table} that runs first, or change the foreign key. Until then a run is "
                 "refused.",
             )
+
+
+def _sentence(rule: Rule, message: str) -> str:
+    """A message of retention without the name of the rule, and without what it says of a run."""
+    words = message.removeprefix(f"{rule.name}: ").partition("; nothing was touched")[0]
+    starts = words.startswith(("the ", "there ", "rows "))  # anything else is the owner's name of something
+    return sentence(words[:1].upper() + words[1:] if starts else words)
 
 
 def _described(rule: Rule, key: Dependants) -> str:

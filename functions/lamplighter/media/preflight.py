@@ -209,11 +209,15 @@ def _holds(look: Look, bucket: str, folder: str, objects: Objects) -> Item:
         name=BUCKET,
         sentence=f"The orphan cleanup {'is applied' if rules.apply else 'only previews'}. {where} holds {least}"
         f"{counted(objects.count, 'object')} ({amount(objects.bytes)}). {first}A scan takes {least}{period(seconds)} "
-        f"and {least}{dollars:,.4f} USD of listing. Whether the functions may delete is known only to a run that does.",
+        f"and {least}{_cents(dollars)} of listing. Whether the functions may delete is known only to a run that does.",
         advice="" if rules.apply else "Preview `orphan_cleanup`: it says which files no row names.",
         facts=facts,
         settings=None if rules.apply else {"media": {"apply": False}},
     )
+
+
+def _cents(dollars: float) -> str:
+    return f"{dollars:,.2f} USD" if dollars >= 0.01 else "less than a cent"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -296,7 +300,7 @@ def _reference(
     yield Item(
         severity=Severity.WARNING if unknown else Severity.NOTE,
         name=NAME,
-        sentence=f"{words}{checked}. Reading them takes about {period(max(number, 0) * SECONDS_PER_KEY)}.",
+        sentence=f"{words}{checked}. Reading them takes {period(max(number, 0) * SECONDS_PER_KEY)}.",
         advice="Declare how the column writes keys (strip, elsewhere, folder, kind), or correct media.base_path."
         if unknown
         else "",

@@ -88,11 +88,17 @@ def _rows(items: Iterable[Item]) -> Iterator[Markup]:
     for item in items:
         yield tag(
             "tr",
-            tag("th", item.name, scope="row", class_="wide finding"),
+            tag("th", _name(item.name), scope="row", class_="wide finding"),
             tag("td", tag("span", item.severity, class_=f"badge {_BADGES[item.severity]}"), data_label="Severity"),
             tag("td", item.sentence, class_="wide evidence", data_label="What is so"),
             tag("td", item.advice, class_="wide resource", data_label="What to do"),
         )
+
+
+def _name(name: str) -> Markup:
+    """A name that breaks behind its dots."""
+    first, *rest = name.split(".")
+    return join(first, *(join(".", Markup("<wbr>"), one) for one in rest))
 
 
 def _proposals(report: Document) -> Markup:
