@@ -309,7 +309,7 @@ def test_periods(seconds: float, text: str) -> None:
         ("db.cluster-abc.eu-west-1.rds.amazonaws.com", AURORA_STORAGE),
         ("db.abc.cn-north-1.rds.amazonaws.com.cn", RDS_STORAGE),
         ("10.0.0.7", None),
-        ("rds.amazonaws.com.evil.example", None),
+        ("db.rds.amazonaws.com.evil.example", None),
         ("", None),
     ],
 )

@@ -83,7 +83,7 @@ class Look:
     s3: Any
     environment: Mapping[str, str]
     left: Callable[[], timedelta]
-    """How much time is left for the whole preflight."""
+    """How much time is left for the whole preflight; none once the run is to stop."""
 
     @contextmanager
     def reading(self, *, statement: timedelta, isolation: str = "READ COMMITTED") -> Iterator[Connection]:
@@ -116,6 +116,16 @@ def storage_price(host: str) -> Price | None:
     if not re.search(r"\.rds\.amazonaws\.com(\.cn)?$", host):
         return None
     return AURORA_STORAGE if ".cluster-" in host else RDS_STORAGE
+
+
+def not_reached(name: str) -> Item:
+    """That the time was over before something was looked at."""
+    return Item(
+        severity=Severity.WARNING,
+        name=name,
+        sentence="This was not looked at, because the time of the preflight was over.",
+        advice="Preview the job itself, or name fewer rules and columns.",
+    )
 
 
 type Part = Callable[[Look], Iterable[Item]]

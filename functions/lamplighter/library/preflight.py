@@ -24,6 +24,7 @@ from lamplighter.kernel.preflight import (
     counted,
     explained,
     failures,
+    not_reached,
     period,
     sentence,
     storage_price,
@@ -86,12 +87,7 @@ def _rule(look: Look, rule: Rule, keep: timedelta) -> Iterator[Item]:
     name = f"retention.rules.{rule.name}"
     applied = rules.applied(rule.name, look.settings)
     if look.left() < RESERVE / 3:
-        yield Item(
-            severity=Severity.WARNING,
-            name=name,
-            sentence="The rule was not looked at, because the time of the preflight was over.",
-            advice="Preview the rule by itself, or name fewer rules.",
-        )
+        yield not_reached(name)
         return
     try:
         yield from _looked_at(look, rule, keep, name=name, applied=applied)
@@ -196,6 +192,9 @@ def _cascades(look: Look, rule: Rule, table: Table, keep: timedelta, *, name: st
     from sqlalchemy.exc import DBAPIError
 
     for one in table.dependants:
+        if look.left() < RESERVE:
+            yield not_reached(name)
+            return
         try:
             with look.reading(statement=LOOKING) as connection:
                 _whole(connection, keep)
@@ -288,6 +287,7 @@ def _touched(look: Look, rule: Rule, due: Candidates | int, table: Description, 
         "newest": found and found.newest and found.newest.isoformat(),
         "table_rows_estimated": None if table.rows < 0 else int(table.rows),
         "table_bytes_estimated": table.bytes,
+        "partitions": len(table.parts) - 1,
     }
     if found and (price := storage_price(look.host)):
         facts |= {"storage_usd_a_month": round(found.bytes / 1e9 * price.usd, 4), "storage_price": price.source}

@@ -27,6 +27,7 @@ from lamplighter.kernel.preflight import (
     counted,
     explained,
     failures,
+    not_reached,
     period,
     sentence,
 )
@@ -47,6 +48,8 @@ COUNTING: Final = timedelta(seconds=5)
 """How long counting the values of a column may take."""
 SAMPLING: Final = timedelta(seconds=1)
 """How long reading a few values of a column may take."""
+RESERVE: Final = timedelta(seconds=30)
+"""Of the preflight's time, what the columns leave to the rest."""
 SEARCHING: Final = timedelta(seconds=30)
 """How long columns that may name files are looked for, altogether."""
 LOOKED_INTO: Final = 400
@@ -115,6 +118,9 @@ def part(look: Look) -> Iterator[Item]:
         return
     lookup = _lookup(look, bucket, folder, objects)
     for position, reference in enumerate(rules.references):
+        if look.left() < RESERVE:
+            yield not_reached(NAME)
+            return
         try:
             yield from _reference(look, position, reference, fault=fault, lookup=lookup)
         except failures() as error:

@@ -113,7 +113,7 @@ def examine(run: Run) -> Document:
         host=host,
         s3=client("s3"),
         environment=os.environ,
-        left=lambda: end - run.now(),
+        left=lambda: timedelta(0) if run.stop() else end - run.now(),
     )
     sections = []
     for number, (title, name) in enumerate(PREFLIGHTS.items()):
