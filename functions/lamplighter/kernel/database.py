@@ -236,8 +236,6 @@ def read_only(engine: Engine, *, isolation: str = "REPEATABLE READ") -> Iterator
     stay with the server's session, and make the next client's transactions read-only.
     """
     with engine.connect() as connection:
-        with connection.begin():
-            pass  # the pool's ping began a transaction, whose properties can no longer be set
         connection.execute(text(f"SET TRANSACTION ISOLATION LEVEL {isolation} READ ONLY"))
         yield connection
 
