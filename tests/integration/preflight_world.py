@@ -356,8 +356,8 @@ FAULTS = (
     ),
     Fault(
         "database.connections",
-        "3 connections are left for the stack",
-        _sql("ALTER ROLE $user CONNECTION LIMIT 3"),
+        "1 connections are left for the stack",
+        _sql("ALTER ROLE $user CONNECTION LIMIT 1"),
         "always",
     ),
     Fault(

@@ -11,7 +11,7 @@ from uuid import uuid4
 
 import pg8000.dbapi
 import pytest
-from sqlalchemy import Connection, Engine, create_engine, text
+from sqlalchemy import Connection, create_engine, text
 from sqlalchemy.exc import DBAPIError
 
 from lamplighter.kernel import database
@@ -269,17 +269,3 @@ def test_a_standby_that_is_behind_is_refused(
             return
         with pytest.raises(error, match=sentence):
             database.whole_view(connection, max_lag=LAG)
-
-
-def test_a_read_only_transaction_leaves_the_sessions_defaults_alone(engine: Engine) -> None:
-    """Behind a pooler in transaction mode they would become those of the next client."""
-    names = ("transaction_read_only", "transaction_isolation")
-    for _ in range(2):  # the second time the pool pings the connection first
-        with database.read_only(engine) as connection:
-            now, defaults = (
-                [connection.execute(text(f"SHOW {prefix}{name}")).scalar_one() for name in names]
-                for prefix in ("", "default_")
-            )
-            assert (now, defaults) == (["on", "repeatable read"], ["off", "read committed"])
-            with pytest.raises(DBAPIError, match="read-only transaction"):
-                connection.execute(text("DELETE FROM sessions"))

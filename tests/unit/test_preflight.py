@@ -38,7 +38,7 @@ from lamplighter.kernel.settings import parse
 from lamplighter.library import preflight as rules_part
 from lamplighter.media import preflight as media_part
 from lamplighter.preflight import cost, page
-from lamplighter.preflight.database import CONNECTIONS, FEWEST, judged
+from lamplighter.preflight.database import CONNECTIONS, FEWEST, judged, without_limits
 from lamplighter.preflight.preflight import NAMED, Counts, Document, Section, _named, proposed
 from tests.unit.test_operations_docs import OPERATIONS, rows
 
@@ -193,6 +193,12 @@ def faults_of(**facts: Any) -> list[tuple[Severity, str]]:
 )
 def test_what_facts_about_a_server_mean(facts: dict[str, Any], found: list[tuple[Severity, str]]) -> None:
     assert faults_of(**facts) == found
+
+
+def test_limits_that_a_pooler_drops() -> None:
+    assert [*without_limits("1min", "jobs")] == []
+    [item] = without_limits("0", "jobs")
+    assert (item.severity, item.name) == (Severity.WARNING, "database.pooler")
 
 
 # -- lifecycle rules ---------------------------------------------------------------------------------------------------

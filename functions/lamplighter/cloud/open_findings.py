@@ -138,9 +138,10 @@ class OpenFindings:
     @contextmanager
     def snapshot(cls, engine: Engine, at: datetime, places: Collection[Place] | None = None) -> Iterator[Self]:
         """Opens one; `places` are those that are scanned, where not all count that there ever were."""
-        from lamplighter.kernel.database import read_only
+        from lamplighter.kernel.database import one_snapshot
 
-        with read_only(engine) as connection:
+        with engine.connect() as connection, connection.begin():
+            one_snapshot(connection)
             yield cls(connection, at, places)
 
     def totals(self) -> Totals:

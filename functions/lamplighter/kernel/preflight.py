@@ -86,12 +86,13 @@ class Look:
     """How much time is left for the whole preflight; none once the run is to stop."""
 
     @contextmanager
-    def reading(self, *, statement: timedelta, isolation: str = "READ COMMITTED") -> Iterator[Connection]:
+    def reading(self, *, statement: timedelta) -> Iterator[Connection]:
         """A read-only transaction whose statements take at most so long, and that waits at most `LOCK` for a lock."""
-        from lamplighter.kernel.database import bound_statements, read_only
+        from lamplighter.kernel.database import bound_statements, one_snapshot
 
         assert self.engine is not None, "a part asks whether there is a database"
-        with read_only(self.engine, isolation=isolation) as connection:
+        with self.engine.connect() as connection, connection.begin():
+            one_snapshot(connection)
             bound_statements(connection, statement=statement, lock=LOCK)
             yield connection
 

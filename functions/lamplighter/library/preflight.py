@@ -246,7 +246,7 @@ def _due(look: Look, rule: Rule, table: Table, keep: timedelta) -> Candidates | 
     cutoff = look.now - keep
     if look.left() > RESERVE + COUNTING:
         try:
-            with look.reading(statement=COUNTING, isolation="REPEATABLE READ") as connection:
+            with look.reading(statement=COUNTING) as connection:
                 _whole(connection, keep)
                 return count(connection, rule, table, cutoff)
         except DBAPIError as error:

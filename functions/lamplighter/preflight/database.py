@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
-from uuid import uuid4
 
 from lamplighter.kernel.preflight import Item, Look, Severity, explained, failures, sentence
 
@@ -18,7 +17,7 @@ OLDEST: Final = 140_000
 """PostgreSQL 14, in numbers."""
 CONNECTIONS: Final = 30
 """What docs/operations.md bounds the stack's connections to."""
-FEWEST: Final = 4
+FEWEST: Final = 2
 """With fewer a single function cannot work: one holds at most so many."""
 
 _SERVER: Final = """
@@ -53,7 +52,7 @@ def part(look: Look) -> Iterator[Item]:
         with look.reading(statement=STATEMENT) as connection:
             yield from _server(connection)
             yield from _schema(connection)
-        yield from _pooler(look)
+        yield from _limits(look)
     except failures() as error:
         yield Item(
             severity=Severity.BLOCKED,
@@ -148,39 +147,26 @@ def _schema(connection: Connection) -> Iterator[Item]:
         )
 
 
-def _pooler(look: Look) -> Iterator[Item]:
-    """Whether what a session sets stays with it."""
-    assert look.engine is not None
-    with look.engine.connect() as one, look.engine.connect() as other:
-        kept = keeps_sessions(one, other)
-    if not kept:
-        yield Item(
-            severity=Severity.BLOCKED,
-            name="database.pooler",
-            sentence="A pooler in transaction mode hands one session to several connections, so row_security = off "
-            "does not stay with the one that set it, and a run might see a part of the rows.",
-            advice="Connect to the server itself, or to a pool in session mode.",
-        )
-
-
-def keeps_sessions(one: Connection, other: Connection) -> bool:
-    """Whether a setting that `one` makes stays with it, and with it alone.
-
-    A pooler in transaction mode gives a server's session to whoever begins a transaction next.
-    """
+def _limits(look: Look) -> Iterator[Item]:
+    """Whether the limits arrive that each connection asks for: a pooler may be told to ignore them."""
     from sqlalchemy import text
 
-    read = text("SELECT coalesce(current_setting('lamplighter.preflight', true), '')")
-    write = text("SELECT set_config('lamplighter.preflight', :value, false)")
-    mark = uuid4().hex
-    one.execute(write, {"value": mark})
-    one.commit()
-    is_shared = other.execute(read).scalar_one() == mark  # in a transaction, which holds the session from now on
-    if is_shared:
-        other.execute(write, {"value": ""})
-        other.commit()
-        return False
-    kept: bool = one.execute(read).scalar_one() == mark
-    one.execute(write, {"value": ""})
-    one.commit()
-    return kept
+    from lamplighter.kernel.database import one_snapshot
+
+    assert look.engine is not None
+    query = text("SELECT current_setting('statement_timeout') AS most, CAST(quote_ident(current_user) AS text) AS user")
+    with look.engine.connect() as connection, connection.begin():
+        one_snapshot(connection)  # and no limit, which would stand in the place of the one that is asked for
+        row = connection.execute(query).one()
+    yield from without_limits(row.most, row.user)
+
+
+def without_limits(limit: str, user: str) -> Iterator[Item]:
+    """What a `statement_timeout` of a new connection means."""
+    if limit == "0":
+        yield Item(
+            severity=Severity.WARNING,
+            name="database.pooler",
+            sentence="A pooler drops the limits that connections ask for, so most statements have no time limit.",
+            advice=f"ALTER ROLE {user} SET statement_timeout = '60s'; ALTER ROLE {user} SET lock_timeout = '5s';",
+        )

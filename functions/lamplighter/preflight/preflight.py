@@ -144,13 +144,8 @@ def _database() -> tuple[Engine | None, str, list[Item]]:
     except NoDatabase as error:
         return None, "", [Item(severity=Severity.NOTE, name="database", sentence=explained(error))]
     except failures() as error:
-        words = explained(error)
-        advice = (
-            "A pooler stands before the server and refuses the limits that each connection sets. Connect to the server."
-            if "unsupported startup parameter" in words
-            else "Correct what the sentence names: address, secret or network. Then run the preflight again."
-        )
-        return None, "", [Item(severity=Severity.BLOCKED, name="database", sentence=words, advice=advice)]
+        advice = "Correct what the sentence names: address, secret, network or pooler. Then run the preflight again."
+        return None, "", [Item(severity=Severity.BLOCKED, name="database", sentence=explained(error), advice=advice)]
 
 
 def _looked_at(name: str, look: Look) -> Iterator[Item]:
