@@ -92,10 +92,11 @@ def _rule(look: Look, rule: Rule, keep: timedelta) -> Iterator[Item]:
     try:
         yield from _looked_at(look, rule, keep, name=name, applied=applied)
     except failures() as error:
+        words = f"The rule could not be looked at. {_why(rule, error)}"
         yield Item(
             severity=Severity.of_fault(applied=applied),
             name=name,
-            sentence=f"The rule could not be looked at. {_why(rule, error)}",
+            sentence=_sentence(rule, str(error)) if isinstance(error, Permanent) else words,
             advice="Correct what the sentence names, then run the preflight again.",
         )
 
