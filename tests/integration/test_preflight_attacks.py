@@ -165,7 +165,12 @@ def test_rules_that_fit_nothing(estate: Estate, monkeypatch: pytest.MonkeyPatch)
         "slow": {"table": "sessions", "clock": "expires_at", "where": "pg_sleep(99) IS NULL"},
         "attic": {"table": "sessions", "clock": "expires_at", "action": Archive("attic")},
         "no_attic": {"table": "sessions", "clock": "expires_at", "action": Archive("none")},
-        "wrong_value": {"table": "sessions", "clock": None, "action": Set({"expires_at": "no moment"})},
+        "wrong_value": {
+            "table": "sessions",
+            "clock": None,
+            "where": "user_id = 'x'",
+            "action": Set({"expires_at": "no moment"}),
+        },
     }
     with_rules(
         monkeypatch,
@@ -180,7 +185,7 @@ def test_rules_that_fit_nothing(estate: Estate, monkeypatch: pytest.MonkeyPatch)
     words = {
         "foreign": "remote is no ordinary or partitioned table",
         "elsewhere": "There is one in the schema app",
-        "syntax": "syntax error",
+        "syntax": "where: syntax error",
         "unknown": 'column "nothing" does not exist',
         "other": "permission denied for schema app",
         "attic": "The table attic lacks user_id, expires_at",

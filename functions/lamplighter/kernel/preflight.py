@@ -91,7 +91,7 @@ class Look:
         from lamplighter.kernel.database import bound_statements, one_snapshot
 
         assert self.engine is not None, "a part asks whether there is a database"
-        with self.engine.connect() as connection, connection.begin():
+        with self.engine.connect() as connection:  # rolls back at the end, also what a statement has ended already
             one_snapshot(connection)
             bound_statements(connection, statement=statement, lock=LOCK)
             yield connection
