@@ -130,6 +130,8 @@ class Fault:
     """What the settings have to apply for it to block; empty: nothing, it only warns; `always`: it always blocks."""
     shape: str = field(default="", kw_only=True)
     """Of several faults of a shape only one can be planted."""
+    is_quiet: bool = field(default=False, kw_only=True)
+    """Whether it is no fault unless it is applied: a default rule that does not fit is for another table."""
 
 
 def _sql(*statements: str) -> Callable[[Estate], object]:
@@ -221,10 +223,11 @@ FAULTS = (
     Fault(SESSIONS, "cannot read session_keys", _sql(*_referring("session_keys", "", readable=False)), ""),
     Fault(
         TOKENS,
-        "The clock expires_at is of type text",
+        "clock: the column expires_at of tokens is of type text",
         _sql("ALTER TABLE tokens ALTER expires_at TYPE text"),
         "tokens",
         shape="tokens",
+        is_quiet=True,
     ),
     Fault(
         TOKENS,
@@ -232,6 +235,7 @@ FAULTS = (
         _sql("ALTER TABLE tokens RENAME expires_at TO ends_at"),
         "tokens",
         shape="tokens",
+        is_quiet=True,
     ),
     Fault(
         TOKENS,

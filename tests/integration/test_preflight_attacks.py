@@ -185,7 +185,7 @@ def test_rules_that_fit_nothing(estate: Estate, monkeypatch: pytest.MonkeyPatch)
     words = {
         "foreign": "remote is no ordinary or partitioned table",
         "elsewhere": "There is one in the schema app",
-        "syntax": "syntax error",
+        "syntax": "where: syntax error",
         "unknown": 'column "nothing" does not exist',
         "other": "permission denied for schema app",
         "attic": "The table attic lacks user_id, expires_at",

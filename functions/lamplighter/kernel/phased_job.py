@@ -26,6 +26,8 @@ EXECUTION: Final = timedelta(minutes=5)
 
 NAMED: Final = 3
 """Unknown phases that a refusal names."""
+LISTED: Final = 30
+"""Phases that it lists."""
 
 SENTENCE_LIMIT: Final = 500
 """Characters of an error in the result; its stack trace is in the log."""
@@ -219,23 +221,24 @@ class PhasedJob(JobType[PhaseParams]):
         self.catalogue = catalogue
         self.spans = spans
 
-    def validated(self, payload: Mapping[str, Any]) -> PhaseParams:
-        params = super().validated(payload)
-        if unknown := set(params.phases or ()) - self.catalogue.keys():
-            named = ", ".join(map(short, sorted(unknown)[:NAMED]))
-            sentence = f"phases: {named} is no phase of {self.job_type} (it takes {', '.join(self.catalogue)})"
-            raise InvalidParams([("phases", sentence)])
-        return params
+    def all_phases(self, settings: Settings) -> Mapping[str, Phase]:  # noqa: ARG002 - for those that settings add to
+        """The phases that a run may select under these settings, in order."""
+        return self.catalogue
+
+    def own_spans(self, settings: Settings) -> Mapping[str, tuple[int, int]]:  # noqa: ARG002 - likewise
+        """The type's own phases under these settings, with their progress."""
+        return self.spans
 
     def previews(self, params: PhaseParams, settings: Settings) -> bool:
         """Whether no phase of a run changes anything.
 
         Raises:
-            InvalidParams: it is to act in earnest, and the settings have not applied one of its phases.
+            InvalidParams: there is no such phase under these settings; or it is to act in earnest, and they have not
+                applied one of its phases.
         """
+        phases = {name: phase.applied for name, phase in self._selected(params, settings).items()}
         if params.dry_run:
             return True
-        phases = {name: self.catalogue[name].applied for name in self._selected(params)}
         waiting = [name for name, applied in phases.items() if applied and not applied(settings)]
         if params.dry_run is None:
             return len(waiting) == len(phases)
@@ -248,18 +251,30 @@ class PhasedJob(JobType[PhaseParams]):
             raise InvalidParams([("dry_run", sentence)])
         return False
 
-    def _selected(self, params: PhaseParams) -> list[str]:
-        selected = params.phases or tuple(self.spans)
-        return [name for name in self.catalogue if name in selected]
+    def _selected(self, params: PhaseParams, settings: Settings) -> dict[str, Phase]:
+        """The phases of a run, in the catalogue's order.
+
+        Raises:
+            InvalidParams: there is no such phase under these settings.
+        """
+        every = self.all_phases(settings)
+        if unknown := set(params.phases or ()) - every.keys():
+            named = ", ".join(map(short, sorted(unknown)[:NAMED]))
+            several = ", ".join(list(every)[:LISTED]) + (
+                f" and {len(every) - LISTED} more" if len(every) > LISTED else ""
+            )
+            sentence = f"phases: {named} is no phase of {self.job_type} (it takes {several})"
+            raise InvalidParams([("phases", sentence)])
+        selected = params.phases or tuple(self.own_spans(settings))
+        return {name: phase for name, phase in every.items() if name in selected}
 
     def turns(self, params: PhaseParams, settings: Settings) -> list[Turn]:
         """The phases of a run. Raises Permanent if the settings do not let one of them run."""
-        names = self._selected(params)
-        spans = self.spans if self.spans.keys() >= set(names) else evenly(names)
-        chosen = {name: self.catalogue[name] for name in names}
-        for phase in chosen.values():
-            if phase.check:
-                phase.check(settings)
+        chosen, own = self._selected(params, settings), self.own_spans(settings)
+        spans = own if own.keys() >= chosen.keys() else evenly(list(chosen))
+        for check in dict.fromkeys(phase.check for phase in chosen.values()):
+            if check:
+                check(settings)
         return [
             Turn(name=name, function=phase.function, span=spans[name], divided=phase.division is not None)
             for name, phase in chosen.items()

@@ -7,14 +7,14 @@ by `COUNTING`; beyond it the planner's estimate stands, and the item says so (RE
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 from lamplighter import rules
 from lamplighter.deletion import ramp
 from lamplighter.kernel import inspection
-from lamplighter.kernel.errors import Permanent, Retryable
+from lamplighter.kernel.errors import Permanent, Retryable, Unfit
 from lamplighter.kernel.inspection import Description, Fault, Needs
 from lamplighter.kernel.preflight import (
     Item,
@@ -34,6 +34,7 @@ from lamplighter.kernel.retention.table import (
     Dependants,
     Table,
     alias,
+    demand_unit,
     dependants_not_due,
     examine,
     execute,
@@ -69,7 +70,7 @@ def part(look: Look) -> Iterator[Item]:
         )
         return
     try:
-        kept = rules.checked(look.settings)
+        found = rules.in_force(look.settings)
     except Permanent as error:
         yield Item(
             severity=Severity.BLOCKED,
@@ -78,19 +79,28 @@ def part(look: Look) -> Iterator[Item]:
             advice="Correct the settings.",
         )
         return
-    for name, rule in rules.in_force(look.settings).items():
-        yield from _rule(look, rule, kept[name])
+    for rule in found.values():
+        yield from _rule(look, rule)
     yield from _plans(look)
+    try:
+        yield from _recognised(look)
+    except failures() as error:
+        yield Item(
+            severity=Severity.WARNING,
+            name="retention.rules",
+            sentence=f"Tables of well-known applications could not be looked for. {explained(error)}",
+            advice="Correct what the sentence names.",
+        )
 
 
-def _rule(look: Look, rule: Rule, keep: timedelta) -> Iterator[Item]:
+def _rule(look: Look, rule: Rule) -> Iterator[Item]:
     name = f"retention.rules.{rule.name}"
     applied = rules.applied(rule.name, look.settings)
     if look.left() < RESERVE / 3:
         yield not_reached(name)
         return
     try:
-        yield from _looked_at(look, rule, keep, name=name, applied=applied)
+        yield from _looked_at(look, rule, name=name, applied=applied)
     except failures() as error:
         words = f"The rule could not be looked at. {_why(rule, error)}"
         yield Item(
@@ -111,7 +121,7 @@ def _why(rule: Rule, error: Exception) -> str:
     return explained(error)
 
 
-def _looked_at(look: Look, rule: Rule, keep: timedelta, *, name: str, applied: bool) -> Iterator[Item]:
+def _looked_at(look: Look, rule: Rule, *, name: str, applied: bool) -> Iterator[Item]:
     fault = Severity.of_fault(applied=applied)
     with look.reading(statement=LOOKING) as connection:
         oid = inspection.locate(connection, rule.table)
@@ -130,13 +140,16 @@ def _looked_at(look: Look, rule: Rule, keep: timedelta, *, name: str, applied: b
             yield _item(name, one, fault)
         if not description.parts[0].usage:
             return
-        table, reasons = examine(connection, rule)
+        table, reasons = examine(connection, rule, is_readable=not any(one.hides for one in found))
     for reason in reasons:
+        is_other = isinstance(reason, Unfit) and rule.name in rules.RULES and not applied
         yield Item(
-            severity=fault,
+            severity=Severity.NOTE if is_other else fault,
             name=name,
             sentence=_sentence(rule, str(reason)),
-            advice="Change the rule, or the table.",
+            advice="The default rule is for another table of this name, and does nothing. Add a rule of your own."
+            if is_other
+            else "Change the rule, or the table.",
         )
     if table is None:
         return
@@ -157,8 +170,8 @@ def _looked_at(look: Look, rule: Rule, keep: timedelta, *, name: str, applied: b
                 advice="Grant the rights that are missing, then run the preflight again.",
             )
         return
-    yield from _cascades(look, rule, table, keep, name=name, fault=fault)
-    yield _touched(look, rule, _due(look, rule, table, keep), description, name=name, applied=applied)
+    yield from _cascades(look, rule, table, name=name, fault=fault)
+    yield _touched(look, rule, _due(look, rule, table), description, name=name, applied=applied)
 
 
 def needs_of(rule: Rule) -> Needs:
@@ -188,7 +201,7 @@ def _item(name: str, fault: Fault, severity: Severity) -> Item:
     )
 
 
-def _cascades(look: Look, rule: Rule, table: Table, keep: timedelta, *, name: str, fault: Severity) -> Iterator[Item]:
+def _cascades(look: Look, rule: Rule, table: Table, *, name: str, fault: Severity) -> Iterator[Item]:
     """Foreign keys that would change rows which are not due."""
     from sqlalchemy.exc import DBAPIError
 
@@ -198,8 +211,8 @@ def _cascades(look: Look, rule: Rule, table: Table, keep: timedelta, *, name: st
             return
         try:
             with look.reading(statement=LOOKING) as connection:
-                _whole(connection, keep)
-                found = dependants_not_due(connection, rule, table, look.now - keep, one)
+                _whole(connection, rule.keep)
+                found = dependants_not_due(connection, rule, table, look.now - rule.keep, one)
         except (DBAPIError, Permanent, Retryable) as error:
             late = isinstance(error, DBAPIError) and trouble_with(error) == "late"
             why = f"it takes more than {LOOKING.seconds} s" if late else explained(error)
@@ -224,7 +237,8 @@ def _cascades(look: Look, rule: Rule, table: Table, keep: timedelta, *, name: st
 
 def _sentence(rule: Rule, message: str) -> str:
     """A message of retention without the name of the rule, and without what it says of a run."""
-    words = message.removeprefix(f"{rule.name}: ").partition("; nothing was touched")[0]
+    own = message.removeprefix(f"{rule.name}: ").removeprefix(f"retention.rules.{rule.name}.")
+    words = own.partition("; nothing was touched")[0]
     starts = words.startswith(("the ", "there ", "rows "))  # anything else is the owner's name of something
     return sentence(words[:1].upper() + words[1:] if starts else words)
 
@@ -240,22 +254,25 @@ def _whole(connection: Connection, keep: timedelta) -> None:
     whole_view(connection, max_lag=keep)
 
 
-def _due(look: Look, rule: Rule, table: Table, keep: timedelta) -> Candidates | int:
+def _due(look: Look, rule: Rule, table: Table) -> Candidates | int:
     """What is due today, counted where that takes little time; else how many rows the planner expects."""
     from sqlalchemy.exc import DBAPIError
 
-    cutoff = look.now - keep
+    cutoff = look.now - rule.keep
     if look.left() > RESERVE + COUNTING:
         try:
             with look.reading(statement=COUNTING) as connection:
-                _whole(connection, keep)
-                return count(connection, rule, table, cutoff)
+                _whole(connection, rule.keep)
+                found = count(connection, rule, table, cutoff)
+                if not found.rows:
+                    demand_unit(connection, rule, table)
+                return found
         except DBAPIError as error:
             if trouble_with(error) != "late":
                 raise
     with look.reading(statement=LOOKING) as connection:
         query = f"EXPLAIN (FORMAT JSON) SELECT FROM {spelled(rule.table)} AS {_alias(rule)} WHERE {table.predicate}"
-        plan = execute(connection, query, parameters_of(rule, cutoff)).scalar_one()
+        plan = execute(connection, query, parameters_of(rule, table, cutoff)).scalar_one()
         plan = json.loads(plan) if isinstance(plan, str) else plan
         return int(plan[0]["Plan"]["Plan Rows"])
 
@@ -333,6 +350,54 @@ def _duration(number: int) -> dict[str, Any]:
 def _how_long(number: int) -> str:
     slow, fast = (period(number / rate) for rate in RATES)
     return slow if slow == fast else f"{fast} to {slow} at the rates of the bench"
+
+
+RECOGNISED: Final[Mapping[str, tuple[str, frozenset[str], Mapping[str, Any]]]] = {
+    "django_sessions": (
+        "django_session",
+        frozenset({"session_key", "session_data", "expire_date"}),
+        {"key": "session_key", "clock": "expire_date", "keep_days": 0},
+    ),
+    "laravel_sessions": (
+        "sessions",
+        frozenset({"id", "payload", "last_activity"}),
+        {"clock": "last_activity", "clock_unit": "seconds", "keep_days": 7},
+    ),
+    "rails_sessions": (
+        "sessions",
+        frozenset({"id", "session_id", "data", "updated_at"}),
+        {"clock": "updated_at", "keep_days": 30},
+    ),
+}
+"""Rules for tables of well-known applications, by a name: the table, columns that it has, and the rule."""
+
+_FIND: Final = """
+    SELECT nspname AS schema, relname AS table, pg_table_is_visible(pg_class.oid) AS visible,
+        (SELECT array_agg(CAST(attname AS text)) FROM pg_attribute
+            WHERE attrelid = pg_class.oid AND attnum > 0 AND NOT attisdropped) AS columns
+    FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
+    WHERE relname = ANY (:names) AND relkind IN ('r', 'p') AND nspname !~ '^(pg_|information_schema$)'
+    ORDER BY nspname, relname
+"""
+
+
+def _recognised(look: Look) -> Iterator[Item]:
+    """Rules that the settings may add, for tables that have the name and the columns of a well-known application's."""
+    named = {given.table for given in look.settings.retention.rules.values()}
+    with look.reading(statement=LOOKING) as connection:
+        found = execute(connection, _FIND, {"names": sorted({table for table, _, _ in RECOGNISED.values()})}).all()
+    for one in found:
+        table = one.table if one.visible else f"{one.schema}.{one.table}"
+        for name, (known, columns, rule) in RECOGNISED.items():
+            if one.table != known or not columns <= {*one.columns} or {table, f"{one.schema}.{one.table}"} & named:
+                continue
+            yield Item(
+                severity=Severity.NOTE,
+                name=f"retention.rules.{name}",
+                sentence=f"{table} has the columns of {name.replace('_', ' ')}, and no rule is about it.",
+                advice="Add the proposed rule if it is. keep_days has to be longer than your sessions live.",
+                settings={"retention": {"rules": {name: {"table": table, **rule, "apply": False}}}},
+            )
 
 
 def _plans(look: Look) -> Iterator[Item]:
