@@ -732,7 +732,8 @@ class Play:
         """What another user does, and remembers if the row was there."""
         table, n = self.name(self.world.table), change.n
         [row] = [one for one in self.world.rows if one.n == n]
-        if n in self.held:
+        made = {"new": MADE + n, "join": JOINED + n}.get(change.kind)
+        if n in self.held or made in self.touched:  # a row that went and is made again would be counted twice
             return
         mine = f"WHERE n = {n}"
         as_it_was = f"{mine} AND note = 'new'"

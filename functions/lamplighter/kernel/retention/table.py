@@ -409,7 +409,8 @@ def _parents(connection: Connection, rule: Rule, parent: Parent, own: Sequence[i
 def _demand_sound(connection: Connection, rule: Rule, columns: Mapping[str, str]) -> None:
     """The database takes each part of the rule by itself.
 
-    `where` has to stand without the parentheses that it is put into: so it cannot end them.
+    `where` has to stand without the parentheses that it is put into: so it cannot end them. It is
+    asked with a parameter: then the server takes one statement only.
 
     Raises:
         Permanent: it does not; the sentence names the field.
@@ -417,8 +418,7 @@ def _demand_sound(connection: Connection, rule: Rule, columns: Mapping[str, str]
     from sqlalchemy.exc import DBAPIError
 
     row = f"FROM {spelled(rule.table)} AS {quoted(alias(rule))} WHERE"
-    parts = {"where": f"EXPLAIN SELECT CAST(:cutoff AS timestamptz) {row} {bound(rule.where)}"}  # with a parameter
-    # the server takes one statement only
+    parts = {"where": f"EXPLAIN SELECT CAST(:cutoff AS timestamptz) {row} {bound(rule.where)}"}
     if rule.orphan_of:
         parts["orphan_of"] = f"EXPLAIN SELECT {row} {_orphaned(rule, rule.orphan_of)}"
     if isinstance(rule.action, Set):
