@@ -24,11 +24,10 @@ from lamplighter.cloud import access, cloud_region, cloud_scan, health, prices, 
 from lamplighter.cloud.check import Basis, Judgement, judge
 from lamplighter.cloud.cloud_region import CHECKS
 from lamplighter.cloud.exemptions import KEY
-from lamplighter.cloud.findings import UNWATCHED
 from lamplighter.cloud.inventory import Inventory
-from lamplighter.cloud.open_findings import SECURITY_CHECKS
 from lamplighter.cloud.prices import Prices
 from lamplighter.cloud.reported import Document
+from lamplighter.cloud.store.model import SECURITY_CHECKS, UNWATCHED
 from lamplighter.jobs.dispatcher import Alert
 from lamplighter.kernel import settings as settings_module
 from lamplighter.kernel.cloud import Limits, Targets

@@ -13,8 +13,8 @@ from lamplighter.cloud.blind_spots import LATE
 from lamplighter.cloud.charts import Bar, bars, line
 from lamplighter.cloud.checks import BY_ID
 from lamplighter.cloud.markup import Markup, join, tag
-from lamplighter.cloud.open_findings import Section
 from lamplighter.cloud.reported import Changes, FailedRegion, ReportedFinding, Total, WasteReport
+from lamplighter.cloud.store import Section
 
 ROWS: Final = 50
 """Findings of each section that the page shows; findings.csv has all."""

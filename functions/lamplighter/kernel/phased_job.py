@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from lamplighter.kernel.events import short
 from lamplighter.kernel.job import InvalidParams, JobType, Params, Report, Run, Unfinished
 from lamplighter.kernel.ledger.row import Job, Policy
+from lamplighter.kernel.no_database import NoDatabase, has_database
 from lamplighter.kernel.settings import Settings
 
 EXECUTION: Final = timedelta(minutes=5)
@@ -37,12 +38,14 @@ class Phase:
     let it run, before any phase of the run has begun. One with a `division` is divided into items.
 
     A phase with `applied` changes what is the owner's: it only previews while that answers False (REQUIREMENTS S4).
+    One with `database` needs a database: a run without one leaves it out, and refuses to do it alone (P5).
     """
 
     function: str
     check: Callable[[Settings], object] | None = None
     division: Division | None = None
     applied: Callable[[Settings], bool] | None = None
+    database: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,7 +228,15 @@ class PhasedJob(JobType[PhaseParams]):
             named = ", ".join(map(short, sorted(unknown)[:NAMED]))
             sentence = f"phases: {named} is no phase of {self.job_type} (it takes {', '.join(self.catalogue)})"
             raise InvalidParams([("phases", sentence)])
+        left_out = self.left_out(params)
+        if left_out and (params.phases or len(left_out) == len(self.spans)):
+            raise NoDatabase(", ".join(left_out) if params.phases else self.job_type)
         return params
+
+    def left_out(self, params: PhaseParams) -> list[str]:
+        """The phases of a run that need a database where none is configured."""
+        chosen = params.phases or tuple(self.spans)
+        return [] if has_database() else [name for name in chosen if self.catalogue[name].database]
 
     def previews(self, params: PhaseParams, settings: Settings) -> bool:
         """Whether no phase of a run changes anything.
@@ -249,7 +260,7 @@ class PhasedJob(JobType[PhaseParams]):
         return False
 
     def _selected(self, params: PhaseParams) -> list[str]:
-        selected = params.phases or tuple(self.spans)
+        selected = set(params.phases or self.spans) - set(self.left_out(params))
         return [name for name in self.catalogue if name in selected]
 
     def turns(self, params: PhaseParams, settings: Settings) -> list[Turn]:
