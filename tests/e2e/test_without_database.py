@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -30,13 +29,20 @@ CHECKS = [check.id for check in SECURITY]
 
 
 @pytest.fixture(scope="module")
-def scans(aws: LocalAws) -> Iterator[Deployed]:
-    """The second stack, beside the one that has a database; its schedules stand still."""
+def scans(aws: LocalAws) -> Deployed:
+    """The second stack, beside the one that has a database, as it was deployed."""
     local = replace(aws, stack_name="scans")
     local.deploy(SETTINGS, DatabaseUrl="-")
-    stack = Deployed(local)
-    yield stack
-    stack.stand_still()
+    return Deployed(local)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def deployed(scans: Deployed) -> dict[str, str]:
+    """The state of each of its schedules after the deployment; they stand still from now on."""
+    listed = scans.client("scheduler").list_schedules(GroupName=scans.group)["Schedules"]
+    state = {one["Name"].removeprefix(f"{scans.name}-"): one["State"] for one in listed}
+    scans.stand_still()
+    return state
 
 
 @pytest.fixture
@@ -45,17 +51,9 @@ def api(scans: Deployed) -> Api:
     return Api(scans.api_url)
 
 
-def schedules(stack: Deployed) -> dict[str, str]:
-    """The state of each schedule, by its short name."""
-    listed = stack.client("scheduler").list_schedules(GroupName=stack.group)["Schedules"]
-    return {one["Name"].removeprefix(f"{stack.name}-"): one["State"] for one in listed}
-
-
-def test_the_deployment_says_what_is_off_and_so_do_its_schedules(scans: Deployed) -> None:
+def test_the_deployment_says_what_is_off_and_so_do_its_schedules(scans: Deployed, deployed: dict[str, str]) -> None:
     assert scans.aws.outputs()["DatabaseStatus"].startswith("No database is configured: ")
-    state = schedules(scans)
-    assert {name for name, one in state.items() if one == "DISABLED"} == NEED_DATABASE
-    scans.stand_still()
+    assert {name for name, state in deployed.items() if state == "DISABLED"} == NEED_DATABASE
 
 
 def findings(api: Api, **query: str) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ from lamplighter.cloud.cloud_region import CHECKS
 from lamplighter.cloud.store.s3 import S3Store
 from lamplighter.kernel import aws
 from lamplighter.kernel import job as job_module
-from lamplighter.kernel.errors import DatabaseUnavailable, Retryable
+from lamplighter.kernel.errors import DatabaseUnavailable
 from lamplighter.kernel.ledger.row import Status
 from tests.integration.cloud_world import Cloud
 from tests.integration.phases_world import die_with, interleaved
@@ -92,7 +92,7 @@ class Chaos(ScansWorld):
             raise DatabaseUnavailable("The database went away.")
 
         def slow(*_: Any) -> None:
-            raise Retryable("S3 is to be asked more slowly.")
+            raise DatabaseUnavailable("S3 is to be asked more slowly.")
 
         if not self.engine:
             with patch.object(S3Store, "_get", slow):

@@ -317,6 +317,22 @@ def test_a_volume_that_nobody_looked_at_for_days_is_seen_anew(findings: StoreWor
     assert since(findings, 144, volume("v-1")) == {"v-1": 144}
 
 
+def test_what_nobody_looked_at_for_days_is_not_known_to_those_who_act(findings: StoreWorld) -> None:
+    """C5: a scan that fails for days makes no volume old."""
+    since(findings, 0, volume("v-1"), volume("v-2", "i-1"))
+    record(findings, judgement(finding("i-1")))
+    for hours, sights in ((48, {"v-1": NOW}), (49, {})):
+        known = findings.store.known(**HERE, now=later(hours))
+        assert (known.first_sights, known.open_since) == (sights, {("idle_cpu", "i-1"): NOW})
+    elsewhere = findings.store.known(account=HERE["account"], region="us-east-1", now=NOW)
+    assert (elsewhere.first_sights, elsewhere.open_since) == ({}, {})
+
+
+def test_a_preview_of_a_look_keeps_nothing(findings: StoreWorld) -> None:
+    assert since(findings, 0, volume("v-1"), preview=True) == {"v-1": 0}
+    assert findings.sights() == {}
+
+
 def test_regions_and_accounts_know_nothing_of_one_another(findings: StoreWorld) -> None:
     assert since(findings, 0, volume("v-1")) == {"v-1": 0}
     assert since(findings, 6, volume("v-2"), region="us-east-1") == {"v-2": 6}

@@ -20,7 +20,7 @@ from lamplighter.cloud.store import s3 as s3_store
 from lamplighter.cloud.store.documents import RegionFindings, finding_id
 from lamplighter.cloud.store.model import Recorded
 from lamplighter.cloud.store.s3 import REGIONS, REPORTS, TRIES, _key
-from lamplighter.kernel.errors import Permanent, Retryable, Unreadable
+from lamplighter.kernel.errors import DatabaseUnavailable, Permanent, Retryable, Unreadable
 from local.stack import ROOT
 from tests.integration.store_world import S3World, s3_world
 from tests.integration.test_findings import HERE, NOW, finding, judgement, later, record, rows, since, volume
@@ -162,7 +162,7 @@ def test_an_s3_that_fails_now_is_tried_again_later(bucket: S3World, status: int,
         lambda: bucket.store.reported_at("01JOB"),
         lambda: bucket.store.demand_readable(**HERE),
     ):
-        with pytest.raises(Retryable, match=f"cannot be (read|listed) now: .*{code}"):
+        with pytest.raises(DatabaseUnavailable, match=f"cannot be (read|listed) now: .*{code}"):
             call()
     bucket.s3.meta.events.unregister("before-send.s3", answer)
     assert rows(bucket)["i-1"].status == "open"
@@ -173,7 +173,7 @@ def test_an_s3_that_answers_nothing_is_tried_again_later(bucket: S3World) -> Non
         raise ReadTimeoutError(endpoint_url=request.url)
 
     bucket.s3.meta.events.register_first("before-send.s3", silent)
-    with pytest.raises(Retryable, match=r"s3://archive/findings/regions/.* cannot be read now"):
+    with pytest.raises(DatabaseUnavailable, match=r"s3://archive/findings/regions/.* cannot be read now"):
         record(bucket, judgement())
 
 

@@ -182,6 +182,18 @@ def test_a_report_is_kept_as_a_row_that_says_where_its_documents_are(reports: Re
     assert row["documents"] == report.documents
 
 
+def test_of_two_attempts_at_once_the_first_moment_stays(reports: Reports) -> None:
+    """Changes are counted since the last report: none may come to be after itself."""
+    reports.find("vol-1", monthly_usd=10.0)
+    report = reports.generate()
+    late = report.model_copy(update={"generated_at": NOW + HOUR, "documents": {"json": "s3://elsewhere"}})
+    reports.kept.store.keep_report(late)
+    [row] = reports.kept.reports()
+    assert (row["created_at"], row["documents"]) == (NOW, {"json": "s3://elsewhere"})
+    assert reports.kept.store.reported_at("01JOB") == NOW
+    assert reports.kept.store.reported_at("01OTHER") is None
+
+
 # -- what a reader has to know -----------------------------------------------------------------------------------------
 
 

@@ -110,8 +110,8 @@ class Snapshot(Protocol):
 class FindingsStore(Protocol):
     """Keeps findings, what could not be judged, first sights of volumes, and the reports.
 
-    Each method raises `Permanent` where what is stored cannot be read as findings, and `Retryable` (of Postgres
-    `DatabaseUnavailable`) where the store cannot be reached now. Then nothing was changed. Moments are aware.
+    Each method raises `Permanent` where what is stored cannot be read as findings, and `DatabaseUnavailable` where the
+    store cannot be reached now. Then nothing was changed. Moments are aware.
     """
 
     def demand_readable(self, *, account: str, region: str) -> None:

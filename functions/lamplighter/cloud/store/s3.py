@@ -27,7 +27,7 @@ from lamplighter.cloud.store import Known, Order, Page
 from lamplighter.cloud.store import documents as documents_module
 from lamplighter.cloud.store.documents import FirstSights, RegionFindings, ReportIndex, Stored
 from lamplighter.cloud.store.snapshot import DocumentSnapshot, page_of_findings, page_of_reports, placed
-from lamplighter.kernel.errors import Retryable, Unreadable, unreadable
+from lamplighter.kernel.errors import DatabaseUnavailable, Retryable, Unreadable, unreadable
 
 if TYPE_CHECKING:
     from lamplighter.cloud.blind_spots import Place
@@ -198,7 +198,8 @@ class S3Store:
 
         Raises:
             Permanent: the object is not what this version writes, or may not be used.
-            Retryable: S3 cannot be reached now, or others keep writing the object.
+            DatabaseUnavailable: S3 cannot be reached now.
+            Retryable: others keep writing the object.
         """
         attempted: tuple[bytes, R] | None = None
         for _ in range(TRIES):
@@ -283,7 +284,7 @@ class S3Store:
         except (BotoCoreError, ClientError) as error:
             if refused := unreadable(error):
                 raise refused from error
-            raise Retryable(f"s3://{self._bucket}/{key} cannot be {doing} now: {error}") from error
+            raise DatabaseUnavailable(f"s3://{self._bucket}/{key} cannot be {doing} now: {error}") from error
 
 
 def _key(prefix: str, account: str, region: str) -> str:
