@@ -6,12 +6,13 @@ import json
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from local.settings import LOCAL
 from local.stack import ROOT, LocalAws
 
 STACK: Final = "bench"
@@ -50,14 +51,22 @@ class Deployed:
 
 
 @contextmanager
-def deployed() -> Iterator[Deployed]:
-    """Build and deploy the stack, and take it down at the end."""
+def deployed(
+    *, before: Callable[[LocalAws], object] = lambda aws: None, settings: Mapping[str, Any] = LOCAL
+) -> Iterator[Deployed]:
+    """Build and deploy the stack, and take it down at the end.
+
+    Args:
+        before: what is there before the deployment.
+        settings: of the deployment.
+    """
     with tempfile.TemporaryDirectory() as directory:
         Path(directory).chmod(0o755)  # run by root, Postgres makes itself a user, who has to get in
         aws = LocalAws(directory=Path(directory) / "aws", first_port=_three_free_ports(), stack_name=STACK)
         try:
             aws.start()
-            aws.deploy()
+            before(aws)
+            aws.deploy(settings)
             built = Path(directory) / "build"  # a copy: others may build meanwhile
             shutil.copytree(ROOT / ".aws-sam" / "build", built)
             yield Deployed(

@@ -193,6 +193,20 @@ def test_a_column_that_a_run_adds_excuses_no_configured_one(stack: Deployed, she
         assert "There are no references at all in media_files.storage_key: " in clean_refused(shelf)
 
 
+def test_a_column_that_a_run_adds_lowers_no_share(stack: Deployed, shelf: Shelf) -> None:
+    """S2: of ten files the settings' column names seven and the added one two."""
+    files = names(10)
+    shelf.put(*files)
+    shelf.refer(*files[:7])
+    with Shelf(stack) as added:
+        stack.sql(f"INSERT INTO {added.name} (storage_key) VALUES (:key)", *({"key": shelf.key(f)} for f in files[7:9]))
+        with stack.with_settings({"media": {"references": [shelf.reference()]}}):
+            refusal = clean_refused(shelf, references=[added.reference()], max_orphan_share=0.2)
+            assert "3 of 10 files (30%) are orphans; 20% may be. Files that only columns of the run keep" in refusal
+        with stack.with_settings({"media": {"references": [shelf.reference(), added.reference()]}}):
+            assert shelf.clean(references=[added.reference()], max_orphan_share=0.2)["deleted_files"] == 1
+
+
 # -- S3: trust is earned -----------------------------------------------------------------------------------------------
 
 

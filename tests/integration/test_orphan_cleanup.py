@@ -234,6 +234,55 @@ def test_a_column_of_the_run_excuses_no_configured_one(world: World, value: str 
         assert world.clean(world.run(settings=settings), references=added).refusals == []
 
 
+ADDED = [{"table": "users", "column": "avatar"}]
+
+
+def shared_with_an_added_column(world: World) -> list[str]:
+    """Of 20 files a configured column names 14, an added one 3, and the others are orphans; what the added one names.
+
+    Of the 3 one is named as it is, one derives from it, and one is named without its folder.
+    """
+    world.sql("CREATE TABLE users (avatar text)")
+    keys = numbered(range(14))
+    orphans = [f"uploads/orphan{n}.jpg" for n in range(3)]
+    added = ["avatars/big.jpg", "avatars/big-150x150.jpg", "avatars/deep/face.jpg"]
+    world.put(*keys, *orphans, *added)
+    world.refer(*keys)
+    world.sql("INSERT INTO users VALUES ('avatars/big.jpg'), ('face.jpg')")
+    return added
+
+
+@pytest.mark.usefixtures("small")
+def test_a_column_of_the_run_lowers_no_share(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """REQUIREMENTS S2: what only an added column keeps counts as orphaned, however it keeps it, and however often the
+    run is continued."""
+    monkeypatch.setenv("MEDIA_BUCKET", world.media)
+    kept_by_added, held = shared_with_an_added_column(world), world.keys()
+    declared = [ADDED[0] | {"max_unmatched": 1}]
+    settings = STRICT | {"media": STRICT["media"] | {"max_orphan_share": 0.29}}  # type: ignore[operator]
+    continued = 0
+
+    for asked in range(1, 40):
+        run = world.run(settings=settings, stops={asked: "out_of_time"})
+        try:
+            outcome = world.attempt(run, references=declared, max_orphan_share=None)
+            assert isinstance(outcome, Unfinished)
+            continued += 1
+            run = world.run(job_id=run.job_id, checkpoint=outcome.checkpoint, settings=settings)
+            outcome = world.attempt(run, references=declared, max_orphan_share=None)
+        except Refused as refusal:
+            assert "6 of 20 files (30%) are orphans; 29% may be. Files that only columns of the run" in str(refusal)
+        assert world.keys() == held
+        if run.asked < asked:
+            break
+    assert continued > 5
+
+    settings["media"]["max_orphan_share"] = 0.3  # type: ignore[index]
+    report = world.clean(world.run(settings=settings), references=declared, max_orphan_share=None)
+    assert report.deleted_files == 3
+    assert set(kept_by_added) <= set(world.keys())
+
+
 def test_too_large_a_share_of_orphans_deletes_nothing(world: World) -> None:
     """FAILURES 7 (mastodon #33948)."""
     world.put("a.jpg", "b.jpg", "c.jpg")

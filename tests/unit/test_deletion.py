@@ -91,6 +91,17 @@ def test_a_column_that_only_the_run_adds_excuses_no_configured_one(configured: S
     assert refusals(measure, LIMITS) == [], "with allow_override, the columns of the run are the configured ones"
 
 
+@pytest.mark.parametrize(("kept", "is_refused"), [(0, False), (1, True)])
+def test_what_only_added_columns_keep_counts_into_the_share(kept: int, is_refused: bool) -> None:
+    """REQUIREMENTS S2: a column that a run adds does not bring the share of orphans below its limit."""
+    most = replace(FINE, scanned=100, planned=int(100 * LIMITS.max_share))
+
+    found = refusals(replace(most, kept_by_others=kept), LIMITS)
+
+    assert bool(found) == is_refused
+    assert not found or found[0].endswith("Files that only columns of the run keep count as orphans here.")
+
+
 @pytest.mark.parametrize("values", [99, 101])
 def test_an_account_that_does_not_add_up_is_none(values: int) -> None:
     """FAILURES 19: each value is matched, outside or unmatched, and none is left over."""

@@ -129,9 +129,10 @@ class OpenFindings:
     @contextmanager
     def snapshot(cls, engine: Engine, at: datetime, places: Collection[Place] | None = None) -> Iterator[Self]:
         """Opens one; `places` are those that are scanned, where not all count that there ever were."""
-        with engine.connect().execution_options(
-            isolation_level="REPEATABLE READ", postgresql_readonly=True
-        ) as connection:
+        from lamplighter.kernel.database import one_snapshot
+
+        with engine.connect() as connection, connection.begin():
+            one_snapshot(connection)
             yield cls(connection, at, places)
 
     def totals(self) -> Totals:

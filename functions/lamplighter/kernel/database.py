@@ -52,8 +52,14 @@ RECYCLE: Final = timedelta(minutes=5)
 
 _SSL_REQUEST: Final = (8).to_bytes(4) + (80877103).to_bytes(4)
 """What a client sends to ask for TLS (PostgreSQL, "Message Formats", SSLRequest)."""
-_GONE: Final = ("08", "53", "57P")
-"""SQLSTATE classes of a server that is out of reach, out of resources or shutting down: they pass."""
+_GONE: Final = ("08", "57P")
+"""SQLSTATE classes of a server that is out of reach or shutting down: they pass."""
+_NO_ROOM: Final = "53"
+"""SQLSTATE class insufficient_resources: disk, memory, connections. It passes, too."""
+_READ_ONLY: Final = "25006"
+"""SQLSTATE read_only_sql_transaction. After a failover, a new connection leads to the new primary."""
+_UNSUPPORTED: Final = "unsupported startup parameter"
+"""What PgBouncer says of a parameter that its ignore_startup_parameters does not name."""
 
 SCHEMA: Final = "lamplighter"
 """Holds Lamplighter's own tables; nothing is created, altered or adopted outside it (REQUIREMENTS S4).
@@ -211,7 +217,7 @@ def engine() -> Engine:
         "postgresql+pg8000://",
         creator=lambda: _connect(address(os.environ)),
         pool_size=1,  # a Lambda process works on one event at a time
-        max_overflow=3,
+        max_overflow=1,  # no job needs two at once, and max_connections is the owner's
         pool_pre_ping=True,
         pool_recycle=RECYCLE.total_seconds(),
         hide_parameters=True,  # what is in an owner's rows is nobody's who reads an error
@@ -227,6 +233,14 @@ def bound_statements(connection: Connection, *, statement: timedelta, lock: time
         connection.execute(
             text("SELECT set_config(:name, :limit, true)"), {"name": name, "limit": f"{_milliseconds(limit)}ms"}
         )
+
+
+def one_snapshot(connection: Connection) -> None:
+    """Makes all statements of the current transaction read one snapshot, and none write. Call it before any other.
+
+    An option of the engine would set it for the session, which a pooler may give to others.
+    """
+    connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY"))
 
 
 def whole_view(connection: Connection, *, max_lag: timedelta) -> None:
@@ -264,6 +278,7 @@ def _connect(where: Address) -> Any:
 
     Raises:
         DatabaseUnavailable: it cannot be reached, or it refuses us; never shows the password.
+        Permanent: it is a pooler that does not take our limits.
     """
     try:
         sock = _dial(where)
@@ -285,7 +300,13 @@ def _connect(where: Address) -> Any:
             sock.close()
             raise
     except (OSError, pg8000.dbapi.Error) as error:
-        raise DatabaseUnavailable(f"The database at {where} cannot be reached: {reason(error)}") from None
+        sentence = f"The database at {where} cannot be reached: {reason(error)}"
+        if _UNSUPPORTED in sentence:
+            raise Permanent(
+                f"{sentence}. Add statement_timeout and lock_timeout to the pooler's ignore_startup_parameters, or "
+                "connect to the server itself."
+            ) from None
+        raise DatabaseUnavailable(sentence) from None
     sock.settimeout(None)  # from here on the server bounds statements, and keepalive finds a dead peer
     return connection
 
@@ -369,10 +390,13 @@ def _name_the_loss(context: Any) -> None:
         return  # somebody ends the process
     facts = error.args[0] if error.args else None
     state = str(facts.get("C", "")) if isinstance(facts, dict) else ""
-    if context.is_disconnect or state.startswith(_GONE):
+    if state == _READ_ONLY:
+        context.is_disconnect = True
+    elif context.is_disconnect or state.startswith((*_GONE, _NO_ROOM)):
         context.is_disconnect = True
         if not context.is_pre_ping:
-            raise DatabaseUnavailable(f"The database went away: {reason(error)}") from error
+            what = "lacks a resource" if state.startswith(_NO_ROOM) else "went away"
+            raise DatabaseUnavailable(f"The database {what}: {reason(error)}") from error
 
 
 def _milliseconds(duration: timedelta) -> int:

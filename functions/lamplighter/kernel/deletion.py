@@ -165,6 +165,8 @@ class Measure:
     """How many references each source held at the last accepted run, or None when there was none."""
     configured: Collection[str] | None = None
     """The sources that have to hold references and to match files without the others. None means all together."""
+    kept_by_others: int = 0
+    """Of what is not planned, how much only the other sources keep."""
 
 
 def refusals(measure: Measure, limits: GovernorLimits) -> list[str]:
@@ -189,10 +191,11 @@ def refusals(measure: Measure, limits: GovernorLimits) -> list[str]:
             )
     for source in measure.sources:
         found += _unmatched(source)
-    if measure.planned > limits.max_share * measure.scanned:
+    if (orphans := measure.planned + measure.kept_by_others) > limits.max_share * measure.scanned:
+        kept = " Files that only columns of the run keep count as orphans here." if measure.kept_by_others else ""
         found.append(
-            f"{measure.planned} of {measure.scanned} files ({measure.planned / measure.scanned:.0%}) are orphans; "
-            f"{limits.max_share:.0%} may be."
+            f"{orphans} of {measure.scanned} files ({orphans / measure.scanned:.0%}) are orphans; "
+            f"{limits.max_share:.0%} may be.{kept}"
         )
     return found
 

@@ -50,8 +50,8 @@ _AWS: Final = frozenset(
     }
 )
 """Error codes of AWS that no retry mends."""
-_SQL: Final = ("42", "3D", "3F", "28")
-"""SQLSTATE classes that no retry mends: names and rights, databases, schemas, who asks."""
+_SQL: Final = ("42", "3D", "3F", "28", "25006")
+"""SQLSTATE classes that no retry mends: names and rights, databases, schemas, who asks; and a read-only database."""
 NO_TABLE: Final = "42P01"
 """SQLSTATE undefined_table."""
 

@@ -149,6 +149,8 @@ class OrphanCleanup:
         self._bucket = params.bucket
         self._folder = params.base_path or ""
         self._references = params.references or ()
+        self._added = 0 if run.settings.allow_override else len(self._references) - len(self._rules.references)
+        """How many of the last columns only this run names."""
         self._min_age = timedelta(hours=params.min_age_hours or 0)
         self._dry_run = params.dry_run is not False
         self._s3 = s3
@@ -173,6 +175,7 @@ class OrphanCleanup:
                 "references": [asdict(reference) for reference in self._references],
                 "min_age_seconds": self._min_age.total_seconds(),
             }
+            | ({"added": self._added} if self._added else {})
         )
         """What a plan is made and judged by: of settings that have changed since, no plan is carried out."""
         self._archive = self._archive_of(self._folder)
@@ -201,6 +204,7 @@ class OrphanCleanup:
             bucket=self._bucket,
             folder=self._folder,
             references=self._references,
+            added=self._added,
             min_age=self._min_age,
             patterns=Patterns(derived=self._rules.derived, exclude=self._rules.exclude),
         )
@@ -273,6 +277,7 @@ class OrphanCleanup:
             sources=reading.sources,
             baseline=self._baseline(),
             configured=None if self._run.settings.allow_override else set(map(str, self._rules.references)),
+            kept_by_others=scanned.kept_by_added,
         )
         refused = refusals(measure, self._limits)
         plan = Plan(

@@ -96,6 +96,12 @@ class Scanned(BaseModel):
     orphan_bytes: int = 0
     kept: dict[str, int] = {}
     """Candidates that are kept after all, by outcome."""
+    kept_by_added: int = 0
+    """Files, old enough, that only columns keep which the run adds to the configured ones; at most so many."""
+    alone_reading: State | None = None
+    """As `first_reading`, of the configured columns alone. None where the run adds none."""
+    alone_progress: State | None = None
+    """As `progress`, of the configured columns alone."""
     basis: str | None = None
     """A hash of what the scan goes by: folder, references, patterns, limits. None in one of an earlier version."""
 
@@ -139,6 +145,7 @@ class Scan:
         connection: outside of a transaction.
         archive: of the run.
         folder: the `base_path`, empty or ending with a slash.
+        added: how many of the last references only this run names. The configured ones are also judged alone (S2).
         min_age: younger files are left alone.
 
     Raises:
@@ -155,6 +162,7 @@ class Scan:
         bucket: str,
         folder: str,
         references: Sequence[Reference],
+        added: int = 0,
         min_age: timedelta,
         patterns: Patterns,
     ) -> None:
@@ -165,6 +173,9 @@ class Scan:
         self._bucket = bucket
         self._folder = folder
         self._references = references
+        self._configured = references[: len(references) - added]
+        self._alone: Account | None = None
+        """The account of the configured columns without the added ones. None where there are none."""
         self._min_age = min_age
         self._patterns = patterns
 
@@ -210,14 +221,20 @@ class Scan:
         account = self._new_account()
         for batch in self._values(scanned):
             account.first(batch.column, batch.values, batch.hints)
+            if self._alone and batch.column < len(self._configured):
+                self._alone.first(batch.column, batch.values, batch.hints)
         scanned.restarts = 0
         return account
 
     def _new_account(self) -> Account:
+        self._alone = self._account_of(self._configured) if len(self._configured) < len(self._references) else None
+        return self._account_of(self._references)
+
+    def _account_of(self, references: Sequence[Reference]) -> Account:
         try:
             return Account(
                 Scope(self._bucket, self._folder),
-                self._references,
+                references,
                 derived=self._patterns.derived,
                 exclude=self._patterns.exclude,
             )
@@ -226,20 +243,26 @@ class Scan:
 
     def _loaded(self, scanned: Scanned) -> Account | None:
         """The account as it was saved, if it was, and by a version whose fingerprints are the same."""
-        if scanned.first_reading is None or scanned.progress is None:
-            return None
-        first_reading = self._archive.state(scanned.first_reading)
-        progress = self._archive.state(scanned.progress)
-        if first_reading is None or progress is None:
-            return None
         account = self._new_account()
-        try:
-            account.add_sealed(first_reading)
-            account.add_progress(progress)
-        except ValueError as error:
-            self._run.logger.warning("the scan starts over", extra={"reason": str(error)})
+        if not self._fill(account, scanned.first_reading, scanned.progress):
+            return None
+        if self._alone and not self._fill(self._alone, scanned.alone_reading, scanned.alone_progress):
             return None
         return account
+
+    def _fill(self, account: Account, reading: State | None, progress: State | None) -> bool:
+        """Give the account what was saved of it; False if that is not there any more."""
+        first_reading = self._archive.state(reading) if reading else None
+        listed = self._archive.state(progress) if progress else None
+        if first_reading is None or listed is None:
+            return False
+        try:
+            account.add_sealed(first_reading)
+            account.add_progress(listed)
+        except ValueError as error:
+            self._run.logger.warning("the scan starts over", extra={"reason": str(error)})
+            return False
+        return True
 
     def _save(self, account: Account, scanned: Scanned) -> None:
         scanned.saved += 1
@@ -247,6 +270,12 @@ class Scan:
             name = f"references-{scanned.saved}.bin"
             scanned.first_reading = self._archive.write_state(name, account.sealed_to_bytes())
         scanned.progress = self._archive.write_state(f"listed-{scanned.saved}.bin", account.progress_to_bytes())
+        if self._alone:
+            if scanned.alone_reading is None:
+                name = f"references-alone-{scanned.saved}.bin"
+                scanned.alone_reading = self._archive.write_state(name, self._alone.sealed_to_bytes())
+            name = f"listed-alone-{scanned.saved}.bin"
+            scanned.alone_progress = self._archive.write_state(name, self._alone.progress_to_bytes())
 
     def _list(self, account: Account, scanned: Scanned) -> None:
         """Mark what is named, write down the candidates in S3's order; counts in `scanned`."""
@@ -271,10 +300,12 @@ class Scan:
 
     def _candidates(self, account: Account, objects: Sequence[Listed], cutoff: str, scanned: Scanned) -> list[Entry]:
         """Those of the objects that no value names and that are old enough."""
-        named = account.listed([one[0] for one in objects])
-        files = young = 0  # not in the model, which takes a microsecond a change
+        keys = [one[0] for one in objects]
+        named = account.listed(keys)
+        named_alone = self._alone.listed(keys) if self._alone else named
+        files = young = by_added = 0  # not in the model, which takes a microsecond a change
         candidates = []
-        for one, is_named in zip(objects, named, strict=True):
+        for one, is_named, is_named_alone in zip(objects, named, named_alone, strict=True):
             if not is_media(one[0]) or one[0].startswith(OWN):
                 continue
             files += 1
@@ -282,9 +313,12 @@ class Scan:
                 young += 1
             elif not is_named:
                 candidates.append(_entry(one))
+            elif not is_named_alone:
+                by_added += 1
         scanned.not_media += len(objects) - files
         scanned.files += files
         scanned.young += young
+        scanned.kept_by_added += by_added
         return candidates
 
     def _write_candidates(self, candidates: list[Entry], scanned: Scanned) -> None:
@@ -304,8 +338,12 @@ class Scan:
         """
         read_at = self._run.now()
         account.begin_second()
+        if self._alone:
+            self._alone.begin_second()
         for batch in self._values(scanned):
             account.second(batch.column, batch.values, batch.hints)
+            if self._alone and batch.column < len(self._configured):
+                self._alone.second(batch.column, batch.values, batch.hints)
         found = account.counts(lambda prefix: self._neighbours(prefix, scanned))
         took = self._run.now() - read_at
         appeared = self._appeared(found) if probe else set[str]()
@@ -400,6 +438,11 @@ class Scan:
             self._archive.write_plan_part(number, planned)
             kept.update(verdict for verdict in verdicts if verdict)
             scanned.kept = dict(kept)
+            if self._alone:
+                alone = self._alone.verdicts([one.key for one in candidates])
+                scanned.kept_by_added += sum(
+                    one is not None and without is None for one, without in zip(verdicts, alone, strict=True)
+                )
             scanned.parts = number + 1
             scanned.orphans += len(planned)
             scanned.orphan_bytes += sum(one.size for one in planned)

@@ -93,12 +93,10 @@ def read(connection: Connection, references: Sequence[Reference], *, max_lag: ti
         Permanent: a table or column does not exist, is of another type, or cannot be read in full.
         Retryable: a lock was not to be had, or the server cancelled the reading: start it over.
     """
-    from sqlalchemy import text
-
-    from lamplighter.kernel.database import bound_statements, whole_view
+    from lamplighter.kernel.database import bound_statements, one_snapshot, whole_view
 
     with connection.begin():
-        connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY"))
+        one_snapshot(connection)
         bound_statements(connection, statement=STATEMENT_TIMEOUT)
         whole_view(connection, max_lag=max_lag)
         columns = []

@@ -46,7 +46,7 @@ from lamplighter.kernel.retention.table import (
 )
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection, Engine
+    from sqlalchemy import Engine
 
 __all__ = [
     "Applied",
@@ -124,9 +124,10 @@ def _count(
 ) -> list[Candidates]:
     from sqlalchemy.exc import DBAPIError
 
-    from lamplighter.kernel.database import bound_statements, whole_view
+    from lamplighter.kernel.database import bound_statements, one_snapshot, whole_view
 
-    with engine.connect().execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True) as connection:
+    with engine.connect() as connection, connection.begin():
+        one_snapshot(connection)
         bound_statements(connection, statement=timeout)
         try:
             whole_view(connection, max_lag=max_lag)
@@ -171,8 +172,8 @@ def apply(
         keep: the retention in force, at least the rule's floor.
         stop: asked before each batch why to stop now, or None.
         progress: told how many percent are done, and a sentence.
-        ceiling: how many rows may be changed at most; with one, each batch is a transaction of several statements.
-        counted: with a ceiling, told the rows of each batch right before they are committed.
+        ceiling: how many rows may be changed at most.
+        counted: told the rows of each batch right before they are committed.
         target: how long a batch may hold its locks; no statement takes more than twice as long.
 
     Raises:
@@ -185,16 +186,15 @@ def apply(
 
     cutoff = _cutoff(rule, now, keep)
     with engine.connect() as connection, _named_errors(rule):
-        whole_view(connection, max_lag=keep)
-        table = look(connection, rule)
-        demand_no_dependants(connection, rule, table, cutoff)
+        with connection.begin():
+            whole_view(connection, max_lag=keep)
+            table = look(connection, rule)
+            demand_no_dependants(connection, rule, table, cutoff)
         if abs(table.now - now) > MAX_SKEW:
             raise Permanent(
                 f"{rule.name}: the database's clock says {table.now:%Y-%m-%d %H:%M:%S}, ours {now:%Y-%m-%d %H:%M:%S} "
                 "(UTC): nothing was touched."
             )
-        connection.rollback()  # the pool's ping began a transaction, in which no statement would commit by itself
-        connection.execution_options(isolation_level="AUTOCOMMIT")
         work = Work(
             connection=connection,
             rule=rule,
@@ -206,20 +206,7 @@ def apply(
             counted=counted,
             target=target,
         )
-        with _all_rows(connection):
-            return work.run()
-
-
-@contextmanager
-def _all_rows(connection: Connection) -> Iterator[None]:
-    """Statements see all rows or fail (REQUIREMENTS S6), as `whole_view` does within one transaction."""
-    execute(connection, "SET row_security = off", {})
-    try:
-        yield
-    except BaseException:
-        connection.invalidate()
-        raise
-    execute(connection, "RESET row_security", {})
+        return work.run()
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import islice
@@ -165,18 +165,8 @@ class Pace:
         self.size /= 2
 
 
-@contextmanager
-def _impatient(connection: Connection, target: timedelta) -> Iterator[None]:
-    """The connection gives up early; what is left of a batch's time is for its commit."""
-    limits = (("statement_timeout", target), ("lock_timeout", LOCK_WAIT))
-    sets = (f"SET {name} = '{limit / timedelta(milliseconds=1):.0f}ms'" for name, limit in limits)
-    execute(connection, "; ".join(sets), {})
-    try:
-        yield
-    except BaseException:
-        connection.invalidate()  # nobody shall find it impatient, or in the middle of a statement
-        raise
-    execute(connection, "RESET statement_timeout; RESET lock_timeout", {})
+class _TooMany(Exception):
+    """A batch would change more rows than the ceiling leaves."""
 
 
 class _Unsplittable(Exception):
@@ -220,8 +210,8 @@ class Work:
             # The rows that a foreign key sets to NULL or to a default are stored elsewhere now: all are visited again.
             if self.stopped or not self._moves:
                 break
-            with self.connection.engine.connect() as patient:
-                self.table = look(patient, self.rule)
+            with self._transaction():
+                self.table = look(self.connection, self.rule)
         return Applied(
             rows=self.rows,
             batches=self.batches,
@@ -241,23 +231,20 @@ class Work:
             if self.stopped:
                 return
         if self.waiting and not self._stops():
-            with _impatient(self.connection, self.target):
-                self._follow_chains()
+            self._follow_chains()
 
     def _walk(self, leaf: Leaf, number: int) -> None:
         cost = self._cost(leaf)
         if cost is None:
-            with _impatient(self.connection, self.target):
-                self._walk_blocks(leaf, number)
+            self._walk_blocks(leaf, number)
         elif oldest := self._oldest(leaf):
             counts = self.failed, len(self.failures), self.skipped, len(self.waiting)
-            with _impatient(self.connection, self.target):
-                try:
-                    self._walk_spans(leaf, number, oldest, cost)
-                except _Unsplittable:  # the leaf is walked again, and what stays in it is counted again
-                    self.failed, failures, self.skipped, waiting = counts
-                    del self.failures[failures:], self.waiting[waiting:]
-                    self._walk_blocks(leaf, number)
+            try:
+                self._walk_spans(leaf, number, oldest, cost)
+            except _Unsplittable:  # the leaf is walked again, and what stays in it is counted again
+                self.failed, failures, self.skipped, waiting = counts
+                del self.failures[failures:], self.waiting[waiting:]
+                self._walk_blocks(leaf, number)
 
     def _cost(self, leaf: Leaf) -> float | None:
         """What the planner reckons for finding the rows by an index; None where reading the whole leaf is cheaper.
@@ -268,7 +255,8 @@ class Work:
         if not self.rule.clock:
             return None
         query = f"EXPLAIN (FORMAT JSON) SELECT FROM {self._from(leaf)} WHERE {self.table.predicate} FOR UPDATE"
-        [plan] = execute(self.connection, query, self._parameters()).scalar_one()
+        with self._transaction():
+            [plan] = execute(self.connection, query, self._parameters()).scalar_one()
         rows, cost = plan["Plan"]["Plan Rows"], plan["Plan"]["Total Cost"]
         scans = {node["Node Type"] for node in _nodes(plan["Plan"]) if node.get("Alias") == alias(self.rule)}
         again_and_again = "Bitmap Heap Scan" in scans and rows > VISITS * leaf.blocks
@@ -277,7 +265,8 @@ class Work:
     def _oldest(self, leaf: Leaf) -> datetime | None:
         """The first clock that is due."""
         query = f"SELECT CAST(min({self._clock}) AS timestamptz) FROM {self._from(leaf)} WHERE {self.table.predicate}"  # noqa: S608
-        oldest: datetime | None = execute(self.connection, query, self._parameters()).scalar_one()
+        with self._transaction():
+            oldest: datetime | None = execute(self.connection, query, self._parameters()).scalar_one()
         return oldest
 
     def _walk_spans(self, leaf: Leaf, number: int, oldest: datetime, cost: float) -> None:
@@ -386,40 +375,51 @@ class Work:
     def _do(self, leaf: Leaf, place: Place, spared: str = "", chosen: str = "") -> bool:
         """One batch: of all rows of the place that are due and not `spared`, or of those that are `chosen`. False where
         that would have been more than the ceiling leaves: nothing was changed.
-
-        Without a ceiling, and on a table where nothing else happens to rows, it is one statement.
         """
-        from sqlalchemy.exc import DBAPIError
-
-        if self.ceiling is None and not self.table.is_watched:
-            self.rows += self._change_rows(leaf, self._where(leaf, place, spared, chosen), place)
-            self.batches += 1
-            return True
         # In one snapshot, counts before and after can be compared.
         level = "REPEATABLE READ" if self.table.is_watched else "READ COMMITTED"
-        execute(self.connection, f"BEGIN ISOLATION LEVEL {level}", {})
         try:
-            # No trigger and no foreign key waits for the commit: what is counted before it is certain.
-            execute(self.connection, "SET CONSTRAINTS ALL IMMEDIATE", {})
-            if self.table.is_watched:
-                changed = self._change_watched(leaf, place, spared, chosen)
-            else:
-                changed = self._change_rows(leaf, self._where(leaf, place, spared, chosen), place)
-            kept = self.ceiling is None or self.rows + changed <= self.ceiling
-            if kept:
+            with self._transaction(statement=self.target, lock=LOCK_WAIT, level=level):
+                if self.table.is_watched:
+                    changed = self._change_watched(leaf, place, spared, chosen)
+                else:
+                    changed = self._change_rows(leaf, self._where(leaf, place, spared, chosen), place)
+                if self.ceiling is not None and self.rows + changed > self.ceiling:
+                    raise _TooMany
                 self.counted(changed)  # before the commit, whose answer may be lost
-            execute(self.connection, "COMMIT" if kept else "ROLLBACK", {})
-        except DBAPIError:
-            execute(self.connection, "ROLLBACK", {})  # the server may be lost by now, which ends the run
-            raise
-        except BaseException:
-            with suppress(Exception):
-                execute(self.connection, "ROLLBACK", {})
-            raise
-        if kept:
-            self.rows += changed
-            self.batches += 1
-        return kept
+        except _TooMany:
+            return False
+        self.rows += changed
+        self.batches += 1
+        return True
+
+    @contextmanager
+    def _transaction(
+        self,
+        *,
+        statement: timedelta | None = None,
+        lock: timedelta | None = None,
+        level: str = "READ COMMITTED",
+    ) -> Iterator[None]:
+        """A transaction in which statements see all rows or fail (REQUIREMENTS S6), and give up in time.
+
+        All settings end with the transaction: a pooler may give the next one another session, and this one to others.
+        No trigger and no foreign key waits for the commit: what is counted before it is certain.
+        """
+        from lamplighter.kernel.database import LOCK_TIMEOUT, STATEMENT_TIMEOUT
+
+        limits = (("statement_timeout", statement or STATEMENT_TIMEOUT), ("lock_timeout", lock or LOCK_TIMEOUT))
+        sets = (f"SET LOCAL {name} = '{limit / timedelta(milliseconds=1):.0f}ms'" for name, limit in limits)
+        begin = (f"SET TRANSACTION ISOLATION LEVEL {level}", "SET LOCAL row_security = off", *sets)
+        with self.connection.begin():
+            execute(self.connection, "; ".join((*begin, "SET CONSTRAINTS ALL IMMEDIATE")), {})
+            try:
+                yield
+            except Exception:
+                raise
+            except BaseException:
+                self.connection.invalidate()  # it may be in the middle of a statement
+                raise
 
     def _where(self, leaf: Leaf, place: Place, spared: str, chosen: str) -> str:
         if not chosen:
@@ -575,9 +575,9 @@ class Work:
             f"SELECT {why} AS why, {key} AS key, CAST(ctid AS text) AS tid"
             f" FROM {self._from(leaf)} WHERE {place.sql} AND {self.table.predicate}) AS rest GROUP BY why"
         )
-        with self.connection.engine.connect() as patient:
-            limit = {"named": NAMED_FAILURES}
-            found = execute(patient, query, self._parameters() | place.parameters() | limit).all()
+        limit = {"named": NAMED_FAILURES}
+        with self._transaction():
+            found = execute(self.connection, query, self._parameters() | place.parameters() | limit).all()
         for one in found:
             if one.why is None:
                 self.skipped += one.rows
@@ -664,8 +664,8 @@ class Work:
                 f' WHERE {place.sql} AND {self.table.predicate}) AS "kept" LEFT JOIN {keeper.referrers}'
                 f' ON {keeper.edges} AND CAST("kept".t AS bigint) IN ({leaves})'
             )
-            with self.connection.engine.connect() as patient:
-                rows = execute(patient, query, self._parameters() | place.parameters())
+            with self._transaction():
+                rows = execute(self.connection, query, self._parameters() | place.parameters())
                 for oid, tid, other_oid, other_tid in rows:
                     others = found.setdefault((oid, tid), set())
                     if other_oid is not None:
@@ -704,17 +704,18 @@ class Work:
             " OR CAST(relation AS bigint) = ANY (:read) AND mode IN ('ExclusiveLock', 'AccessExclusiveLock')) LIMIT 1"
         )
         changed = [*(self.table.oids | self.table.into)]
-        with self.connection.engine.connect() as patient:
+        with self._transaction():
             found: str | None = execute(
-                patient, query, {"changed": changed, "read": [*self.table.referring]}
+                self.connection, query, {"changed": changed, "read": [*self.table.referring]}
             ).scalar_one_or_none()
         return found
 
     def _read(self, leaf: Leaf, place: Place, what: str, limit: int | None = None) -> list[Any]:
-        """Asks about the rows of a place that are due, on a connection that is not impatient."""
+        """Asks about the rows of a place that are due."""
         query = f"SELECT {what} FROM {self._from(leaf)} WHERE {place.sql} AND {self.table.predicate} LIMIT :limit"  # noqa: S608
-        with self.connection.engine.connect() as patient:
-            return list(execute(patient, query, self._parameters() | place.parameters() | {"limit": limit}).scalars())
+        parameters = self._parameters() | place.parameters() | {"limit": limit}
+        with self._transaction():
+            return list(execute(self.connection, query, parameters).scalars())
 
     def _from(self, leaf: Leaf) -> str:
         return f"{leaf.name} AS {quoted(alias(self.rule))}"
