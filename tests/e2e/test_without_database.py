@@ -12,13 +12,13 @@ import pytest
 from lamplighter.cloud.checks import SECURITY
 from lamplighter.jobs.schedules import NEED_DATABASE
 from lamplighter.kernel.ledger.ledger import utc_now
-from lamplighter.kernel.ledger.row import to_text
+from lamplighter.kernel.ledger.row import Status, to_text
 from local.cloud import HOME, REGIONS
 from local.signed import Api
 from local.stack import LocalAws
 from tests.e2e.deployed import Deployed, FunctionFailed, Machine, eventually
 from tests.e2e.test_cloud import planted
-from tests.e2e.test_uploads import Folder
+from tests.e2e.test_uploads import SPANISH, Folder
 
 SETTINGS = {
     "media": {"enabled": False},
@@ -106,7 +106,7 @@ def test_what_is_no_findings_fails_the_region_with_one_sentence_and_resolves_not
     s3.put_object(Bucket=scans.archive, Key=key, Body=b"scribbled")
     try:
         told = Machine(scans, "cloud", ("security_enforcement",)).run()
-        [region, report] = told["errors"]
+        [report, region] = told["errors"]
         assert region.startswith(f"regions: {HOME}/{REGIONS[0]}: Unreadable: s3://{scans.archive}/{key} is not what")
         assert report.startswith(f"report: Unreadable: s3://{scans.archive}/{key} is not what Lamplighter wrote there")
         answer = api.get("/api/cloud/findings")
@@ -120,14 +120,13 @@ def test_what_is_no_findings_fails_the_region_with_one_sentence_and_resolves_not
 def test_an_upload_is_processed_and_its_record_stays(scans: Deployed) -> None:
     """D1-D4: the files expire by their time to live; the record stays as long as those of other jobs."""
     folder = Folder(scans)
-    lines = ["Time,Event name", *(f'"{day} October 2025, 10:00:00 AM",Viewed' for day in range(1, 4))]
-    key = folder.put("log.csv", "\n".join(lines))
-    job = folder.done(key)
-    assert job.status == "completed", job
+    row = '"13/03/24, 14:05","José Pérez",-,"Curso: 7",Sistema,"Curso visto","El usuario 12",web,10.0.0.1\r\n'
+    job = folder.done(folder.put("log.csv", SPANISH + row))
+    assert (job.status, job.errors) == (Status.COMPLETED, ())
     assert folder.keys() == set()
-    assert len(folder.keys(f"outputs/{job.job_id}/")) == 1
+    assert folder.keys(f"outputs/{job.job_id}/") == set(job.output_keys)
     machine = Machine(scans, "cleanup", ("upload_cleanup",))
-    for age, gone in ((timedelta(days=2), (1, 0)), (timedelta(days=31), (0, 1))):
+    for age, gone in ((timedelta(days=2), (2, 0)), (timedelta(days=31), (0, 1))):
         scans.backdate(job.job_id, finished_at=to_text(utc_now() - age))
         told = machine.run()["phases"]["uploads"]
         assert (told["outputs_deleted"], told["jobs_cleaned"], told["errors"]) == (*gone, [])
