@@ -23,7 +23,10 @@ from tests.e2e.test_uploads import SPANISH, Folder
 SETTINGS = {
     "media": {"enabled": False},
     "jobs": {"retry_base_seconds": 1, "retry_cap_seconds": 1},
-    "cloud": {"targets": [{"accounts": [HOME], "regions": list(REGIONS)}]},
+    "cloud": {
+        "targets": [{"accounts": [HOME], "regions": list(REGIONS)}],
+        "remedies": {"open_ports": {"action": "tag", "max_share": 1}},
+    },
 }
 CHECKS = [check.id for check in SECURITY]
 
@@ -77,6 +80,7 @@ def test_a_scan_keeps_its_findings_in_the_archive_bucket_and_reports_them(scans:
     found = findings(api)
     assert {(one["account"], one["region"], one["check"], one["resource_id"]) for one in found} == wanted
     assert first["phases"]["regions"]["opened"] == len(found) > 0
+    assert first["phases"]["actions"]["outcomes"]["would_be_marked"] > 0, "what acts does not know the findings"
     keys = {f"findings/regions/{HOME}/{region}.json.gz" for region in REGIONS} | {"findings/reports.json.gz"}
     listed = scans.client("s3").list_objects_v2(Bucket=scans.archive, Prefix="findings/")["Contents"]
     assert keys <= {one["Key"] for one in listed}
@@ -106,7 +110,10 @@ def test_what_is_no_findings_fails_the_region_with_one_sentence_and_resolves_not
     s3.put_object(Bucket=scans.archive, Key=key, Body=b"scribbled")
     try:
         told = Machine(scans, "cloud", ("security_enforcement",)).run()
-        [report, region] = told["errors"]
+        [actions, report, region] = told["errors"]
+        assert actions.startswith(
+            f"actions: Unreadable: s3://{scans.archive}/{key} is not what Lamplighter wrote there"
+        )
         assert region.startswith(f"regions: {HOME}/{REGIONS[0]}: Unreadable: s3://{scans.archive}/{key} is not what")
         assert report.startswith(f"report: Unreadable: s3://{scans.archive}/{key} is not what Lamplighter wrote there")
         answer = api.get("/api/cloud/findings")
@@ -127,7 +134,8 @@ def test_an_upload_is_processed_and_its_record_stays(scans: Deployed) -> None:
     assert folder.keys(f"outputs/{job.job_id}/") == set(job.output_keys)
     machine = Machine(scans, "cleanup", ("upload_cleanup",))
     for age, gone in ((timedelta(days=2), (2, 0)), (timedelta(days=31), (0, 1))):
-        scans.backdate(job.job_id, finished_at=to_text(utc_now() - age))
+        then = to_text(utc_now() - age)
+        scans.backdate(job.job_id, created_at=then, finished_at=then)
         told = machine.run()["phases"]["uploads"]
         assert (told["outputs_deleted"], told["jobs_cleaned"], told["errors"]) == (*gone, [])
     assert scans.ledger.store.get(job.job_id) is None
