@@ -32,6 +32,7 @@ GRANT USAGE ON SCHEMA lamplighter TO :"user";
 -- A rule previews and deletes. It locks rows that somebody else may hold, which takes UPDATE of any one column:
 -- GRANT SELECT, DELETE, UPDATE (id) ON public.handled_downloads, public.onboarding_requests TO :"user";
 -- GRANT SELECT, DELETE, UPDATE (id) ON public.sessions, public.tokens TO :"user";
+-- A rule of your own takes the same; the table of its archive takes INSERT, and the parent of its orphans SELECT.
 -- `plans` puts plans back to DRAFT:
 -- GRANT SELECT, UPDATE (status, updated_at) ON public.analysis_plans TO :"user";
 -- `deleted_accounts` reads which accounts are deleted:

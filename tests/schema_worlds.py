@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from typing import Any, Final, Literal
 from unittest.mock import patch
 from uuid import UUID
@@ -21,7 +21,7 @@ from sqlalchemy import Connection, Engine, NullPool, create_engine, event, text
 
 from lamplighter.kernel import database, retention
 from lamplighter.kernel.errors import Permanent
-from lamplighter.kernel.retention import Applied, Archive, Delete, Rule, Set, batches
+from lamplighter.kernel.retention import Applied, Archive, ClockUnit, Delete, Parent, Rule, Set, batches
 
 NOW: Final = datetime(2026, 11, 22, 6, 10, tzinfo=UTC)
 KEEP: Final = timedelta(days=30)
@@ -34,7 +34,14 @@ MADE: Final = 500
 JOINED: Final = 700
 """Added to a row's number, the numbers of rows that other users make on its account."""
 
-type Clock = datetime | Literal["infinity", "-infinity"] | None
+EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+EARLIEST: Final = datetime(1990, 1, 1, tzinfo=UTC)
+SECOND, MILLISECOND, DAY = timedelta(seconds=1), timedelta(milliseconds=1), timedelta(days=1)
+PEOPLE: Final = 12
+"""Parents are called 1, 2, ...; up to this number some are there."""
+NO_PARENT: Final = (None, 0, -1)
+
+type Clock = datetime | date | int | Literal["infinity", "-infinity"] | None
 type Key = tuple[object, ...]
 type Act = Literal["NO ACTION", "RESTRICT", "CASCADE", "SET NULL", "SET DEFAULT"]
 
@@ -52,10 +59,9 @@ class Row:
     clock: Clock
     state: str
     parent: Key
-
-    def is_due(self, where: Callable[[str], bool]) -> bool:
-        """Whether the rule is to act on it."""
-        return isinstance(self.clock, datetime) and self.clock < CUTOFF and where(self.state)
+    """The key of the row of the same table that it refers to."""
+    who: int | None = None
+    """Whose row it is: a parent of another table, without a foreign key."""
 
 
 @dataclass
@@ -75,7 +81,7 @@ class Change:
     """What another user does between two batches; `at` counts the times that the run asked whether to stop."""
 
     at: int
-    kind: Literal["young", "due", "child", "delete", "hold", "new", "join"]
+    kind: Literal["young", "due", "child", "delete", "hold", "new", "join", "adopt", "birth", "death"]
     n: int
 
 
@@ -90,6 +96,7 @@ class World:
     """Of the key's columns."""
     columns: tuple[str, ...]
     clock_type: str
+    clock_unit: ClockUnit
     by_spans: bool
     partitions: int
     action: Delete | Archive | Set
@@ -110,14 +117,55 @@ class World:
     changes: list[Change]
     crash: tuple[Literal["before", "after", "lost"], int] | None
     """At which statement, and whether it was done."""
+    is_timeless: bool = False
+    """The rule has no clock."""
+    people: set[int] | None = None
+    """The parents that there are, where the rule is about orphans."""
 
     @property
     def rule(self) -> Rule:
         """The rule under test."""
         return Rule(
-            name="r", table=f"{self.schema}.{self.table}", clock="the At", keep=KEEP, where=self.where,
+            name="r", table=f"{self.schema}.{self.table}", clock=None if self.is_timeless else "the At",
+            clock_unit="timestamp" if self.is_timeless else self.clock_unit, keep=KEEP, where=self.where,
             action=self.action, key=self.columns[0],
+            orphan_of=None if self.people is None else Parent(table=f"{self.schema}.people", column="who", key="n"),
         )  # fmt: skip
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether there are no parents at all, and rows that refer to some."""
+        return self.people is not None and not self.people and any(row.who not in NO_PARENT for row in self.rows)
+
+    def spell(self, moment: datetime) -> Clock:
+        """A moment as the clock has it."""
+        if self.clock_unit in ("seconds", "milliseconds"):
+            return (moment - EPOCH) // (SECOND if self.clock_unit == "seconds" else MILLISECOND)
+        return moment.date() if self.clock_type == "date" else moment
+
+    def is_over(self, clock: Clock) -> bool:
+        """Whether all that a clock's value stands for is old enough, and it is no mark for something else."""
+        try:
+            match clock:
+                case int():
+                    step = SECOND if self.clock_unit == "seconds" else MILLISECOND
+                    begin = EPOCH + clock * step
+                case datetime():
+                    begin, step = clock, MICROSECOND
+                case date():
+                    begin, step = datetime.combine(clock, time(), UTC), DAY
+                case _:
+                    return False
+            return begin >= EARLIEST and begin + step <= CUTOFF
+        except OverflowError:
+            return False
+
+    def is_due(self, row: Row) -> bool:
+        """Whether the rule is to act on a row."""
+        orphaned = self.people is None or (
+            row.who not in NO_PARENT and row.who not in self.people and bool(self.people)
+        )
+        return (self.is_timeless or self.is_over(row.clock)) and self.holds(row.state) and orphaned
 
     def holds(self, state: str) -> bool:
         """The rule's `where`."""
@@ -125,7 +173,7 @@ class World:
 
     def due(self) -> set[int]:
         """Rows that the rule is to act on."""
-        return {row.n for row in self.rows if row.is_due(self.holds)}
+        return {row.n for row in self.rows if self.is_due(row)}
 
     def referring(self) -> dict[int, set[int]]:
         """For each row the other rows of the table that refer to it."""
@@ -182,7 +230,11 @@ EVENTS: Final = (
     "crashes, after",
     "crashes, lost",
     "crashes between batches",
-    *(f"changes, {kind}" for kind in ("young", "due", "child", "delete", "new", "join")),
+    *(f"changes, {kind}" for kind in ("young", "due", "child", "delete", "new", "join", "adopt", "birth", "death")),
+    *(f"rows that went by a clock of {unit}" for unit in ("timestamp", "date", "seconds", "milliseconds")),
+    "orphans that went",
+    "orphans that went without a clock",
+    "worlds that lost all parents",
     *(f"runs, {action}" for action in ("Delete", "Archive", "Set")),
     *(f"due rows that went after rows of theirs, {act}" for act in ACTS),
 )
@@ -195,6 +247,7 @@ EVENTS: Final = (
 def build(seed: int) -> World:
     """The world of a seed."""
     chance = random.Random(seed)
+    other = random.Random(f"clocks and parents of {seed}")
     pick = chance.choice
     schema = pick(["w", "w", 'the "W:orld" one'])
     types = pick([("bigint",), ("uuid",), ("text",), ("text",), ("int", "text"), ("uuid", "smallint")])
@@ -214,13 +267,17 @@ def build(seed: int) -> World:
     own: Act | None = pick([None, None, "NO ACTION", "NO ACTION", "RESTRICT", "RESTRICT", *ACTS[2:]])
     world = World(
         seed=seed, schema=schema, table=pick(["things", "things", 'Weird "Name"', "it's :t"]), types=types,
-        columns=columns, clock_type=pick(["timestamptz", "timestamp"]), by_spans=chance.random() < 0.4,
+        columns=columns, clock_type=pick(["timestamptz", "timestamp"]), clock_unit="timestamp",
+        by_spans=chance.random() < 0.4,
         partitions=pick([0, 0, 0, 2, 3]), action=pick([Delete(), Delete(), Delete(), Archive(f"{schema}.attic"),
         Set({"note": "old"})]), where=pick(["true", "state <> 'keep'", "state NOT IN ('keep') -- it's"]), rows=rows,
         own=own, own_deferred=pick(DEFERRED) if own != "RESTRICT" else "", default=None, children=[],
         trigger=pick([None, None, None, "raise", "log", "log"]) if chance.random() < 0.94 else "soft",
         every=pick([3, 4, 7]), rewrite=chance.random() < 0.03, archived=set(), ceiling=None, changes=[], crash=None,
     )  # fmt: skip
+    _set_clocks(world, other)
+    if other.random() < 0.35:
+        _make_orphans(world, other)
     if own:
         _tie(world, chance)
     for number in range(pick([0, 0, 1, 1, 2])):
@@ -232,6 +289,7 @@ def build(seed: int) -> World:
     fate = chance.random()
     if fate < 0.3 and rows:
         kinds: list[Any] = ["young", "due", "child", "delete", "hold", "new", "join"]
+        kinds += ["adopt", "birth", "death"] * 2 if world.people else []
         world.changes = [
             Change(at=chance.randint(2, 6), kind=pick(kinds), n=pick(rows).n) for _ in range(chance.randint(1, 3))
         ]
@@ -260,6 +318,42 @@ def _old(chance: random.Random) -> datetime:
 
 def _not_due(chance: random.Random) -> Clock:
     return chance.choice([None, "infinity", "-infinity", CUTOFF, NOW, NOW + timedelta(days=9)])
+
+
+def _set_clocks(world: World, chance: random.Random) -> None:
+    """Turns the clocks into those of another type, and some into marks that are no moments."""
+    fate = chance.random()
+    if fate < 0.15:
+        world.clock_type, world.clock_unit = "date", chance.choice(["date", "timestamp"])
+    elif fate < 0.3:
+        world.clock_type, world.clock_unit = chance.choice(["integer", "bigint"]), "seconds"
+    elif fate < 0.45:
+        world.clock_type, world.clock_unit = "bigint", "milliseconds"
+    marks: list[Clock] = [datetime(1, 1, 1, tzinfo=UTC), EPOCH, EARLIEST - MICROSECOND, EARLIEST]
+    is_count = world.clock_unit in ("seconds", "milliseconds")
+    if is_count:
+        marks = [0, -1, 1, 2**31 - 1, (CUTOFF - 900 * DAY - EPOCH) // SECOND]
+    if world.clock_unit == "milliseconds":
+        marks.append(9_999_999_999_999_999)
+    for row in world.rows:
+        if isinstance(row.clock, datetime):
+            row.clock = world.spell(row.clock)
+        elif is_count:
+            row.clock = None
+        if chance.random() < 0.05 and (is_count or world.clock_type != "date"):
+            row.clock = chance.choice(marks)
+            if is_count and world.clock_unit == "seconds" and row.clock == marks[-1]:
+                row.clock = 0  # in seconds, that is a moment
+
+
+def _make_orphans(world: World, chance: random.Random) -> None:
+    """A table of parents, some of whom are gone."""
+    world.people = {n for n in range(1, PEOPLE + 1) if chance.random() < chance.choice([0.2, 0.6])}
+    if chance.random() < 0.06:
+        world.people = set()
+    world.is_timeless = chance.random() < 0.4
+    for row in world.rows:
+        row.who = chance.choice([*NO_PARENT, *range(1, PEOPLE + 1), *range(1, PEOPLE + 1)])
 
 
 def _tie(world: World, chance: random.Random) -> None:
@@ -402,7 +496,7 @@ class Play:
         )
         columns = [
             *(f"{quote(name)} {kind}" for name, kind in zip(world.columns, world.types, strict=True)),
-            f'"the At" {world.clock_type}', "state text", "note text DEFAULT 'new'", "n int",
+            f'"the At" {world.clock_type}', "state text", "note text DEFAULT 'new'", "n int", "who int",
             *(f"p{n} {kind}{defaults[n]}" for n, kind in enumerate(world.types)),
             "pad text",
         ]  # fmt: skip
@@ -417,6 +511,8 @@ class Play:
                 for n in range(world.partitions)
             ),
             f"CREATE TABLE {self.name('log')} (n int)",
+            f"CREATE TABLE {self.name('people')} (n int PRIMARY KEY)",
+            *(f"INSERT INTO {self.name('people')} VALUES ({n})" for n in world.people or ()),
             f"CREATE TABLE {self.name('attic')} ({', '.join(columns)}, PRIMARY KEY ({keys}))",
         ]
         script += [self.insert(row) for row in world.rows]
@@ -475,7 +571,7 @@ class Play:
 
     def insert(self, row: Row, table: str | None = None) -> str:
         """The statement that makes a row."""
-        values = [*row.key, row.clock, row.state, "new", row.n, *row.parent, "x" * 1500]
+        values = [*row.key, row.clock, row.state, "new", row.n, row.who, *row.parent, "x" * 1500]
         return f"INSERT INTO {self.name(table or self.world.table)} VALUES ({', '.join(map(literal, values))})"
 
     def refer(self, child: Child, ref: Key) -> str:
@@ -491,7 +587,7 @@ class Play:
         world = self.world
         refs = ", ".join(f"p{n}" for n in range(len(world.types)))
         keys = ", ".join(map(quote, world.columns))
-        query = f'SELECT n, {keys}, CAST("the At" AS text), state, note, {refs} FROM '
+        query = f'SELECT n, {keys}, CAST("the At" AS text), state, note, who, {refs} FROM '
         with self.stage.other.connect() as connection:
             rows, attic = (
                 {row[0]: tuple(row[1:]) for row in connection.exec_driver_sql(query + self.name(table))}
@@ -535,7 +631,7 @@ class Play:
         after = self.contents()
         if previewed is not None and previewed != len(world.due()):
             self.fault("the preview counts otherwise than the oracle")
-        if world.rewrite or (world.forbidden() and not world.changes) or self.is_soft():
+        if world.rewrite or (world.forbidden() and not world.changes) or self.is_soft() or world.is_lost:
             self.fault("a run went on that must be an error")
         self.compare(applied, before, after)
 
@@ -549,7 +645,7 @@ class Play:
         try:
             return retention.preview(self.stage.engine, self.world.rule, now=NOW, keep=KEEP).rows
         except Permanent:
-            if not (self.world.rewrite or self.world.forbidden()):
+            if not (self.world.rewrite or self.world.forbidden() or self.world.is_lost):
                 self.fault("the preview is an error without a reason")
             return None
 
@@ -636,7 +732,8 @@ class Play:
         """What another user does, and remembers if the row was there."""
         table, n = self.name(self.world.table), change.n
         [row] = [one for one in self.world.rows if one.n == n]
-        if n in self.held:
+        made = {"new": MADE + n, "join": JOINED + n}.get(change.kind)
+        if n in self.held or made in self.touched:  # a row that went and is made again would be counted twice
             return
         mine = f"WHERE n = {n}"
         as_it_was = f"{mine} AND note = 'new'"
@@ -646,12 +743,14 @@ class Play:
             self.touched.add(n)
             self.reached("rows held", len(found))
             return
-        clock = {"young": NOW, "due": CUTOFF - timedelta(days=1)}
+        clock = {kind: self.world.spell(at) for kind, at in (("young", NOW), ("due", CUTOFF - 2 * DAY))}
         with self.stage.other.begin() as own:
             own.exec_driver_sql("SET LOCAL lock_timeout = '300ms'")
             own.exec_driver_sql("SET CONSTRAINTS ALL IMMEDIATE")
             with suppress(Exception), own.begin_nested():
                 if change.kind in ("young", "due"):
+                    if self.world.is_timeless:
+                        return
                     statement = f'UPDATE {table} SET "the At" = {literal(clock[change.kind])} {as_it_was}'
                     if own.exec_driver_sql(statement).rowcount:
                         (self.young.add if change.kind == "young" else self.young.discard)(n)
@@ -661,17 +760,22 @@ class Play:
                     self.deleted |= {n for _ in range(own.exec_driver_sql(f"DELETE FROM {table} {mine}").rowcount)}
                 elif change.kind == "new":
                     key = _made(self.world.types, MADE + n)
-                    own.exec_driver_sql(self.insert(Row(MADE + n, key, CUTOFF - KEEP, "done", (None,) * len(key))))
+                    old = self.world.spell(CUTOFF - KEEP)
+                    own.exec_driver_sql(
+                        self.insert(Row(MADE + n, key, old, "done", (None,) * len(key), who=PEOPLE + 1))
+                    )
                     self.touched.add(MADE + n)
                 elif change.kind == "join":
                     if not self.world.own:
                         return
                     key = _made(self.world.types, JOINED + n)
-                    own.exec_driver_sql(self.insert(Row(JOINED + n, key, NOW, "done", row.key)))
+                    own.exec_driver_sql(self.insert(Row(JOINED + n, key, self.world.spell(NOW), "done", row.key)))
                     self.touched.add(JOINED + n)
                     self.joined[JOINED + n] = row.key
                     if not isinstance(self.world.action, Set):
                         self.kept.add(n)
+                elif change.kind in ("adopt", "birth", "death"):
+                    self.touched |= self.family(change, own, row)
                 elif self.world.children:
                     child = self.world.children[n % len(self.world.children)]
                     own.exec_driver_sql(self.refer(child, row.key))
@@ -680,6 +784,29 @@ class Play:
                         self.kept.add(n)
                 self.touched.add(n)
                 self.reached(f"changes, {change.kind}")
+
+    def family(self, change: Change, own: Connection, row: Row) -> set[int]:
+        """What happens to parents: the rows that it concerns."""
+        people, table = self.name("people"), self.name(self.world.table)
+        who = f"WHERE who = {row.who or 0} AND note = 'new'"
+        if change.kind == "adopt":
+            found = own.exec_driver_sql(
+                f"UPDATE {table} SET who = (SELECT min(n) FROM {people}) WHERE n = {row.n} AND note = 'new' RETURNING n"
+            )
+            concerned = set(found.scalars())
+            self.young |= concerned
+        elif row.who in NO_PARENT:
+            return set()
+        elif change.kind == "birth":
+            own.exec_driver_sql(f"INSERT INTO {people} VALUES ({row.who or 0}) ON CONFLICT DO NOTHING")
+            concerned = set(own.exec_driver_sql(f"SELECT n FROM {table} {who}").scalars())
+            self.young |= concerned
+        else:
+            least = f"(SELECT count(*) FROM {people}) > 1"
+            own.exec_driver_sql(f"DELETE FROM {people} WHERE n = {row.who or 0} AND {least}")
+            concerned = set(own.exec_driver_sql(f"SELECT n FROM {table} {who}").scalars())
+            self.young -= concerned
+        return concerned
 
     # -- the oracle --------------------------------------------------------------------------------------------------
 
@@ -690,7 +817,8 @@ class Play:
         if world.table not in str(error).replace('""', '"'):
             self.fault(f"an error that does not name the table: {error}")
         soft = world.trigger == "soft" and bool(world.due())
-        expected = world.rewrite or world.forbidden() or soft or bool(self.touched)
+        expected = world.rewrite or world.forbidden() or soft or bool(self.touched) or world.is_lost
+        self.reached("worlds that lost all parents", world.is_lost)
         if not expected:
             self.fault(f"an error without a reason: {error}")
         if not self.touched and after != before:
@@ -707,7 +835,7 @@ class Play:
             self.fault("a crashed run changed more rows than were counted")
         if 0 < len(gone) < len(world.due()):
             self.reached("crashes between batches")
-        if world.rewrite or world.forbidden() or world.trigger == "soft":
+        if world.rewrite or world.forbidden() or world.trigger == "soft" or world.is_lost:
             return
         with self.stage.other.connect() as connection:
             applied = self.apply(connection, again=True)
@@ -817,6 +945,12 @@ class Play:
         self.reached("complete runs")
         self.reached("rows due", len(due))
         self.reached("rows that went", len(gone))
+        if not world.is_timeless:
+            unit = "date" if world.clock_type == "date" else world.clock_unit
+            self.reached(f"rows that went by a clock of {unit}", len(gone))
+        if world.people is not None:
+            self.reached("orphans that went", len(gone))
+            self.reached("orphans that went without a clock", len(gone) * world.is_timeless)
         self.reached("rows refused", applied.failed)
         self.reached("rows skipped", applied.skipped)
         self.reached("runs of several batches", applied.batches > 1)
@@ -842,4 +976,6 @@ def literal(value: object) -> str:
         return "NULL"
     if isinstance(value, datetime):
         return f"'{value.replace(tzinfo=None).isoformat()}Z'"
+    if isinstance(value, date):
+        return f"'{value}'"
     return str(value) if isinstance(value, int) else "'" + str(value).replace("'", "''") + "'"

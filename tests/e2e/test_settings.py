@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import select
 import shutil
 import subprocess
@@ -19,9 +20,10 @@ from samcli.cli.types import CfnParameterOverridesType
 
 from lamplighter.jobs.settings_document import KEY
 from local.servers import LocalAwsError
+from local.signed import Api
 from local.stack import ROOT
 from tests.e2e.conftest import SETTINGS
-from tests.e2e.deployed import Deployed, FunctionFailed, Mailbox, Shelf, eventually
+from tests.e2e.deployed import Deployed, FunctionFailed, Machine, Mailbox, Shelf, eventually
 
 HARMLESS: dict[str, Any] = {"jobs": {"schedule_grace_minutes": 16}}
 
@@ -142,6 +144,85 @@ def test_what_a_deployment_does_not_apply_is_only_previewed(stack: Deployed, put
     assert stack.ledger.get(output["job_id"]).dry_run
     refused = run(dry_run=False)
     assert (refused["status"], "dry_run: false is refused" in refused["cause"]) == ("FAILED", True)
+
+
+def test_a_rule_that_is_added_at_run_time_previews_acts_once_it_is_applied_and_its_ramp_holds(
+    stack: Deployed, put: Callable[[Any], None]
+) -> None:
+    """S4, S3, B11, C16, K14: no deployment in between. The clock counts milliseconds, as Keycloak's do."""
+    stack.sql("CREATE TABLE e2e_events (event_no bigint PRIMARY KEY, realm text, seen bigint)")
+    stack.sql("CREATE TABLE e2e_realms (name text PRIMARY KEY)")
+    now = "extract(epoch FROM now())"
+    stack.sql("INSERT INTO e2e_realms VALUES ('here')")
+    stack.sql(
+        "INSERT INTO e2e_events SELECT n, CASE WHEN n % 2 = 0 THEN 'here' ELSE 'gone' END,"
+        f" CAST(1000 * ({now} - 86400 * 31) AS bigint) - n FROM generate_series(1, 3000) AS n"
+        f" UNION ALL SELECT 4000 + n, 'gone', CAST(1000 * {now} AS bigint) FROM generate_series(1, 5) AS n"
+        f" UNION ALL SELECT 5000, 'gone', 0 UNION ALL SELECT 5001, 'gone', CAST({now} - 86400 * 31 AS bigint)"
+        " UNION ALL SELECT 5002, 'gone', NULL UNION ALL SELECT 5003, NULL, 1600000000000"
+    )
+    rule: dict[str, Any] = {
+        "table": "e2e_events",
+        "key": "event_no",
+        "clock": "seen",
+        "clock_unit": "milliseconds",
+        "keep_days": 30,
+        "floor_days": 7,
+        "orphan_of": {"table": "public.e2e_realms", "column": "realm", "key": "name"},
+    }
+    machine = Machine(stack, "cleanup", ("database_cleanup",))
+
+    def settle(**changes: Any) -> None:
+        put({"retention": {"rules": {"e2e_events": rule | changes}}})
+        stack.invoke("settings", {})
+
+    def left() -> int:
+        ((count,),) = stack.sql("SELECT count(*) FROM e2e_events")
+        return int(count)
+
+    try:
+        settle()
+        for given in ({}, {"phases": ["e2e_events"]}):
+            phase = machine.run(**given)["phases"]["e2e_events"]
+            assert (phase["dry_run"], phase["rows"], phase["held_by_ramp"], left()) == (True, 1500, 500, 3009)
+            assert phase["oldest"][:4] >= "2024"
+        assert stack.invoke("cleanup", {"phase": "e2e_events", "dry_run": True})["rows"] == 1500
+        ended = machine.end(machine.start(phases=["e2e_event"]))
+        assert "phases: e2e_event is no phase of database_cleanup (it takes" in ended.cause
+        api = Api(stack.api_url)
+        ordered = {"job_type": "database_cleanup", "params": {"phases": ["e2e_event"]}}
+        refused = api.post("/api/jobs/run", ordered)
+        assert (refused.status_code, "e2e_event is no phase" in refused.text) == (422, True)
+        simulated = api.post("/api/retention/simulate", {"rule": "e2e_events", "keep_days": 90}).json()
+        assert (simulated["current"]["rows"], simulated["proposed"]["rows"]) == (1500, 0)
+
+        for bad, sentence in (
+            ({"keep_days": 5}, "retention.rules.e2e_events.keep_days: takes at least 7 days, got 5."),
+            ({"where": "true) OR (true"}, "retention.rules.e2e_events.where: closes a parenthesis that it has not"),
+        ):
+            put({"retention": {"rules": {"e2e_events": rule | bad}}})
+            with pytest.raises(FunctionFailed, match=re.escape(sentence)):
+                stack.invoke("settings", {})
+
+        settle(apply=True, where="event = = 1")
+        wrong = machine.run(phases=["e2e_events", "system_logs"])
+        assert wrong["errors"] == [
+            'e2e_events: Permanent: retention.rules.e2e_events.where: syntax error at or near "=".'
+        ]
+        assert (wrong["status"], wrong["phases"]["system_logs"]["status"], left()) == (
+            "completed_with_errors", "completed", 3009
+        )  # fmt: skip
+
+        settle(apply=True)
+        phase = machine.run(phases=["e2e_events"])["phases"]["e2e_events"]
+        assert (phase["dry_run"], phase["rows"], phase["held_by_ramp"], left()) == (False, 1000, 500, 2009)
+        settle(apply=True, ramp=False)
+        assert machine.run(phases=["e2e_events"])["phases"]["e2e_events"]["rows"] == 500
+        assert stack.sql("SELECT count(*), min(event_no) FROM e2e_events WHERE realm = 'here'") == [(1500, 2)]
+        assert left() == 1509
+    finally:
+        stack.sql("DROP TABLE e2e_events")
+        stack.sql("DROP TABLE e2e_realms")
 
 
 def test_a_bad_document_fails_a_deployment_with_its_sentence(stack: Deployed) -> None:

@@ -74,9 +74,8 @@ def another_session_each_transaction(engine: Engine) -> Iterator[list[str]]:
     leaked: list[str] = []
 
     def before(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
-        for words in (one.split() for one in statement.split(";")):
-            if words[0] in {"SET", "RESET"} and words[1] not in {"LOCAL", "CONSTRAINTS", "TRANSACTION"}:
-                leaked.append(statement)
+        sets = (one.split()[:2] for one in statement.split(";") if one.split()[0] in {"SET", "RESET"})
+        leaked.extend(what for _, what in sets if what not in {"LOCAL", "CONSTRAINTS", "TRANSACTION"})
 
     def after(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
         if statement in {"COMMIT", "ROLLBACK"}:

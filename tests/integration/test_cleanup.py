@@ -231,7 +231,7 @@ def test_a_table_of_the_wrong_shape_fails_its_phase_and_no_other(world: World) -
     world.sql("ALTER TABLE handled_downloads RENAME COLUMN timestamp TO handled_at")
     output = world.run()
     (error,) = output["errors"]
-    assert error.startswith("downloads: Permanent: downloads: the table handled_downloads has no column timestamp")
+    assert error.startswith("downloads: Unfit: downloads: the table handled_downloads has no column timestamp")
     assert output == {"job_id": output["job_id"], "finished": True} | expected(
         made["stale"], status="completed_with_errors", old_downloads_deleted=0, errors=[error]
     )
@@ -264,6 +264,42 @@ def test_tables_that_are_not_there_are_told_of_and_fail_nothing_until_they_are_a
         world.run(job_type="session_cleanup")
     output = world.run(job_type="token_cleanup")
     assert output["phases"]["tokens"]["missing"] == "tokens: there is no table tokens in the database."
+
+
+def test_tables_of_other_columns_are_told_of_and_fail_nothing_until_they_are_applied(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """S4: an application's sessions may be Laravel's, and its tokens another's. A rule of the settings has to fit."""
+    monkeypatch.delenv(RULES)
+    world.sql("ALTER TABLE sessions DROP COLUMN expires_at")
+    world.sql("ALTER TABLE tokens DROP COLUMN refresh_expires_at")
+    world.sql("ALTER TABLE onboarding_requests ALTER COLUMN completed_at TYPE text")
+    sentences = {
+        "session_cleanup": ("sessions", "sessions: the table sessions has no column expires_at."),
+        "token_cleanup": ("tokens", 'retention.rules.tokens.where: column "refresh_expires_at" does not exist.'),
+        "database_cleanup": (
+            "onboarding_requests",
+            "retention.rules.onboarding_requests.clock: the column completed_at of onboarding_requests is of type text;"
+            " the clock_unit timestamp takes a timestamp, with or without time zone, or a date.",
+        ),
+    }
+    for job_type, (name, sentence) in sentences.items():
+        output = world.run(job_type=job_type)
+        assert (output["status"], output["errors"], output["phases"][name]["missing"]) == ("completed", [], sentence)
+
+    monkeypatch.setenv(RULES, json.dumps({name: {"apply": True} for name, _ in sentences.values()}))
+    for job_type in ("session_cleanup", "token_cleanup"):
+        with pytest.raises(ExecutionFailed, match=r"Unfit: .*expires_at"):
+            world.run(job_type=job_type)
+    output = world.run(job_type="database_cleanup")
+    assert output["errors"] == [f"onboarding_requests: Unfit: {sentences['database_cleanup'][1]}"]
+
+    mine = {"table": "sessions", "clock": "expires_at", "keep_days": 1}
+    monkeypatch.setenv(RULES, json.dumps({"mine": mine, "lost": mine | {"table": "nowhere"}}))
+    output = world.run(job_type="database_cleanup", phases=["mine", "lost", "system_logs"])
+    assert output["errors"] == ["mine: Unfit: mine: the table sessions has no column expires_at."]
+    assert output["phases"]["lost"]["missing"] == "lost: there is no table nowhere in the database."
+    assert output["phases"]["system_logs"]["status"] == "completed"
 
 
 def test_a_table_of_ours_that_is_not_there_is_an_error(world: World) -> None:

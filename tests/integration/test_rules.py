@@ -6,16 +6,18 @@ import re
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from sqlalchemy import Engine, text
 
 from lamplighter import rules
-from lamplighter.kernel.job import Run
 from lamplighter.kernel.ledger.row import Job, Policy, Status
-from lamplighter.kernel.retention import Rule, Set, apply, preview
-from lamplighter.kernel.settings import Settings, parse, read
-from lamplighter.rules import RULES, keep
+from lamplighter.kernel.phased_job import PhaseRun, State, Turn
+from lamplighter.kernel.retention import Set, apply, preview
+from lamplighter.kernel.settings import Layer, RuleSettings, Settings, read, validated
+from lamplighter.library import cleanup, rows
+from lamplighter.rules import RULES
 from local.stack import ROOT
 
 NOW = datetime(2026, 11, 22, 6, 10, tzinfo=UTC)
@@ -36,10 +38,9 @@ def insert(engine: Engine, table: str, rows: Mapping[str, Mapping[str, Any]]) ->
 
 def run(engine: Engine, name: str) -> int:
     """Applies a rule as the defaults have it; the preview must have said the same."""
-    rule = RULES[name]
-    kept = keep(rule, Settings())
-    found = preview(engine, rule, now=NOW, keep=kept)
-    applied = apply(engine, rule, now=NOW, keep=kept, stop=lambda: None, progress=lambda percent, message: None)
+    rule = rules.in_force(Settings())[name]
+    found = preview(engine, rule, now=NOW, keep=rule.keep)
+    applied = apply(engine, rule, now=NOW, keep=rule.keep, stop=lambda: None, progress=lambda percent, message: None)
     assert (applied.rows, applied.failed, applied.skipped, applied.stopped) == (found.rows, 0, 0, None)
     return applied.rows
 
@@ -215,11 +216,14 @@ def test_the_history_goes_thirty_days_after_it_was_copied(engine: Engine) -> Non
 # -- docs/adding-a-rule.md -------------------------------------------------------------------------------------------
 
 PAGE = (ROOT / "docs" / "adding-a-rule.md").read_text()
+ADDED, APPLIED, LARAVEL, DJANGO = (
+    read(block, source="the page") for block in re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)
+)
 
 
 @pytest.fixture
-def page(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What the page's code defines; its tables are made, its rules are in the catalogue."""
+def shop(engine: Engine) -> Engine:
+    """The page's tables and indexes."""
     with engine.connect() as connection:
         connection.execute(text("SELECT 1"))
         connection.rollback()  # ends the transaction that the pool's ping began
@@ -227,84 +231,148 @@ def page(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         for block in re.findall(r"```sql\n(.*?)```", PAGE, re.DOTALL):
             for statement in filter(str.strip, block.split(";")):
                 connection.exec_driver_sql(statement)
-    names: dict[str, Any] = {}
-    for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL):
-        exec(compile(block, "adding-a-rule.md", "exec"), names)
-    added = {name: rule for name, rule in names.items() if isinstance(rule, Rule)}
-    monkeypatch.setattr(rules, "RULES", RULES | added)
-    return names
+    return engine
 
 
-APPLIED = parse(
-    {"retention": {"rules": {name: {"apply": True} for name in ("carts", "visits", "addresses")}}}, source="a test"
-)
+def under(*documents: Mapping[str, object]) -> Settings:
+    """What the documents make together, as the template parameter and the SSM parameter do."""
+    settings = validated([Layer.of(document, source="the page") for document in documents])
+    rules.in_force(settings)
+    return settings
 
 
-def as_job(settings: Settings, *, dry_run: bool) -> Run:
+def work(name: str, settings: Settings, *, dry_run: bool = False) -> rows.Report:
+    """One run of a rule as a phase of the cleanup."""
     job = Job(
-        job_id="job",
-        job_type="shop",
+        job_id=str(uuid4()),
+        job_type="database_cleanup",
         status=Status.RUNNING,
         policy=Policy(timeout=HOUR),
         created_at=NOW,
         run_at=NOW,
         dry_run=dry_run,
     )
-    return Run(job, settings=settings, stop_at=NOW + DAY, clock=lambda: NOW)
+    report = cleanup.bodies(settings)[name](
+        PhaseRun(job, a_state(name), settings=settings, stop_at=NOW + DAY, clock=lambda: NOW)
+    )
+    assert isinstance(report, rows.Report)
+    return report
 
 
-def test_the_pages_carts_go_and_the_setting_of_the_page_keeps_them_longer(engine: Engine, page: dict[str, Any]) -> None:
-    rows = {
+def a_state(name: str) -> State:
+    turn = Turn(name=name, function="cleanup", span=(0, 100))
+    return State(job_id="j", attempt=1, continuation=0, job_type="database_cleanup", left=[turn])
+
+
+def test_the_pages_carts_go_once_they_are_applied_and_are_then_kept_longer(shop: Engine) -> None:
+    made = {
         "stays": {"cart_no": 1, "touched_at": NOW - 60 * DAY + HOUR, "state": "abandoned"},
         "goes": {"cart_no": 2, "touched_at": NOW - 60 * DAY - MINUTE, "state": "abandoned"},
+        "goes later, too": {"cart_no": 5, "touched_at": NOW - 91 * DAY, "state": "abandoned"},
         "stays, bought": {"cart_no": 3, "touched_at": NOW - 99 * DAY, "state": "bought"},
         "stays, untouched": {"cart_no": 4, "touched_at": None, "state": "abandoned"},
     }
-    insert(engine, "shop.carts", rows)
-    [override] = re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)
+    insert(shop, "shop.carts", made)
 
-    longer = parse(read(override, source="the page"), source="the page")
-    assert page["body"](as_job(longer, dry_run=False), page["carts"]).rows == 0
-    assert page["body"](as_job(APPLIED, dry_run=True), page["carts"]).rows == 1
-    assert page["body"](as_job(APPLIED, dry_run=False), page["carts"]).rows == 1
-    assert left(engine, "shop.carts", "cart_no") == {1, 3, 4}
+    for dry_run in (True, False):
+        previewed = work("carts", under(ADDED), dry_run=dry_run)
+        assert (previewed.dry_run, previewed.rows, previewed.oldest) == (True, 2, NOW - 91 * DAY)
+    assert len(left(shop, "shop.carts", "cart_no")) == 5
+    applied = work("carts", under(ADDED, APPLIED))
+    assert (applied.dry_run, applied.rows) == (False, 1)
+    assert left(shop, "shop.carts", "cart_no") == {1, 2, 3, 4}
 
 
-def test_the_pages_visits_lose_their_address_and_are_archived(engine: Engine, page: dict[str, Any]) -> None:
+def test_the_pages_visits_lose_their_address_and_are_archived(shop: Engine) -> None:
     ages = {1: 6 * DAY, 2: 8 * DAY, 3: 364 * DAY, 4: 366 * DAY}
-    rows = {
+    made = {
         str(number): {"id": number, "seen_at": NOW - age, "page": "/", "address": "192.0.2.7"}
         for number, age in ages.items()
     }
-    insert(engine, "shop.visits", rows)
+    insert(shop, "shop.visits", made)
+    settings = under(ADDED, APPLIED)
+    assert work("orphaned_carts", settings).rows == 0, "no customers and no carts are no fault"
 
-    what_if = page["what_if"](engine, page["visits"], NOW, 365 * DAY)
-    assert (what_if.current.rows, what_if.proposed.rows) == (1, 2)
-    assert page["body"](as_job(APPLIED, dry_run=False), page["visits"]).rows == 1
-    assert page["body"](as_job(APPLIED, dry_run=False), page["addresses"]).rows == 2
-    assert page["body"](as_job(APPLIED, dry_run=False), page["addresses"]).rows == 0
-    assert left(engine, "shop.visits WHERE address IS NULL", "id") == {2, 3}
-    assert left(engine, "shop.visits", "id") == {1, 2, 3}
-    assert left(engine, "shop.visits_archive WHERE address = '192.0.2.7' AND archived_at IS NOT NULL", "id") == {4}
+    assert [work(name, settings).rows for name in rules.added(settings)] == [0, 3, 1, 0]
+    assert [work(name, settings).rows for name in rules.added(settings)] == [0, 0, 0, 0]
+    assert left(shop, "shop.visits WHERE address IS NULL", "id") == {2, 3}
+    assert left(shop, "shop.visits", "id") == {1, 2, 3}
+    assert left(shop, "shop.visits_archive WHERE archived_at IS NOT NULL", "id") == {4}
 
 
-def test_the_privileges_that_the_page_names_are_enough(engine: Engine, page: dict[str, Any]) -> None:
-    insert(engine, "shop.visits", {"goes": {"id": 1, "seen_at": NOW - 999 * DAY, "page": "/"}})
+def test_the_pages_carts_of_customers_that_are_gone_are_marked(shop: Engine) -> None:
+    insert(shop, "shop.customers", {"a": {"id": 1, "name": "a"}})
+    customers = {1: 1, 2: 9, 3: None}
+    made = {str(n): {"cart_no": n, "customer_id": customer, "state": "open"} for n, customer in customers.items()}
+    insert(shop, "shop.carts", made)
+
+    assert work("orphaned_carts", under(ADDED)).rows == 1
+    assert work("orphaned_carts", under(ADDED, APPLIED)).rows == 1
+    assert left(shop, "shop.carts WHERE state = 'orphaned'", "cart_no") == {2}
+
+
+@pytest.mark.parametrize(
+    ("document", "script", "expected"),
+    [
+        (
+            LARAVEL,
+            "DROP TABLE sessions; CREATE TABLE sessions (id varchar(255) PRIMARY KEY, user_id bigint, ip_address"
+            " varchar(45), user_agent text, payload text NOT NULL, last_activity integer NOT NULL);"
+            " CREATE INDEX ON sessions (last_activity);"
+            " INSERT INTO sessions SELECT n, n, '', '', '', extract(epoch FROM timestamptz '2026-11-22 06:10Z')"
+            " - n * 3600 FROM generate_series(1, 100) AS n",
+            52,
+        ),
+        (
+            DJANGO,
+            "CREATE TABLE django_session (session_key varchar(40) PRIMARY KEY, session_data text NOT NULL, expire_date"
+            " timestamptz NOT NULL); INSERT INTO django_session SELECT n, '', timestamptz '2026-11-22 06:10Z'"
+            " - (n - 50) * interval '1 hour' FROM generate_series(1, 100) AS n",
+            50,
+        ),
+    ],
+    ids=["Laravel", "Django"],
+)
+def test_the_pages_default_rules_fit_the_tables_of_frameworks(
+    engine: Engine, document: Mapping[str, object], script: str, expected: int
+) -> None:
     with engine.begin() as connection:
+        connection.exec_driver_sql(script)
+    assert work("sessions", under(document)).rows == expected
+    applied = under(document, {"retention": {"rules": {"sessions": {"apply": True}}}})
+    assert work("sessions", applied).rows == expected
+    assert work("sessions", applied).rows == 0
+
+
+def test_the_page_has_every_field_of_a_rule_with_its_default() -> None:
+    table = PAGE.partition("| field | default | meaning |")[2].partition("\n\n")[0]
+    shown = [name for row in table.splitlines()[3:] for name in re.findall(r"`(\w+)`", row.split("|")[1])]
+    assert sorted(shown) == sorted(RuleSettings.model_fields)
+    assert f"may add {rules.MOST} rules" in PAGE
+
+
+def test_the_privileges_that_the_page_names_are_enough(shop: Engine) -> None:
+    insert(shop, "shop.visits", {"goes": {"id": 1, "seen_at": NOW - 999 * DAY, "page": "/"}})
+    insert(shop, "shop.customers", {"a": {"id": 1, "name": "a"}})
+    insert(shop, "shop.carts", {"goes": {"cart_no": 1, "customer_id": 2, "state": "open"}})
+    with shop.begin() as connection:
         for statement in (
             "CREATE ROLE sweeper LOGIN",
             "GRANT USAGE ON SCHEMA shop TO sweeper",
             "GRANT SELECT, DELETE, UPDATE (page) ON shop.visits TO sweeper",
             "GRANT INSERT ON shop.visits_archive TO sweeper",
+            "GRANT SELECT, UPDATE (state) ON shop.carts TO sweeper",
+            "GRANT SELECT ON shop.customers TO sweeper",
         ):
             connection.execute(text(statement))
     try:
-        with engine.connect() as connection:
+        with shop.connect() as connection:
             connection.execute(text("SET ROLE sweeper"))
             connection.commit()
-        assert page["body"](as_job(APPLIED, dry_run=False), page["visits"]).rows == 1
+        assert work("visits", under(ADDED, APPLIED)).rows == 1
+        assert work("orphaned_carts", under(ADDED, APPLIED)).rows == 1
     finally:
-        engine.dispose()
-        with engine.begin() as connection:
+        shop.dispose()
+        with shop.begin() as connection:
             connection.execute(text("DROP OWNED BY sweeper"))
             connection.execute(text("DROP ROLE sweeper"))

@@ -17,6 +17,10 @@ MUST_HAPPEN = (
     "runs that met the ceiling",
     "runs by spans",
     "runs over partitions",
+    "rows that went by a clock of seconds",
+    "rows that went by a clock of milliseconds",
+    "rows that went by a clock of date",
+    "orphans that went",
     "crashes, before",
     "crashes, after",
     "crashes, lost",
@@ -42,7 +46,14 @@ def test_the_worlds_are_of_every_kind() -> None:
     assert {child.act for world in worlds for child in world.children} == set(ACTS)
     assert {world.own for world in worlds} == {None, *ACTS}
     assert {change.kind for world in worlds for change in world.changes} >= {"young", "due", "child", "hold", "join"}
+    assert {change.kind for world in worlds for change in world.changes} >= {"adopt", "birth", "death"}
     assert {world.trigger for world in worlds} == {None, "soft", "raise", "log"}
+    assert {(world.clock_type, world.clock_unit) for world in worlds} == {
+        *(("timestamptz", "timestamp"), ("timestamp", "timestamp"), ("date", "timestamp"), ("date", "date")),
+        *(("integer", "seconds"), ("bigint", "seconds"), ("bigint", "milliseconds")),
+    }
+    assert any(world.is_lost for world in worlds)
+    assert sum(bool(world.people) and bool(world.due()) for world in worlds) > 200
     assert any(world.rewrite for world in worlds)
     assert any(world.forbidden() for world in worlds)
     assert sum(bool(world.blocked()) for world in worlds) > 300

@@ -64,7 +64,6 @@ def test_the_sentence_names_what_needs_one_and_what_to_do(none: None) -> None:
 
 def test_with_a_database_every_type_does_all_of_its_phases() -> None:
     for kind in TYPES:
-        assert kind.left_out(kind.validated({})) == []
         idle = {"actions"}  # no remedy is set
         assert phases(kind, {}) == [name for name in kind.spans if name not in idle]
 
@@ -87,8 +86,16 @@ def test_without_one_types_leave_out_what_needs_it_or_refuse_as_a_whole(none: No
 def test_a_phase_that_is_asked_for_is_refused_and_not_left_out(none: None) -> None:
     """Nobody may take a run for one that did what it was asked to do."""
     with pytest.raises(NoDatabase, match="No database is configured: downloads, plans needs one"):
-        named("cleanup").validated({"phases": ["stale_jobs", "downloads", "plans"]})
+        phases(named("cleanup"), {"phases": ["stale_jobs", "downloads", "plans"]})
     assert phases(named("cleanup"), {"phases": ["old_jobs"]}) == ["old_jobs"]
+
+
+def test_a_rule_that_the_settings_add_needs_one_too(none: None) -> None:
+    added = parse({"retention": {"rules": {"mine": {"table": "mine", "clock": "at", "keep_days": 9}}}}, source="test")
+    for job_type, payload in (("database_cleanup", {}), ("cleanup", {"phases": ["mine"]})):
+        kind = named(job_type)
+        with pytest.raises(NoDatabase):
+            kind.previews(kind.validated(payload), added)
 
 
 def test_an_earnest_cleanup_is_not_refused_for_what_it_leaves_out(none: None) -> None:

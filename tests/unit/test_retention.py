@@ -11,10 +11,13 @@ from hypothesis import strategies as st
 
 from lamplighter.kernel.errors import Permanent
 from lamplighter.kernel.retention import Archive, Delete, Rule, Set, _cutoff
-from lamplighter.kernel.retention.batches import GROWTH, MICROSECOND, Blocks, Pace, Place, Rows, Span
+from lamplighter.kernel.retention.batches import GROWTH, Blocks, Pace, Place, Rows, Span
+from lamplighter.kernel.retention.clock import Clock
 
 DAY = timedelta(days=1)
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
+MICROSECOND = timedelta(microseconds=1)
+AT = Clock(name="at", kind="timestamptz", step=MICROSECOND)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +57,7 @@ def test_keep_is_at_least_the_floor_and_the_floor_will_do() -> None:
 
 places = st.one_of(
     st.tuples(st.integers(0, 10**7), st.integers(1, 10**7)).map(lambda pair: Blocks(pair[0], sum(pair))),
-    st.integers(1, 10**15).map(lambda length: Span("at", NOON, NOON + length * MICROSECOND)),
+    st.integers(1, 10**15).map(lambda length: Span(AT, NOON, NOON + length * MICROSECOND)),
     st.lists(st.uuids().map(str), min_size=1, max_size=50, unique=True).map(Rows),
 )
 

@@ -200,7 +200,7 @@ def _composed(given: _Given) -> str:
             resolve_name(name)(settings)
         except Permanent as error:
             raise SettingsError(f"In the settings: {error}") from None
-    document = json.dumps(merged(layers), ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    document = json.dumps(merged(layers), ensure_ascii=False, separators=(",", ":"))  # rules have an order
     try:
         size = len(document.encode())
     except UnicodeEncodeError:

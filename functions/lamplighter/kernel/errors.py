@@ -42,6 +42,12 @@ class NoTable(Unreadable):
     """A table that a statement, a rule or a phase names is not there."""
 
 
+class Unfit(Permanent):
+    """A table is there, and is not as a retention rule says: it lacks a column, or the clock is of another type."""
+
+    traced = False
+
+
 _AWS: Final = frozenset(
     {
         *("AccessDenied", "AccessDeniedException", "AllAccessDisabled", "AuthorizationError", "NotAuthorized"),

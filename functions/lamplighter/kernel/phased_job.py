@@ -27,6 +27,8 @@ EXECUTION: Final = timedelta(minutes=5)
 
 NAMED: Final = 3
 """Unknown phases that a refusal names."""
+LISTED: Final = 30
+"""Phases that it lists."""
 
 SENTENCE_LIMIT: Final = 500
 """Characters of an error in the result; its stack trace is in the log."""
@@ -222,31 +224,24 @@ class PhasedJob(JobType[PhaseParams]):
         self.catalogue = catalogue
         self.spans = spans
 
-    def validated(self, payload: Mapping[str, Any]) -> PhaseParams:
-        params = super().validated(payload)
-        if unknown := set(params.phases or ()) - self.catalogue.keys():
-            named = ", ".join(map(short, sorted(unknown)[:NAMED]))
-            sentence = f"phases: {named} is no phase of {self.job_type} (it takes {', '.join(self.catalogue)})"
-            raise InvalidParams([("phases", sentence)])
-        left_out = self.left_out(params)
-        if left_out and (params.phases or len(left_out) == len(self.spans)):
-            raise NoDatabase(", ".join(left_out) if params.phases else self.job_type)
-        return params
+    def all_phases(self, settings: Settings) -> Mapping[str, Phase]:  # noqa: ARG002 - for those that settings add to
+        """The phases that a run may select under these settings, in order."""
+        return self.catalogue
 
-    def left_out(self, params: PhaseParams) -> list[str]:
-        """The phases of a run that need a database where none is configured."""
-        chosen = params.phases or tuple(self.spans)
-        return [] if has_database() else [name for name in chosen if self.catalogue[name].database]
+    def own_spans(self, settings: Settings) -> Mapping[str, tuple[int, int]]:  # noqa: ARG002 - likewise
+        """The type's own phases under these settings, with their progress."""
+        return self.spans
 
     def previews(self, params: PhaseParams, settings: Settings) -> bool:
         """Whether no phase of a run changes anything.
 
         Raises:
-            InvalidParams: it is to act in earnest, and the settings have not applied one of its phases.
+            InvalidParams: there is no such phase under these settings; or it is to act in earnest, and they have not
+                applied one of its phases.
         """
+        phases = {name: phase.applied for name, phase in self._selected(params, settings).items()}
         if params.dry_run:
             return True
-        phases = {name: self.catalogue[name].applied for name in self._selected(params)}
         waiting = [name for name, applied in phases.items() if applied and not applied(settings)]
         if params.dry_run is None:
             return len(waiting) == len(phases)
@@ -259,18 +254,36 @@ class PhasedJob(JobType[PhaseParams]):
             raise InvalidParams([("dry_run", sentence)])
         return False
 
-    def _selected(self, params: PhaseParams) -> list[str]:
-        selected = set(params.phases or self.spans) - set(self.left_out(params))
-        return [name for name in self.catalogue if name in selected]
+    def _selected(self, params: PhaseParams, settings: Settings) -> dict[str, Phase]:
+        """The phases of a run, in the catalogue's order.
+
+        Raises:
+            InvalidParams: there is no such phase under these settings.
+            NoDatabase: none is configured, and a phase that is asked for, or all of the type's own, need one.
+        """
+        every = self.all_phases(settings)
+        if unknown := set(params.phases or ()) - every.keys():
+            named = ", ".join(map(short, sorted(unknown)[:NAMED]))
+            several = ", ".join(list(every)[:LISTED]) + (
+                f" and {len(every) - LISTED} more" if len(every) > LISTED else ""
+            )
+            sentence = f"phases: {named} is no phase of {self.job_type} (it takes {several})"
+            raise InvalidParams([("phases", sentence)])
+        selected = {name: every[name] for name in every if name in (params.phases or self.own_spans(settings))}
+        needing = [name for name, phase in selected.items() if phase.database]
+        if has_database() or not needing:
+            return selected
+        if params.phases or len(needing) == len(selected):
+            raise NoDatabase(", ".join(needing) if params.phases else self.job_type)
+        return {name: phase for name, phase in selected.items() if not phase.database}
 
     def turns(self, params: PhaseParams, settings: Settings) -> list[Turn]:
         """The phases of a run. Raises Permanent if the settings do not let one of them run."""
-        names = self._selected(params)
-        spans = self.spans if self.spans.keys() >= set(names) else evenly(names)
-        chosen = {name: self.catalogue[name] for name in names}
-        for phase in chosen.values():
-            if phase.check:
-                phase.check(settings)
+        chosen, own = self._selected(params, settings), self.own_spans(settings)
+        spans = own if own.keys() >= chosen.keys() else evenly(list(chosen))
+        for check in dict.fromkeys(phase.check for phase in chosen.values()):
+            if check:
+                check(settings)
         return [
             Turn(name=name, function=phase.function, span=spans[name], divided=phase.division is not None)
             for name, phase in chosen.items()

@@ -18,7 +18,8 @@ says whether it is a preview, `run.checkpoint` is what its own last stretch left
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any, Final, Literal
@@ -55,8 +56,15 @@ MARGIN: Final = timedelta(seconds=30)
 """How long before the end of its execution no phase works on: time for the batch in hand, and to hand over."""
 
 REPORT_LIMIT: Final = 25_000
-"""Characters of one phase's report that travel; Step Functions takes 256 KiB in all ("Quotas"), and most reports are
-short."""
+"""Characters of one phase's report that travel, at most; Step Functions takes 256 KiB in all ("Quotas")."""
+REPORTS_LIMIT: Final = 100_000
+"""Characters of the reports of all phases. Their errors come to some 50 000 more where each of 100 phases fails."""
+RESULT_LIMIT: Final = 240_000
+"""Characters of a run's result, which repeats the reports' failures as errors."""
+CAUSE_LIMIT: Final = 10_000
+"""Characters of the error with which an execution ends; Step Functions takes 32 768."""
+ROW_LIMIT: Final = 380_000
+"""Characters of a result and of the state that the row keeps; DynamoDB takes 400 KB in all ("Constraints")."""
 
 
 class AllPhasesFailed(Exception):
@@ -196,7 +204,11 @@ class Preview(BaseModel):
     dry_run: Literal[True]
 
 
-def take(event: Mapping[str, Any], context: Context, bodies: Mapping[str, Body]) -> dict[str, Any]:
+type Bodies = Mapping[str, Body] | Callable[[Settings], Mapping[str, Body]]
+"""The phases that a function serves, by name; or which those are under the settings in force."""
+
+
+def take(event: Mapping[str, Any], context: Context, bodies: Bodies) -> dict[str, Any]:
     """Work at the state's first phase, one of `bodies`, until it is done or time is up; answers the state after it.
 
     A `Preview` instead of a state answers the phase's report.
@@ -210,10 +222,11 @@ def take(event: Mapping[str, Any], context: Context, bodies: Mapping[str, Body])
     """
     given = json_object(event, "the state of a run, or a preview of one phase")
     settings, now = settings_module.load(), utc_now()
+    served = bodies(settings) if callable(bodies) else bodies
     left = timedelta(milliseconds=context.get_remaining_time_in_millis())
     stop_in = max(left - STOP_MARGIN, left / 2)
     if "left" not in given:
-        return _previewed(given, bodies, now, settings=settings, stop_at=now + stop_in)
+        return _previewed(given, served, now, settings=settings, stop_at=now + stop_in)
     state, ledger = parsed(State, given), Ledger.from_environment()
     turn = first(state)
     with logged(state, phase=turn.name):
@@ -226,7 +239,7 @@ def take(event: Mapping[str, Any], context: Context, bodies: Mapping[str, Body])
         run = PhaseRun(job, state, **options)
         try:
             with heartbeats(run):
-                outcome = _body_of(turn.name, bodies)(run)
+                outcome = _body_of(turn.name, served)(run)
         except DatabaseUnavailable as error:
             logger.exception("failed")
             ended = ledger.fail(run.job, error)  # the row has the state that the last stretch left
@@ -241,14 +254,15 @@ def take(event: Mapping[str, Any], context: Context, bodies: Mapping[str, Body])
             give_up(state, final)
             job = ledger.heartbeat(run.job, progress=high, message=run.job.message, checkpoint=state.kept())
             return then(state, job, ledger, over=job.cancel_requested)
-        note(state, outcome, cancelled=run.cancelled)
+        share = REPORTS_LIMIT // (len(state.left) + len(state.outcomes.keys() - {turn.name}))
+        note(state, outcome, cancelled=run.cancelled, limit=min(REPORT_LIMIT, share))
         reached = run.job.progress if turn in state.left else high
         job = ledger.heartbeat(run.job, progress=reached, message=run.job.message, checkpoint=state.kept())
         logger.info("worked", extra={"report": state.outcomes[turn.name].report})
         return then(state, job, ledger, over=run.cancelled)
 
 
-def note(state: State, outcome: Report | Unfinished, *, cancelled: bool, limit: int = REPORT_LIMIT) -> None:
+def note(state: State, outcome: Report | Unfinished, *, cancelled: bool, limit: int) -> None:
     """Bring what its first phase answered into the state; `limit` is how many characters of its report travel."""
     report = outcome.report if isinstance(outcome, Unfinished) else outcome
     items, size = report.counts()
@@ -330,9 +344,9 @@ def finish(event: Mapping[str, Any], types: Mapping[str, PhasedJob]) -> dict[str
     kind = kind_of(state, types)
     with logged(state):
         job = held(ledger, state)
-        result = kind.result(state)
+        result = storable(kind.result(state), min(RESULT_LIMIT, ROW_LIMIT - len(json.dumps(state.kept()))))
         failed = not state.left and state.status == "failed"
-        error = AllPhasesFailed("; ".join(state.sentences))
+        error = AllPhasesFailed("; ".join(state.sentences)[:CAUSE_LIMIT])
         if state.left:
             ended = ledger.continue_later(job, checkpoint=state.kept(), result=result)
         elif failed:

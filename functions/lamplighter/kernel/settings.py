@@ -16,9 +16,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from dataclasses import fields as dataclass_fields
 from datetime import timedelta
-from typing import Annotated, Any, Final
+from math import isfinite
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from lamplighter.kernel.cloud import Limits, Remedy, Targets
@@ -88,6 +98,41 @@ def _derived(pattern: str) -> str:
         raise PydanticCustomError("derived", "{reason}", {"reason": str(error).removeprefix("derived: ")}) from None
 
 
+def _identifier(name: str) -> str:
+    if not 0 < len(name.encode(errors="surrogatepass")) <= _LONGEST_IDENTIFIER or "\0" in name:
+        raise PydanticCustomError("identifier", "takes a name of 1 to 63 bytes")
+    return name
+
+
+def _table(name: str) -> str:
+    """As it was given, if it is one name, or two with a dot between them. PostgreSQL would cut a longer one."""
+    try:
+        for part in name.split(".", 1):
+            _identifier(part)
+    except PydanticCustomError:
+        raise PydanticCustomError("table", "takes table or schema.table, each of 1 to 63 bytes") from None
+    return name
+
+
+def _scalar(value: object) -> object:
+    finite = not isinstance(value, float) or isfinite(value)
+    if not (value is None or isinstance(value, str | int | float)) or not finite or "\0" in str(value):
+        raise PydanticCustomError("scalar", "takes a text, a number, true, false or null")
+    return value
+
+
+def _action(value: object) -> object:
+    if value == "delete":
+        return {"delete": True}
+    if not isinstance(value, dict | BaseModel):
+        raise PydanticCustomError("action", "takes " + _ACTIONS)
+    return value
+
+
+_LONGEST_IDENTIFIER: Final = 63
+"""Bytes; PostgreSQL cuts longer names, and would find another table."""
+_ACTIONS: Final = '"delete", {"archive": "schema.table"} or {"set": {"column": value}}'
+
 type Number = Annotated[float, BeforeValidator(_no_flag), Field(allow_inf_nan=False)]
 type Whole = Annotated[int, BeforeValidator(_no_flag)]
 Hours = Annotated[Number, Field(ge=0, le=1_000_000)]
@@ -95,6 +140,10 @@ Days = Annotated[float, Field(strict=True, ge=0, le=36_500, allow_inf_nan=False)
 Kept = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}(/(completed|failed|cancelled))?$")]
 """Which finished jobs: `<type>` or `<type>/<status>`, `default` for any type."""
 Rule = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
+Identifier = Annotated[str, AfterValidator(_identifier)]
+"""A column as the database spells it."""
+Table = Annotated[str, AfterValidator(_table)]
+"""A table as the database spells it; the first dot ends the schema."""
 Text = Annotated[str, Field(pattern=r"^[^\x00]*$")]
 Patterns = Annotated[tuple[Annotated[Text, Field(min_length=1)], ...], BeforeValidator(_from_json)]
 
@@ -189,13 +238,56 @@ class MediaSettings(Section):
     """Glob patterns of keys that are never removed (A1)."""
 
 
+class OrphanSettings(Section):
+    """The parent that rows refer to (C16)."""
+
+    table: Table
+    """The parent's table."""
+    column: Identifier
+    """The rule's column that names the parent."""
+    key: Identifier = "id"
+    """The parent's column that it names."""
+
+
+class ActionSettings(Section):
+    """What becomes of a row that is due: one of these."""
+
+    delete: bool = False
+    archive: Table | None = None
+    """The table that rows are moved to."""
+    set: dict[Identifier, Annotated[Any, BeforeValidator(_scalar)]] | None = None
+    """Values by column."""
+
+    @model_validator(mode="after")
+    def _is_one(self) -> Self:
+        if self.delete + (self.archive is not None) + (self.set is not None) != 1:
+            raise ValueError(f"takes one of {_ACTIONS}")
+        return self
+
+
 class RuleSettings(Section):
-    """What a deployment says about one retention rule, about `plans` or about `audit_log`."""
+    """A retention rule of the owner's, or what is changed about another rule, about `plans` or about `audit_log`."""
 
     apply: bool = False
     """Whether runs change rows; false only previews. Lamplighter's own rules always act (S4)."""
     keep_days: Days | None = None
     """Days that rows are kept; none: as long as the rule says (B11)."""
+    floor_days: Days | None = None
+    """The fewest days that `keep_days` takes, in any document."""
+    table: Table | None = None
+    """`table` or `schema.table`. A name that is no rule's becomes one by it."""
+    clock: Identifier | None = None
+    """The column that says from when a row ages."""
+    clock_unit: Literal["timestamp", "date", "seconds", "milliseconds"] | None = None
+    """How the clock's values are read; none: as a timestamp."""
+    where: Annotated[Text, Field(max_length=4_000)] | None = None
+    """What else must hold, in SQL."""
+    orphan_of: OrphanSettings | None = None
+    """Only rows whose parent is gone are due (C16)."""
+    action: Annotated[ActionSettings, BeforeValidator(_action)] | None = None
+    """What becomes of a row; none: it is deleted."""
+    key: Identifier | None = None
+    """The column by which a report names a row; none: `id`."""
     ramp: bool = True
     """Whether the first runs in earnest are limited (S3)."""
     max_rows: Annotated[Whole, Field(ge=1, le=MOST)] | None = None
@@ -206,7 +298,7 @@ class RetentionSettings(Section):
     """What is done about old rows."""
 
     rules: Annotated[dict[Rule, RuleSettings], BeforeValidator(_from_json)] = Field(default={})
-    """By the name of a rule, `plans` or `audit_log`."""
+    """By the name of a rule, `plans` or `audit_log`, in the order in which runs do them."""
 
 
 class UploadsSettings(Section):
@@ -599,7 +691,10 @@ def _known(path: Path) -> Sequence[str]:
     section = Settings.model_fields.get(path[0])
     if len(path) == 1 and section and isinstance(section.default, BaseModel):
         return tuple(type(section.default).model_fields)
-    return tuple(RuleSettings.model_fields) if path[:2] == ("retention", "rules") else ()
+    if path[:2] != ("retention", "rules"):
+        return ()
+    inner: Mapping[str, type[Section]] = {"orphan_of": OrphanSettings, "action": ActionSettings}
+    return tuple((inner[path[3]] if path[3:] else RuleSettings).model_fields)
 
 
 # --- What is in force ------------------------------------------------------------------------------------------------

@@ -17,7 +17,9 @@ from typing import Any, Final
 from lamplighter import rules
 from lamplighter.kernel import phases
 from lamplighter.kernel.job import Context
-from lamplighter.kernel.phased_job import Body, Phase, PhasedJob, PhaseParams, State, evenly
+from lamplighter.kernel.no_database import has_database
+from lamplighter.kernel.phased_job import Body, Phase, PhasedJob, State, evenly
+from lamplighter.kernel.settings import Settings
 from lamplighter.library import old_jobs, plans, rows, stale_jobs
 
 _HERE: Final = "cleanup"
@@ -25,7 +27,11 @@ _HERE: Final = "cleanup"
 
 def _rows(name: str, function: str = _HERE) -> Phase:
     """A phase that changes rows: the owner's only where the settings apply it by name."""
-    return Phase(function=function, check=rules.checked, applied=partial(rules.applied, name), database=True)
+    return Phase(function=function, check=rules.in_force, applied=partial(rules.applied, name), database=True)
+
+
+def _rule(name: str) -> Body:
+    return rules.unless_missing(name, partial(rows.body, name))
 
 
 PHASES: Final[Mapping[str, Phase]] = {
@@ -37,18 +43,38 @@ PHASES: Final[Mapping[str, Phase]] = {
     "uploads": Phase(function="upload-expiry"),
     "audit_log": _rows("audit_log", function="audit-archive"),
 }
-"""All phases, in the order in which a run does them, and the function that serves each. Every rule is a phase."""
+"""All phases, in the order in which a run does them, and the function that serves each. Every rule is a phase; those
+of the settings come last."""
 
 BODIES: Final[Mapping[str, Body]] = {
     "stale_jobs": stale_jobs.body,
     "old_jobs": old_jobs.body,
     "plans": rules.unless_missing("plans", plans.body),
-    **{name: rules.unless_missing(name, partial(rows.body, name)) for name in rules.RULES},
+    **{name: _rule(name) for name in rules.RULES},
 }
-"""The phases that this function serves."""
+"""Of these, the phases that this function serves."""
 
 
-class Cleanup(PhasedJob):
+def bodies(settings: Settings) -> Mapping[str, Body]:
+    """The phases that this function serves under these settings."""
+    return {**BODIES, **{name: _rule(name) for name in rules.added(settings)}}
+
+
+class Housekeeping(PhasedJob):
+    """A type of this state machine: its runs may select every rule of the settings, too."""
+
+    def all_phases(self, settings: Settings) -> Mapping[str, Phase]:
+        return {**self.catalogue, **{name: _rows(name) for name in rules.added(settings)}}
+
+
+class DatabaseCleanup(Housekeeping):
+    """The type `database_cleanup`, which does the rules that the settings add."""
+
+    def own_spans(self, settings: Settings) -> Mapping[str, tuple[int, int]]:
+        return evenly([*self.spans, *rules.added(settings)])
+
+
+class Cleanup(Housekeeping):
     """The type `cleanup`, whose result has names of its own."""
 
     def result(self, state: State) -> dict[str, Any]:
@@ -80,27 +106,29 @@ class Cleanup(PhasedJob):
         }
         if held:
             told["held_by_ramp"] = held
-        if left_out := self.left_out(PhaseParams()):
-            told["without_database"] = left_out
+        if not has_database():
+            told["without_database"] = [name for name in self.spans if self.catalogue[name].database]
         reports = ((name, outcome.report) for name, outcome in state.outcomes.items())
         if missing := {name: report["missing"] for name, report in reports if "missing" in report}:
             told["missing"] = missing
         return told | ({"phases": others} if others else {})
 
 
-def _type(job_type: str, *own: str) -> PhasedJob:
-    return PhasedJob(job_type, catalogue=PHASES, spans=evenly(own), target=f"states:{_HERE}")
+def _type(job_type: str, *own: str, kind: type[PhasedJob] = Housekeeping) -> PhasedJob:
+    return kind(job_type, catalogue=PHASES, spans=evenly(own), target=f"states:{_HERE}")
 
 
 _SPANS: Final = {"stale_jobs": (20, 90), "old_jobs": (90, 92), "downloads": (92, 95), "plans": (95, 100)}
 """Progress of the type `cleanup` (REQUIREMENTS B8)."""
 
 _ELSEWHERE: Final = frozenset({"downloads", "sessions", "tokens"})
-"""Rules that are applied by a type of their own; all others, those that an owner adds included, by one."""
+"""Rules that are applied by a type of their own; all others, those that the settings add included, by one."""
 
 TYPES: Final[Mapping[str, PhasedJob]] = {
     "cleanup": Cleanup("cleanup", catalogue=PHASES, spans=_SPANS, target=f"states:{_HERE}"),
-    "database_cleanup": _type("database_cleanup", *(name for name in rules.RULES if name not in _ELSEWHERE)),
+    "database_cleanup": _type(
+        "database_cleanup", *(name for name in rules.RULES if name not in _ELSEWHERE), kind=DatabaseCleanup
+    ),
     "session_cleanup": _type("session_cleanup", "sessions"),
     "token_cleanup": _type("token_cleanup", "tokens"),
     "upload_cleanup": _type("upload_cleanup", "uploads"),
@@ -121,4 +149,4 @@ def handler(event: Mapping[str, Any], context: Context) -> dict[str, Any]:
             return phases.pass_over(event)
         case "finish":
             return phases.finish(event, TYPES)
-    return phases.take(event, context, BODIES)
+    return phases.take(event, context, bodies)

@@ -17,6 +17,7 @@ from lamplighter.kernel import retention
 from lamplighter.kernel.errors import Permanent
 from lamplighter.kernel.job import Report as JobReport
 from lamplighter.kernel.job import Run, Unfinished
+from lamplighter.kernel.settings import Settings
 
 NAMED: Final = 20
 """Refused rows that the report spells out; the log has all."""
@@ -58,13 +59,13 @@ def body(name: str, run: Run) -> Report | Unfinished:
 
     Raises:
         DatabaseUnavailable: the database is down.
-        Permanent: rule and table do not fit, or the settings keep rows for less than the rule allows.
+        Permanent: rule and table do not fit, or the settings are wrong.
     """
     from lamplighter.kernel.database import engine
 
-    rule, now = rules.RULES[name], run.now()
-    kept = rules.keep(rule, run.settings)
-    limits = _limits(rule, run)
+    rule, now = rules.in_force(run.settings)[name], run.now()
+    kept = rule.keep
+    limits = ramp_of(rule, run.settings)
     if rules.previews(name, run.job, run.settings):
         found = retention.preview(engine(), rule, now=now, keep=kept)
         return Report(
@@ -113,12 +114,31 @@ def body(name: str, run: Run) -> Report | Unfinished:
     return report
 
 
-def _limits(rule: retention.Rule, run: Run) -> dict[str, Any]:
+def ramp_of(rule: retention.Rule, settings: Settings) -> dict[str, Any]:
     """What the ramp takes for the owner's rows; nothing for Lamplighter's own, which are not limited."""
     if rule.name in rules.OWN:
         return {}
-    definition = {"table": rule.table, "clock": rule.clock, "where": rule.where, "action": repr(rule.action)}
-    return ramp.of_rows(rule.name, definition, run.settings.rule(rule.name))
+    return ramp.of_rows(rule.name, definition(rule), settings.rule(rule.name))
+
+
+def definition(rule: retention.Rule) -> dict[str, Any]:
+    """What a rule means to the ramp: a change starts it again (REQUIREMENTS S3).
+
+    What earlier versions did not have is left out where the rule does without it, so that trust outlives an upgrade.
+    """
+    facts: dict[str, Any] = {
+        "table": rule.table,
+        "clock": rule.clock,
+        "where": rule.where,
+        "action": repr(rule.action),
+    }
+    if rule.key != "id":
+        facts["key"] = rule.key
+    if rule.clock_unit != "timestamp":
+        facts["clock_unit"] = rule.clock_unit
+    if rule.orphan_of:
+        facts["orphan_of"] = repr(rule.orphan_of)
+    return facts
 
 
 def _held(rule: retention.Rule, now: datetime, kept: timedelta, done: retention.Applied) -> int | None:

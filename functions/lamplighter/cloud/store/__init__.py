@@ -216,14 +216,10 @@ def findings_store(settings: Settings | None = None) -> FindingsStore:
     from lamplighter.cloud.store.s3 import S3Store
     from lamplighter.kernel.aws import client
 
-    kept = {name: rules.keep(rules.RULES[name], settings) if settings else rules.RULES[name].keep for name in _KEPT}
+    in_force = rules.in_force(settings) if settings else rules.RULES
     return S3Store(
         client("s3"),
         os.environ["ARCHIVE_BUCKET"],
-        keep_resolved=kept["resolved_findings"],
-        keep_reports=kept["cloud_reports"],
+        keep_resolved=in_force["resolved_findings"].keep,
+        keep_reports=in_force["cloud_reports"].keep,
     )
-
-
-_KEPT = ("resolved_findings", "cloud_reports")
-"""Rules on tables that the bucket stands in for."""

@@ -96,7 +96,8 @@ class Undo(Body):
 class Wish(Body):
     """A retention rule, and how long it would keep rows."""
 
-    rule: str = Field(json_schema_extra={"enum": list(rules.RULES)}, examples=["system_logs"])
+    rule: str = Field(examples=["system_logs"])
+    """A default rule, or one of the settings."""
     keep_days: float = Field(ge=0, le=36_500, examples=[30])
 
 
@@ -359,10 +360,11 @@ def undo(told: Undo, idempotency_key: IdempotencyKey = None) -> Response[Whole]:
 )
 def simulate(wish: Wish) -> Simulated:
     """REQUIREMENTS B11."""
-    if wish.rule not in rules.RULES:
-        known = ", ".join(rules.RULES)
+    in_force = rules.in_force(settings.load())
+    if wish.rule not in in_force:
+        known = ", ".join(in_force)
         raise invalid([("body.rule", f"body.rule: there is no {shown(wish.rule)} (known: {known}).")])
-    rule, proposed = rules.RULES[wish.rule], timedelta(days=wish.keep_days)
+    rule, proposed = in_force[wish.rule], timedelta(days=wish.keep_days)
     if rule.clock is None:
         raise invalid([("body.rule", f"body.rule: the rows of {wish.rule} do not age.")])
     if proposed < rule.floor:
@@ -371,16 +373,13 @@ def simulate(wish: Wish) -> Simulated:
     from lamplighter.kernel import retention
     from lamplighter.kernel.database import engine
 
-    current = rules.keep(rule, settings.load())
     try:
-        found = retention.simulate(
-            engine(), rule, now=utc_now(), keep=proposed, current=current, timeout=COUNTING_TIMEOUT
-        )
+        found = retention.simulate(engine(), rule, now=utc_now(), keep=proposed, timeout=COUNTING_TIMEOUT)
     except NoDatabase:
         raise
     except Permanent as refusal:
         raise conflict("not-countable", str(refusal)) from None
-    return Simulated(rule=wish.rule, current=_due(current, found.current), proposed=_due(proposed, found.proposed))
+    return Simulated(rule=wish.rule, current=_due(rule.keep, found.current), proposed=_due(proposed, found.proposed))
 
 
 def _due(keep: timedelta, found: Candidates) -> Due:

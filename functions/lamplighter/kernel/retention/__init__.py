@@ -2,6 +2,8 @@
 
     Rule(name="downloads", table="handled_downloads", clock="timestamp", keep=timedelta(days=14), action=Delete())
 
+The rules in force come from `lamplighter.rules`: defaults, and those of the settings.
+
 `preview` counts what `apply` would change, `simulate` what it would under another `keep`; all ask one predicate
 (`table.py`). What is due follows from the rows alone, so a run that was stopped or killed is resumed by a new one.
 
@@ -32,10 +34,25 @@ from typing import TYPE_CHECKING, Final
 
 from lamplighter.kernel.errors import Permanent
 from lamplighter.kernel.retention.batches import TARGET, Work
-from lamplighter.kernel.retention.rule import Applied, Archive, Candidates, Delete, Rule, Set, Simulation, Stop
+from lamplighter.kernel.retention.clock import Clock
+from lamplighter.kernel.retention.rule import (
+    Applied,
+    Archive,
+    BadRule,
+    Candidates,
+    ClockUnit,
+    Delete,
+    Parent,
+    Rule,
+    Set,
+    Simulation,
+    Stop,
+)
 from lamplighter.kernel.retention.table import (
+    Table,
     alias,
     demand_no_dependants,
+    demand_unit,
     execute,
     look,
     named,
@@ -46,13 +63,16 @@ from lamplighter.kernel.retention.table import (
 )
 
 if TYPE_CHECKING:
-    from sqlalchemy import Engine
+    from sqlalchemy import Connection, Engine
 
 __all__ = [
     "Applied",
     "Archive",
+    "BadRule",
     "Candidates",
+    "ClockUnit",
     "Delete",
+    "Parent",
     "Rule",
     "Set",
     "Simulation",
@@ -134,21 +154,37 @@ def _count(
             table = look(connection, rule)
             for cutoff in cutoffs:
                 demand_no_dependants(connection, rule, table, cutoff)
-            clock = quoted(rule.clock) if rule.clock else "NULL"
-            sizes = " + ".join(f"coalesce(pg_column_size({quoted(name)}), 0)" for name in table.columns)
-            query = (
-                f"SELECT count(*) AS rows, coalesce(sum({sizes}), 0) AS bytes,"  # noqa: S608 - identifiers are quoted
-                f" CAST(min({clock}) AS timestamptz) AS oldest, CAST(max({clock}) AS timestamptz) AS newest"
-                f" FROM {spelled(rule.table)} AS {quoted(alias(rule))} WHERE {table.predicate}"
-            )
-            found = [execute(connection, query, parameters_of(rule, cutoff)).one() for cutoff in cutoffs]
+            found = [count(connection, rule, table, cutoff) for cutoff in cutoffs]
+            if not any(one.rows for one in found):
+                demand_unit(connection, rule, table)
         except DBAPIError as error:
             if trouble_with(error) == "late":
                 raise Permanent(
-                    f"{rule.name}: counting takes more than {timeout.seconds} s; an index on the clock helps."
+                    f"{rule.name}: counting takes more than {timeout.seconds} s; an index on the clock helps"
+                    f"{f', and one on {rule.orphan_of.key} of {rule.orphan_of.table}' if rule.orphan_of else ''}."
                 ) from error
             raise named(rule, error) from error
-    return [Candidates(rows=row.rows, bytes=int(row.bytes), oldest=row.oldest, newest=row.newest) for row in found]
+    return found
+
+
+def count(connection: Connection, rule: Rule, table: Table, cutoff: datetime) -> Candidates:
+    """What of the rule's table is due before `cutoff`, by the predicate of the action.
+
+    Raises:
+        sqlalchemy.exc.DBAPIError: the database refuses, or it takes too long.
+    """
+    sizes = " + ".join(f"coalesce(pg_column_size({quoted(name)}), 0)" for name in table.columns)
+    query = (
+        f"SELECT count(*) AS rows, coalesce(sum({sizes}), 0) AS bytes,"  # noqa: S608 - identifiers are quoted
+        f" {_extreme('min', table.clock)} AS oldest, {_extreme('max', table.clock)} AS newest"
+        f" FROM {spelled(rule.table)} AS {quoted(alias(rule))} WHERE {table.whole_predicate}"
+    )
+    row = execute(connection, query, parameters_of(rule, table, cutoff)).one()
+    return Candidates(rows=row.rows, bytes=int(row.bytes), oldest=row.oldest, newest=row.newest)
+
+
+def _extreme(aggregate: str, clock: Clock | None) -> str:
+    return clock.moment(f"{aggregate}({clock.name})") if clock else "CAST(NULL AS timestamptz)"
 
 
 def apply(

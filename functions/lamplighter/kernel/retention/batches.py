@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from lamplighter.kernel.errors import Permanent, Retryable
 from lamplighter.kernel.retention.chains import Chains, Groups, Node, array_of, in_order
+from lamplighter.kernel.retention.clock import Clock
 from lamplighter.kernel.retention.rule import Applied, Archive, Delete, Rule, Set, Stop
 from lamplighter.kernel.retention.table import (
     HOW,
@@ -69,7 +70,6 @@ VISITS: Final = 2
 AIM: Final = 0.45
 """The share of the target that a batch is made to take: the next one may be slower. The server cancels it at the
 target; the commit, which has to bring to disk what the batch changed, comes on top."""
-MICROSECOND: Final = timedelta(microseconds=1)
 
 
 # -- places: which rows a batch looks at -----------------------------------------------------------------------------
@@ -97,21 +97,21 @@ class Blocks:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """The rows whose clock is from one moment up to another."""
+    """The rows whose clock is from one moment up to another, both on a step of the clock."""
 
-    clock: str
+    clock: Clock
     first: datetime
     end: datetime
 
     @property
     def sql(self) -> str:
-        return f"{self.clock} >= :first AND {self.clock} < :end"
+        return self.clock.within
 
     def parameters(self) -> dict[str, object]:
-        return {"first": self.first, "end": self.end}
+        return {"first": self.clock.value(self.first), "end": self.clock.value(self.end)}
 
     def halves(self) -> tuple[Span, ...]:
-        middle = self.first + (self.end - self.first) / 2
+        middle = self.clock.floor(self.first + (self.end - self.first) / 2)
         if not self.first < middle < self.end:
             return ()
         return Span(self.clock, self.first, middle), Span(self.clock, middle, self.end)
@@ -237,10 +237,10 @@ class Work:
         cost = self._cost(leaf)
         if cost is None:
             self._walk_blocks(leaf, number)
-        elif oldest := self._oldest(leaf):
+        elif (clock := self.table.clock) and (oldest := self._oldest(leaf, clock)):
             counts = self.failed, len(self.failures), self.skipped, len(self.waiting)
             try:
-                self._walk_spans(leaf, number, oldest, cost)
+                self._walk_spans(leaf, number, clock, oldest, cost)
             except _Unsplittable:  # the leaf is walked again, and what stays in it is counted again
                 self.failed, failures, self.skipped, waiting = counts
                 del self.failures[failures:], self.waiting[waiting:]
@@ -252,7 +252,7 @@ class Work:
         That is where the planner itself would read it, and where the rows are many and in no order: each batch would
         come to the same blocks again.
         """
-        if not self.rule.clock:
+        if not self.table.clock:
             return None
         query = f"EXPLAIN (FORMAT JSON) SELECT FROM {self._from(leaf)} WHERE {self.table.predicate} FOR UPDATE"
         with self._transaction():
@@ -262,24 +262,26 @@ class Work:
         again_and_again = "Bitmap Heap Scan" in scans and rows > VISITS * leaf.blocks
         return None if again_and_again or "Seq Scan" in scans else float(cost)
 
-    def _oldest(self, leaf: Leaf) -> datetime | None:
+    def _oldest(self, leaf: Leaf, clock: Clock) -> datetime | None:
         """The first clock that is due."""
-        query = f"SELECT CAST(min({self._clock}) AS timestamptz) FROM {self._from(leaf)} WHERE {self.table.predicate}"  # noqa: S608
+        oldest_of = clock.moment(f"min({clock.name})")
+        query = f"SELECT {oldest_of} FROM {self._from(leaf)} WHERE {self.table.predicate}"  # noqa: S608
         with self._transaction():
             oldest: datetime | None = execute(self.connection, query, self._parameters()).scalar_one()
         return oldest
 
-    def _walk_spans(self, leaf: Leaf, number: int, oldest: datetime, cost: float) -> None:
+    def _walk_spans(self, leaf: Leaf, number: int, clock: Clock, oldest: datetime, cost: float) -> None:
         """One span of time after the other, the oldest first; the newest where rows refer to others of their table, for
         those others are usually older.
         """
-        whole = (self.cutoff - oldest) // MICROSECOND
+        oldest = clock.floor(oldest)  # a count may have a fraction
+        whole = (clock.floor(self.cutoff) - oldest) // clock.step
         pace = Pace(size=whole * min(1.0, START_COST / cost), goal=self._goal(), limit=whole)
         done = 0
         while done < whole and not self._stops():
             size = min(max(1, round(pace.size)), whole - done)
-            first = oldest + (whole - done - size if self._chaining else done) * MICROSECOND
-            self._change(leaf, Span(self._clock, first, first + size * MICROSECOND), pace, size)
+            first = oldest + (whole - done - size if self._chaining else done) * clock.step
+            self._change(leaf, Span(clock, first, first + size * clock.step), pace, size)
             done += size
             self._tell(number, done / whole)
 
@@ -376,8 +378,7 @@ class Work:
         """One batch: of all rows of the place that are due and not `spared`, or of those that are `chosen`. False where
         that would have been more than the ceiling leaves: nothing was changed.
         """
-        # In one snapshot, counts before and after can be compared.
-        level = "REPEATABLE READ" if self.table.is_watched else "READ COMMITTED"
+        level = "REPEATABLE READ" if self._needs_snapshot else "READ COMMITTED"
         try:
             with self._transaction(statement=self.target, lock=LOCK_WAIT, level=level):
                 if self.table.is_watched:
@@ -420,6 +421,15 @@ class Work:
             except BaseException:
                 self.connection.invalidate()  # it may be in the middle of a statement
                 raise
+
+    @property
+    def _needs_snapshot(self) -> bool:
+        """Whether a batch sees one moment only: to compare counts, or a row with rows of other tables.
+
+        At READ COMMITTED, PostgreSQL looks at a row that was just changed together with the other tables as they were
+        before. A row that got a new parent would still be an orphan ("Transaction Isolation", 13.2.1).
+        """
+        return self.table.is_watched or self.rule.reads_tables
 
     def _where(self, leaf: Leaf, place: Place, spared: str, chosen: str) -> str:
         if not chosen:
@@ -701,13 +711,16 @@ class Work:
             " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
             " AND (CAST(relation AS bigint) = ANY (:changed) AND mode IN ('ShareLock', 'ShareRowExclusiveLock',"
             " 'ExclusiveLock', 'AccessExclusiveLock')"
-            " OR CAST(relation AS bigint) = ANY (:read) AND mode IN ('ExclusiveLock', 'AccessExclusiveLock')) LIMIT 1"
+            " OR CAST(relation AS bigint) = ANY (:read) AND mode IN ('ExclusiveLock', 'AccessExclusiveLock')"
+            " OR CAST(relation AS bigint) = ANY (:parents) AND mode = 'AccessExclusiveLock') LIMIT 1"
         )
-        changed = [*(self.table.oids | self.table.into)]
+        tables = {
+            "changed": [*(self.table.oids | self.table.into)],
+            "read": [*self.table.referring],
+            "parents": [*self.table.parents],
+        }
         with self._transaction():
-            found: str | None = execute(
-                self.connection, query, {"changed": changed, "read": [*self.table.referring]}
-            ).scalar_one_or_none()
+            found: str | None = execute(self.connection, query, tables).scalar_one_or_none()
         return found
 
     def _read(self, leaf: Leaf, place: Place, what: str, limit: int | None = None) -> list[Any]:
@@ -721,11 +734,7 @@ class Work:
         return f"{leaf.name} AS {quoted(alias(self.rule))}"
 
     def _parameters(self) -> dict[str, object]:
-        return parameters_of(self.rule, self.cutoff)
-
-    @property
-    def _clock(self) -> str:
-        return quoted(self.rule.clock or "")
+        return parameters_of(self.rule, self.table, self.cutoff)
 
     def _goal(self) -> float:
         return AIM * self.target.total_seconds()

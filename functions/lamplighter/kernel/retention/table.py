@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from lamplighter.kernel.errors import NO_TABLE, NoTable, Permanent, Retryable
-from lamplighter.kernel.retention.rule import Archive, Rule, Set
+from lamplighter.kernel.errors import NO_TABLE, NoTable, Permanent, Retryable, Unfit
+from lamplighter.kernel.retention.clock import EARLIEST, Clock, accepted, clock_of, other_unit
+from lamplighter.kernel.retention.rule import Archive, Parent, Rule, Set
+from lamplighter.kernel.retention.where import bound
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -17,16 +20,43 @@ if TYPE_CHECKING:
 type Trouble = Literal["late", "locked", "refused"]
 
 
-def _predicate(rule: Rule, columns: Mapping[str, str]) -> str:
-    """The one condition of preview, count and action. `columns` are the table's, with their types."""
-    conditions = [f"({rule.where}\n)"]  # the line's end closes a comment
-    if rule.clock:
-        clock = quoted(rule.clock)
-        conditions = [f"{clock} > '-infinity'", f"{clock} < :cutoff", *conditions]
+def _predicate(rule: Rule, columns: Mapping[str, str], clock: Clock | None, *, whole: bool = False) -> str:
+    """The one condition of preview, count and action. `columns` are the table's, with their types.
+
+    For the `whole` table the database may join the parents.
+    """
+    conditions = [f"({bound(rule.where)}\n)"]  # the line's end closes a comment
+    if clock:
+        conditions = [clock.due, *conditions]
+    if rule.orphan_of:
+        conditions.append(_orphaned(rule, rule.orphan_of, whole=whole))
     if isinstance(rule.action, Set):
         differs = (f"{quoted(name)} IS DISTINCT FROM {value}" for name, value in cast_values(rule.action, columns))
         conditions.append(f"({' OR '.join(differs)})")
     return " AND ".join(conditions)
+
+
+def _orphaned(rule: Rule, parent: Parent, *, whole: bool = False) -> str:
+    """In SQL, whether a row's parent is gone. Without any parents no row is an orphan: they were lost, or not restored
+    yet.
+    """
+    other = quoted("parent" if alias(rule) != "parent" else "other")
+    column = f"{quoted(alias(rule))}.{quoted(parent.column)}"
+    parents = f"{spelled(parent.table)} AS {other}"
+    # OFFSET 0: each row looks its parent up by an index. A join would read all parents for each batch.
+    one_by_one = "" if whole else " OFFSET 0"
+    gone = f"NOT EXISTS (SELECT FROM {parents} WHERE {other}.{quoted(parent.key)} = {column}{one_by_one})"
+    return f"{_refers(parent, quoted(alias(rule)))} AND EXISTS (SELECT FROM {parents}) AND {gone}"
+
+
+_NO_PARENT: Final = "'', '0', '-1', '00000000-0000-0000-0000-000000000000'"
+"""How applications write that a row has no parent, where they do not write NULL."""
+
+
+def _refers(parent: Parent, row: str) -> str:
+    """In SQL, whether a row names a parent."""
+    column = f"{row}.{quoted(parent.column)}"
+    return f"{column} IS NOT NULL AND CAST({column} AS text) NOT IN ({_NO_PARENT})"
 
 
 def cast_values(action: Set, columns: Mapping[str, str]) -> Iterator[tuple[str, str]]:
@@ -35,9 +65,15 @@ def cast_values(action: Set, columns: Mapping[str, str]) -> Iterator[tuple[str, 
         yield name, f"CAST(:value{n} AS {columns[name]})"
 
 
-def parameters_of(rule: Rule, cutoff: datetime) -> dict[str, object]:
+def parameters_of(rule: Rule, table: Table, cutoff: datetime) -> dict[str, object]:
+    """What the predicate takes."""
+    due = {"due": table.clock.value(cutoff)} if table.clock else {}
+    return {"cutoff": cutoff, **due, **_values(rule)}
+
+
+def _values(rule: Rule) -> dict[str, object]:
     values = rule.action.values.values() if isinstance(rule.action, Set) else ()
-    return {"cutoff": cutoff} | {f"value{n}": value for n, value in enumerate(values)}
+    return {f"value{n}": value for n, value in enumerate(values)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +151,10 @@ class Table:
     columns: Mapping[str, str]
     """Their types, by name."""
     leaves: Sequence[Leaf]
+    clock: Clock | None
     predicate: str
+    whole_predicate: str
+    """The same, quicker where it is asked of all rows at once."""
     now: datetime
     """By the database's clock."""
     oids: frozenset[int]
@@ -129,6 +168,8 @@ class Table:
     """Of rows that the rule deletes; those of tables that we may read."""
     referring: frozenset[int]
     """All tables that refer to the rule's."""
+    parents: frozenset[int]
+    """Of the table that an `orphan_of` names, and its partitions."""
 
     @property
     def is_watched(self) -> bool:
@@ -156,7 +197,11 @@ _LOOK: Final = """
         (SELECT json_object_agg(attname, format_type(atttypid, atttypmod) ORDER BY attnum) FROM pg_attribute
             WHERE attrelid = to_regclass(:table) AND attnum > 0 AND NOT attisdropped) AS columns,
         (SELECT json_agg(attname) FROM pg_attribute
+            WHERE attrelid = to_regclass(:table) AND attnum > 0 AND attnotnull) AS required,
+        (SELECT json_agg(attname) FROM pg_attribute
             WHERE attrelid = to_regclass(:into) AND attnum > 0 AND NOT attisdropped) AS into_columns,
+        (SELECT nspname FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
+            WHERE pg_class.oid = to_regclass(:into)) AS into_schema,
         (SELECT json_agg(json_build_array(nspname, relname, relkind, blocks, CAST(oid AS bigint)) ORDER BY relname)
             FROM leaf) AS leaves,
         (SELECT json_agg(CAST(oid AS bigint)) FROM tree) AS oids,
@@ -200,44 +245,103 @@ _KEEPING: Final = {"a": "NO ACTION", "r": "RESTRICT"}
 
 
 def look(connection: Connection, rule: Rule) -> Table:
-    """The rule's table, once it is certain that the rule fits it."""
+    """The rule's table, once it is certain that the rule fits it.
+
+    Raises:
+        Permanent: it does not fit; the first reason.
+    """
+    table, reasons = examine(connection, rule)
+    for reason in reasons:
+        raise reason
+    assert table is not None, "a rule that fits has a table"
+    return table
+
+
+def examine(connection: Connection, rule: Rule, *, is_readable: bool = True) -> tuple[Table | None, list[Permanent]]:
+    """The rule's table, and the reasons why the rule does not fit it. None: not even counting is possible.
+
+    With `is_readable` false nothing is asked for which the user needs SELECT.
+    """
     into = rule.action.into if isinstance(rule.action, Archive) else ""
     event = _UPDATES if isinstance(rule.action, Set) else _DELETES
     asked = {"table": _plain(rule.table), "into": _plain(into) if into else "", "event": event}
     row = execute(connection, _LOOK, asked).one()
-    if not row.found:
-        raise NoTable(f"{rule.name}: there is no table {rule.table} in the database.")
-    if unfit := [name for _, name, kind, *_ in row.leaves or () if kind != "r"]:
-        raise Permanent(f"{rule.name}: {', '.join(unfit)} is no ordinary or partitioned table.")
-    columns: dict[str, str] = row.columns or {}
-    values = rule.action.values if isinstance(rule.action, Set) else ()
-    for column in (rule.key, *([rule.clock] if rule.clock else []), *values):
-        if column not in columns:
-            raise Permanent(f"{rule.name}: the table {rule.table} has no column {column}.")
-    if rule.clock and not columns[rule.clock].startswith("timestamp"):
-        raise Permanent(
-            f"{rule.name}: the clock {rule.clock} is of type {columns[rule.clock]}; it takes a timestamp, with or "
-            "without time zone."
-        )
-    if into and row.into_columns is None:
-        raise Permanent(f"{rule.name}: there is no table {into} to archive into.")
-    if into and (missing := [column for column in columns if column not in row.into_columns]):
-        raise Permanent(f"{rule.name}: the table {into} lacks {', '.join(missing)} of {rule.table}.")
-    for name, table in row.rules or ():
-        raise Permanent(
-            f"{rule.name}: the rewrite rule {name} of the table {table} does otherwise than the retention rule says; "
+    reasons, table = list(_misfits(rule, row)), None
+    if not reasons:
+        try:
+            table = _table(connection, rule, row, event, is_readable=is_readable)
+        except Permanent as reason:
+            reasons.append(reason)
+    reasons += [
+        Permanent(
+            f"{rule.name}: the rewrite rule {name} of the table {owner} does otherwise than the retention rule says; "
             "nothing was touched."
         )
+        for name, owner in row.rules or ()
+    ]
+    return table, reasons
+
+
+def _misfits(rule: Rule, row: Any) -> Iterator[Permanent]:
+    """Why the rule's table cannot be read as the rule says."""
+    into = rule.action.into if isinstance(rule.action, Archive) else ""
+    if not row.found:
+        yield NoTable(f"{rule.name}: there is no table {rule.table} in the database.")
+        return
+    yield from _inside(rule, "table", rule.table, {schema for schema, *_ in row.leaves or ()})
+    if into:
+        yield from _inside(rule, "action", into, {row.into_schema})
+    if unfit := [name for _, name, kind, *_ in row.leaves or () if kind != "r"]:
+        yield Permanent(f"{rule.name}: {', '.join(unfit)} is no ordinary or partitioned table.")
+    columns: dict[str, str] = row.columns or {}
+    values = rule.action.values if isinstance(rule.action, Set) else {}
+    parent = rule.orphan_of
+    for column in (rule.key, *([rule.clock] if rule.clock else []), *values, *([parent.column] if parent else [])):
+        if column not in columns:
+            hint = " Give the rule a key." if column == rule.key else ""
+            yield Unfit(f"{rule.name}: the table {rule.table} has no column {column}.{hint}")
+    if required := [column for column in row.required or () if values.get(column, "") is None]:
+        yield Permanent(f"{rule.name}: the column {required[0]} of {rule.table} takes no null.")
+    if rule.clock in columns and not clock_of(quoted(rule.clock), rule.clock_unit, columns[rule.clock]):
+        integers = columns[rule.clock] in ("integer", "bigint") and rule.clock_unit in ("timestamp", "date")
+        hint = " Is its clock_unit seconds or milliseconds?" if integers else ""
+        yield Unfit(
+            f"retention.rules.{rule.name}.clock: the column {rule.clock} of {rule.table} is of type "
+            f"{columns[rule.clock]}; the clock_unit {rule.clock_unit} takes {accepted(rule.clock_unit)}.{hint}"
+        )
+    if into and row.into_columns is None:
+        yield Permanent(f"{rule.name}: there is no table {into} to archive into.")
+    elif into and (missing := [column for column in columns if column not in row.into_columns]):
+        yield Permanent(f"{rule.name}: the table {into} lacks {', '.join(missing)} of {rule.table}.")
+    if {*(row.oids or ())} & {*(row.into_oids or ())}:
+        yield Permanent(f"{rule.name}: the table {into} holds the rows that are to be archived into it.")
+
+
+def _table(connection: Connection, rule: Rule, row: Any, event: int, *, is_readable: bool) -> Table:
+    """The table of a rule that has no misfits.
+
+    Raises:
+        Permanent: the database does not take a part of the rule.
+    """
+    columns: dict[str, str] = row.columns or {}
+    values = rule.action.values if isinstance(rule.action, Set) else {}
+    parent = rule.orphan_of
+    clock = clock_of(quoted(rule.clock), rule.clock_unit, columns[rule.clock]) if rule.clock else None
     leaves = [
         Leaf(name=f"ONLY {quoted(schema)}.{quoted(name)}", blocks=blocks, oid=oid)
         for schema, name, _, blocks, oid in row.leaves or ()
     ]
-    predicate = _predicate(rule, columns)
+    parents = _parents(connection, rule, parent, row.oids) if parent and is_readable else frozenset()
+    if is_readable:
+        _demand_sound(connection, rule, columns)
+    predicate = _predicate(rule, columns, clock)
     refers = row.refers or ()
     return Table(
         columns=columns,
         leaves=leaves,
+        clock=clock,
         predicate=predicate,
+        whole_predicate=_predicate(rule, columns, clock, whole=True),
         now=row.now,
         oids=frozenset(row.oids or ()),
         into=frozenset(row.into_oids or ()),
@@ -253,7 +357,90 @@ def look(connection: Connection, rule: Rule) -> Table:
             if event == _DELETES and one["readable"] and (one["how"] in _KEEPING or one["own"])
         ],
         referring=frozenset(one["oid"] for one in refers),
+        parents=parents,
     )
+
+
+def _inside(rule: Rule, field: str, table: str, schemas: set[str]) -> Iterator[Permanent]:
+    """That a name without a schema means a table of Lamplighter's: the application's of that name is another one.
+
+    The search path begins with the schema that is called as the database user, and the user may be `lamplighter`.
+    """
+    from lamplighter.kernel.database import SCHEMA
+
+    if "." not in table and SCHEMA in schemas:
+        yield Permanent(
+            f"retention.rules.{rule.name}.{field}: {table} is found in the schema {SCHEMA}, which is Lamplighter's "
+            f"own. Name the schema, as in public.{table}."
+        )
+
+
+_LOOK_AT_PARENT: Final = """
+    WITH RECURSIVE tree AS (
+        SELECT CAST(to_regclass(:parent) AS oid) AS oid
+        UNION ALL SELECT inhrelid FROM pg_inherits JOIN tree ON inhparent = tree.oid
+    )
+    SELECT to_regclass(:parent) IS NOT NULL AS found,
+        (SELECT bool_and(relkind IN ('r', 'p')) FROM pg_class JOIN tree USING (oid)) AS is_table,
+        (SELECT json_agg(CAST(oid AS bigint)) FROM tree) AS oids,
+        (SELECT nspname FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
+            WHERE pg_class.oid = to_regclass(:parent)) AS schema,
+        EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass(:parent) AND attnum > 0 AND NOT attisdropped
+            AND attname = :key) AS has_key
+"""
+
+
+def _parents(connection: Connection, rule: Rule, parent: Parent, own: Sequence[int]) -> frozenset[int]:
+    """The oids of the parent's table, once it is certain that it says which rows are orphans."""
+    row = execute(connection, _LOOK_AT_PARENT, {"parent": _plain(parent.table), "key": parent.key}).one()
+    if not row.found:
+        raise NoTable(f"{rule.name}: there is no table {parent.table} in the database.")
+    for reason in _inside(rule, "orphan_of", parent.table, {row.schema}):
+        raise reason
+    if not row.is_table:  # a view may hide parents, a materialized one lacks the newest
+        raise Permanent(f"{rule.name}: the parent {parent.table} is no ordinary or partitioned table.")
+    if not row.has_key:
+        raise Permanent(f"{rule.name}: the parent {parent.table} has no column {parent.key}.")
+    if {*own} & {*row.oids}:
+        raise Permanent(f"{rule.name}: the parent {parent.table} is the rule's own table.")
+    some = f"SELECT FROM {spelled(rule.table)} AS {quoted(alias(rule))} WHERE {_refers(parent, quoted(alias(rule)))}"
+    lost = f"SELECT NOT EXISTS (SELECT FROM {spelled(parent.table)}) AND EXISTS ({some})"  # noqa: S608
+    if execute(connection, lost, {}).scalar_one():
+        raise Permanent(
+            f"{rule.name}: the parent {parent.table} has no rows, so every row of {rule.table} would be an orphan; "
+            "nothing was touched."
+        )
+    return frozenset(row.oids)
+
+
+def _demand_sound(connection: Connection, rule: Rule, columns: Mapping[str, str]) -> None:
+    """The database takes each part of the rule by itself.
+
+    `where` has to stand without the parentheses that it is put into: so it cannot end them. It is
+    asked with a parameter: then the server takes one statement only.
+
+    Raises:
+        Permanent: it does not; the sentence names the field.
+    """
+    from sqlalchemy.exc import DBAPIError
+
+    row = f"FROM {spelled(rule.table)} AS {quoted(alias(rule))} WHERE"
+    parts = {"where": f"EXPLAIN SELECT CAST(:cutoff AS timestamptz) {row} {bound(rule.where)}"}
+    if rule.orphan_of:
+        parts["orphan_of"] = f"EXPLAIN SELECT {row} {_orphaned(rule, rule.orphan_of)}"
+    if isinstance(rule.action, Set):
+        parts["action"] = f"SELECT {', '.join(value for _, value in cast_values(rule.action, columns))}"
+    parameters = {"cutoff": EARLIEST, **_values(rule)}
+    for field, query in parts.items():
+        try:
+            execute(connection, query, parameters)
+        except DBAPIError as error:
+            facts = facts_of(error)
+            state = str(facts.get("C", ""))
+            if state.startswith(_UNSOUND) and state not in _NOT_OF_A_PART:
+                kind = Unfit if state == _NO_COLUMN else Permanent
+                raise kind(f"retention.rules.{rule.name}.{field}: {facts['M']}.") from error
+            raise
 
 
 def _keeper(found: Mapping[str, Any], rule: Rule, predicate: str) -> Keeper:
@@ -308,20 +495,51 @@ def demand_no_dependants(connection: Connection, rule: Rule, table: Table, cutof
     Raises:
         Permanent: a foreign key would delete or change other rows too; names their table.
     """
-    due = f"FROM {spelled(rule.table)} AS {quoted(alias(rule))} WHERE {table.predicate}"
-    verb = "update" if isinstance(rule.action, Set) else "delete"
     for one in table.dependants:
-        columns, keys = (", ".join(map(quoted, names)) for names in (one.columns, one.keys))
-        other = f"AND ({table.predicate}) IS NOT TRUE" if one.own else ""  # what is due goes anyway
-        name = quoted(alias(rule) if one.own else one.table)
-        depending = f"FROM {one.quoted_table} AS {name} WHERE ({columns}) IN (SELECT {keys} {due}) {other}"
-        query = f"SELECT EXISTS (SELECT {depending})"  # identifiers are quoted
-        if execute(connection, query, parameters_of(rule, cutoff)).scalar_one():
-            raise Permanent(
-                f"{rule.name}: rows of {one.table} that are not due depend on due rows of {rule.table} (foreign key "
-                f"{one.name}, ON {verb.upper()} {one.action}); nothing was touched. Add a rule for {one.table} that "
-                "runs first, or change the foreign key."
-            )
+        if sentence := dependants_not_due(connection, rule, table, cutoff, one):
+            raise Permanent(sentence)
+
+
+def dependants_not_due(
+    connection: Connection, rule: Rule, table: Table, cutoff: datetime, one: Dependants
+) -> str | None:
+    """That the foreign key would delete or change rows that are not due, as a sentence, or None."""
+    due = f"FROM {spelled(rule.table)} AS {quoted(alias(rule))} WHERE {table.predicate}"
+    columns, keys = (", ".join(map(quoted, names)) for names in (one.columns, one.keys))
+    other = f"AND ({table.predicate}) IS NOT TRUE" if one.own else ""  # what is due goes anyway
+    name = quoted(alias(rule) if one.own else one.table)
+    depending = f"FROM {one.quoted_table} AS {name} WHERE ({columns}) IN (SELECT {keys} {due}) {other}"
+    query = f"SELECT EXISTS (SELECT {depending})"  # identifiers are quoted
+    if not execute(connection, query, parameters_of(rule, table, cutoff)).scalar_one():
+        return None
+    verb = "update" if isinstance(rule.action, Set) else "delete"
+    return (
+        f"{rule.name}: rows of {one.table} that are not due depend on due rows of {rule.table} (foreign key "
+        f"{one.name}, ON {verb.upper()} {one.action}); nothing was touched. Add a rule for {one.table} that "
+        "runs first, or change the foreign key."
+    )
+
+
+def demand_unit(connection: Connection, rule: Rule, table: Table) -> None:
+    """Some value of the clock is a moment in the declared unit, if any is in the other one.
+
+    With the wrong unit no row is ever due, and a preview of none looks like a table that is clean.
+
+    Raises:
+        Permanent: the clock counts in the other unit.
+    """
+    clock = table.clock
+    other = other_unit(clock) if clock else None
+    if not clock or not other:
+        return
+    some = f"SELECT FROM {spelled(rule.table)} AS {quoted(alias(rule))} WHERE"
+    query = f"SELECT NOT EXISTS ({some} {clock.is_plausible}) AND EXISTS ({some} {other.is_plausible})"
+    if execute(connection, query, {}).scalar_one():
+        right = "milliseconds" if rule.clock_unit == "seconds" else "seconds"
+        raise Permanent(
+            f"retention.rules.{rule.name}.clock_unit: {rule.clock} of {rule.table} has no moment between 1990 and 2200 "
+            f"in {rule.clock_unit}, but has some in {right}; nothing was touched."
+        )
 
 
 def _plain(table: str) -> str:
@@ -356,6 +574,12 @@ _LOCKED: Final = ("55P03", "40P01", "40001")
 """A lock was not to be had, a deadlock, a serialization failure."""
 _REFUSED: Final = ("09", "22", "23", "27", "44", "P0")
 """SQLSTATE classes that one row can cause: triggers, bad data, constraints, check options, RAISE."""
+_SYNTAX: Final = "42601"
+_NO_COLUMN: Final = "42703"
+_UNSOUND: Final = ("0A", "22", "42", "54", "P0")
+"""SQLSTATE classes of an expression that the database does not take: features, data, names and types, size, RAISE."""
+_NOT_OF_A_PART: Final = (NO_TABLE, "42501")
+"""Of these, what the whole rule has to do with: a table is missing, rights are."""
 
 
 def trouble_with(error: DBAPIError) -> Trouble | None:
@@ -375,21 +599,28 @@ def is_referred(error: DBAPIError) -> bool:
 
 def named(rule: Rule, error: DBAPIError) -> Exception:
     """The error for the caller: a rule that does not fit (syntax, names, rights) is permanent, a lock passes."""
-    facts = facts_of(error)
-    if facts.get("C") == NO_TABLE:
+    facts, trouble = facts_of(error), trouble_with(error)
+    state = str(facts.get("C", ""))
+    if state == NO_TABLE:
         return NoTable(f"{rule.name}: {facts['M']}.")
-    if str(facts.get("C", "")).startswith("42"):
-        return Permanent(f"{rule.name}: {facts['M']}.")
-    if facts.get("C") == _READ_ONLY:
-        return Permanent(f"{rule.name}: the database is read-only, a standby for instance; connect to the primary.")
-    if trouble_with(error) == "late":
-        return Permanent(
+    sentence = None
+    if state == _SYNTAX:  # of all that a statement is made of, only this is SQL of the owner's
+        sentence = f"retention.rules.{rule.name}.where: {facts['M']}."
+    elif state.startswith("42"):
+        sentence = f"{rule.name}: {facts['M']}."
+    elif trouble == "refused":  # the message may hold values of the row
+        reason = re.sub(r'"[^"]*"', "...", str(facts["M"]))
+        sentence = f"retention.rules.{rule.name}.where: fails on a row of {rule.table}: {reason} (SQLSTATE {state})."
+    elif state == _READ_ONLY:
+        sentence = f"{rule.name}: the database is read-only, a standby for instance; connect to the primary."
+    elif trouble == "late":
+        sentence = (
             f"{rule.name}: looking at {rule.table} takes too long. Do the clock, and the columns that refer to the "
             "table, have indexes?"
         )
-    if trouble_with(error) == "locked":
+    elif trouble == "locked":
         return Retryable(f"{rule.name}: somebody has locked {rule.table}; try again later.")
-    return error
+    return Permanent(sentence) if sentence else error
 
 
 def facts_of(error: DBAPIError) -> Mapping[str, object]:
