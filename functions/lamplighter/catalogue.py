@@ -27,6 +27,7 @@ _PLACES: Final = {
     "security_enforcement": "lamplighter.cloud.cloud_scan:TYPES",
     "instance_health": "lamplighter.cloud.cloud_scan:TYPES",
     "cloud_undo": "lamplighter.cloud.cloud_undo:handler",
+    "preflight": "lamplighter.preflight.preflight:handler",
 }
 """`module:name` of a JobType, or of a mapping that has it under its name."""
 
@@ -43,6 +44,17 @@ SETTINGS_CHECKS: Final = (
     "lamplighter.cloud.remedies:checked",
 )
 """`module:name` of what raises Permanent where valid settings do not fit together."""
+
+PREFLIGHTS: Final[Mapping[str, str]] = {
+    "Database": "lamplighter.preflight.database:part",
+    "Buckets": "lamplighter.preflight.buckets:part",
+    "Orphaned files": "lamplighter.media.preflight:part",
+    "Retention rules": "lamplighter.library.preflight:part",
+    "Audit log": "lamplighter.admin.preflight:part",
+    "Cloud": "lamplighter.cloud.preflight:part",
+    "Cost": "lamplighter.preflight.cost:part",
+}
+"""`module:name` of each part of the preflight, by its title, in the order of the report."""
 
 NAMES: Final = tuple(_PLACES)
 """All job types, those that workers outside Lambda bring along not among them."""

@@ -226,3 +226,11 @@ def test_cloud_actions(invoke: Invoke, scan: str) -> None:
 def test_cloud_undo(invoke: Invoke, scan: str) -> None:
     report = invoke("cloud/cloud_undo", job_id=scan)
     assert (report["status"], report["dry_run"]) == ("completed", True)
+
+
+def test_preflight(invoke: Invoke, world: World) -> None:
+    report = invoke("preflight/preflight")
+    assert (report["status"], report["items"]["blocked"]) == ("completed", 0), report["blocked"]
+    bucket, _, key = report["documents"]["html"].removeprefix("s3://").partition("/")
+    page = world.aws.client("s3").get_object(Bucket=bucket, Key=key)["Body"].read().decode()
+    assert f"<h1>Preflight: {report['verdict']}</h1>" in page

@@ -14,6 +14,7 @@ from lamplighter.admin.audit_read import KEPT_DAYS
 from lamplighter.kernel.ledger import transitions
 from lamplighter.kernel.ledger.row import Job, Policy, Status, decode, encode
 from lamplighter.kernel.ledger.store import Change, difference, expectation
+from lamplighter.preflight.preflight import PREFIX as PREFLIGHTS
 from lamplighter.rules import RULES
 from tests.template.project import ROOT, STACK, Function, Project
 
@@ -202,7 +203,7 @@ def test_the_audit_archives_objects_expire_and_its_chain_does_not() -> None:
     """REQUIREMENTS E1: kept for a configurable time. The links prove what is left, and what there has been."""
     lifecycle = PROJECT.resources["ArchiveBucket"]["Properties"]["LifecycleConfiguration"]["Rules"]
     expiring = {rule["Prefix"]: rule for rule in lifecycle if "ExpirationInDays" in rule}
-    assert expiring.keys() == {OBJECTS, REPORTS}
+    assert expiring.keys() == {OBJECTS, REPORTS, PREFLIGHTS}
     assert expiring[OBJECTS]["ExpirationInDays"] == {"Ref": "AuditArchiveDays"}
     assert not LINKS.startswith(OBJECTS)
     assert PROJECT.template["Parameters"]["AuditArchiveDays"]["Default"] == KEPT_DAYS

@@ -37,6 +37,8 @@ def environment(function: Function) -> dict[str, Any]:
 def length(value: Any) -> int:
     if isinstance(value, str | int):
         return len(str(value))
+    if "Fn::If" in value and isinstance(value["Fn::If"][1], str):
+        return len(value["Fn::If"][1])
     name = value["Fn::If"][1].get("Ref") if "Fn::If" in value else value.get("Ref")
     if name in PARAMETERS:
         return LONGEST.get(name) or max(len(str(PARAMETERS[name]["Default"])), 63)

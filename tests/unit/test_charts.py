@@ -24,7 +24,7 @@ from lamplighter.cloud.charts import (
     line,
     tick_step,
 )
-from lamplighter.cloud.markup import Markup, join, tag
+from lamplighter.kernel.markup import Markup, join, tag
 
 SVG = "{http://www.w3.org/2000/svg}"
 START = datetime(2026, 8, 24, tzinfo=UTC)

@@ -209,7 +209,7 @@ def test_a_bad_rule_is_one_sentence_that_names_the_field(document: dict[str, Any
     assert said.count("\n") == 0
 
 
-@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize("name", sorted(OWN))
 @pytest.mark.parametrize("field", ["table", "clock", "key", "where", "action", "floor_days"])
 def test_lamplighters_own_rules_cannot_be_given_another_meaning(name: str, field: str) -> None:
     value: Any = {"floor_days": 1, "action": "delete"}.get(field, "other")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
-from lamplighter.cloud.markup import Markup, join, tag
+from lamplighter.kernel.markup import Markup, join, tag
 
 WIDTH: Final = 460
 ROW: Final = 26

@@ -17,6 +17,7 @@ from lamplighter.kernel import retention
 from lamplighter.kernel.errors import Permanent
 from lamplighter.kernel.job import Report as JobReport
 from lamplighter.kernel.job import Run, Unfinished
+from lamplighter.kernel.settings import Settings
 
 NAMED: Final = 20
 """Refused rows that the report spells out; the log has all."""
@@ -64,7 +65,7 @@ def body(name: str, run: Run) -> Report | Unfinished:
 
     rule, now = rules.in_force(run.settings)[name], run.now()
     kept = rule.keep
-    limits = _limits(rule, run)
+    limits = ramp_of(rule, run.settings)
     if rules.previews(name, run.job, run.settings):
         found = retention.preview(engine(), rule, now=now, keep=kept)
         return Report(
@@ -113,11 +114,11 @@ def body(name: str, run: Run) -> Report | Unfinished:
     return report
 
 
-def _limits(rule: retention.Rule, run: Run) -> dict[str, Any]:
+def ramp_of(rule: retention.Rule, settings: Settings) -> dict[str, Any]:
     """What the ramp takes for the owner's rows; nothing for Lamplighter's own, which are not limited."""
     if rule.name in rules.OWN:
         return {}
-    return ramp.of_rows(rule.name, definition(rule), run.settings.rule(rule.name))
+    return ramp.of_rows(rule.name, definition(rule), settings.rule(rule.name))
 
 
 def definition(rule: retention.Rule) -> dict[str, Any]:

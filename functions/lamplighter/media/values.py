@@ -55,7 +55,7 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Column:
+class SourceColumn:
     """A reference column as the catalogue has it."""
 
     position: int
@@ -112,10 +112,26 @@ def read(connection: Connection, references: Sequence[Reference], *, max_lag: ti
                         yield _batch(column, texts)
 
 
+def identified(connection: Connection, position: int, reference: Reference, *, max_lag: timedelta) -> SourceColumn:
+    """The column, once it is certain that it can be read in full; reads no value. In the caller's transaction.
+
+    Raises:
+        Permanent: it does not exist, is of another type, or cannot be read in full.
+        Retryable: somebody has locked the table.
+    """
+    from lamplighter.kernel.database import whole_view
+
+    whole_view(connection, max_lag=max_lag)
+    with _explained(reference):
+        column = _identify(connection, position, reference)
+        _open(connection, column)
+    return column
+
+
 # -- the catalogue ---------------------------------------------------------------------------------------------------
 
 
-def _identify(connection: Connection, position: int, reference: Reference) -> _Column:
+def _identify(connection: Connection, position: int, reference: Reference) -> SourceColumn:
     from sqlalchemy import text
 
     quoted = connection.dialect.identifier_preparer.quote_identifier
@@ -134,7 +150,7 @@ def _identify(connection: Connection, position: int, reference: Reference) -> _C
         raise Permanent(f"references: the table {reference.table} has no column {reference.column}.")
     base, array, type_name = _base_type(connection, found.type)
     kind = _kind(reference, base, array, type_name)
-    return _Column(
+    return SourceColumn(
         position=position,
         reference=reference,
         source=source,
@@ -226,7 +242,7 @@ def _leaves(connection: Connection, oid: int, quoted: Any) -> tuple[_Leaf, ...]:
 # -- reading ---------------------------------------------------------------------------------------------------------
 
 
-def _open(connection: Connection, column: _Column) -> None:
+def _open(connection: Connection, column: SourceColumn) -> None:
     """Locks what is to be read, so that nothing is rewritten or dropped before its turn.
 
     Raises:
@@ -244,7 +260,7 @@ def _open(connection: Connection, column: _Column) -> None:
             raise Retryable(f"references: {column.reference.table} was rewritten while it was read.")
 
 
-def _ranges(connection: Connection, column: _Column) -> Iterator[list[str]]:
+def _ranges(connection: Connection, column: SourceColumn) -> Iterator[list[str]]:
     from sqlalchemy import text
 
     for leaf in column.leaves:
@@ -263,7 +279,7 @@ def _ranges(connection: Connection, column: _Column) -> Iterator[list[str]]:
             yield json.loads(found) if found else []
 
 
-def _fetches(connection: Connection, column: _Column) -> Iterator[list[str]]:
+def _fetches(connection: Connection, column: SourceColumn) -> Iterator[list[str]]:
     count = FETCHED if column.kind in {"text", "array"} else FETCHED_DOCUMENTS
     while rows := _run(connection, f"FETCH {count} FROM {_cursor(column)}").scalars().all():
         yield [value for value in rows if value is not None]
@@ -283,7 +299,7 @@ def _run(connection: Connection, statement: str) -> CursorResult[Any]:
     return connection.exec_driver_sql(statement)
 
 
-def _cursor(column: _Column) -> str:
+def _cursor(column: SourceColumn) -> str:
     return f"lamplighter_values_{column.position}"
 
 
@@ -317,7 +333,7 @@ def _explained(reference: Reference) -> Iterator[None]:
 # -- what a text holds -----------------------------------------------------------------------------------------------
 
 
-def _batch(column: _Column, texts: list[str]) -> Batch:
+def _batch(column: SourceColumn, texts: list[str]) -> Batch:
     if column.kind == "html":
         found = list(documents.in_markup(texts))
     elif column.kind == "json":

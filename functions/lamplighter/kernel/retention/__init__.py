@@ -49,6 +49,7 @@ from lamplighter.kernel.retention.rule import (
     Stop,
 )
 from lamplighter.kernel.retention.table import (
+    Table,
     alias,
     demand_no_dependants,
     demand_unit,
@@ -62,7 +63,7 @@ from lamplighter.kernel.retention.table import (
 )
 
 if TYPE_CHECKING:
-    from sqlalchemy import Engine
+    from sqlalchemy import Connection, Engine
 
 __all__ = [
     "Applied",
@@ -153,14 +154,8 @@ def _count(
             table = look(connection, rule)
             for cutoff in cutoffs:
                 demand_no_dependants(connection, rule, table, cutoff)
-            sizes = " + ".join(f"coalesce(pg_column_size({quoted(name)}), 0)" for name in table.columns)
-            query = (
-                f"SELECT count(*) AS rows, coalesce(sum({sizes}), 0) AS bytes,"  # noqa: S608 - identifiers are quoted
-                f" {_extreme('min', table.clock)} AS oldest, {_extreme('max', table.clock)} AS newest"
-                f" FROM {spelled(rule.table)} AS {quoted(alias(rule))} WHERE {table.whole_predicate}"
-            )
-            found = [execute(connection, query, parameters_of(rule, table, cutoff)).one() for cutoff in cutoffs]
-            if not any(row.rows for row in found):
+            found = [count(connection, rule, table, cutoff) for cutoff in cutoffs]
+            if not any(one.rows for one in found):
                 demand_unit(connection, rule, table)
         except DBAPIError as error:
             if trouble_with(error) == "late":
@@ -169,7 +164,23 @@ def _count(
                     f"{f', and one on {rule.orphan_of.key} of {rule.orphan_of.table}' if rule.orphan_of else ''}."
                 ) from error
             raise named(rule, error) from error
-    return [Candidates(rows=row.rows, bytes=int(row.bytes), oldest=row.oldest, newest=row.newest) for row in found]
+    return found
+
+
+def count(connection: Connection, rule: Rule, table: Table, cutoff: datetime) -> Candidates:
+    """What of the rule's table is due before `cutoff`, by the predicate of the action.
+
+    Raises:
+        sqlalchemy.exc.DBAPIError: the database refuses, or it takes too long.
+    """
+    sizes = " + ".join(f"coalesce(pg_column_size({quoted(name)}), 0)" for name in table.columns)
+    query = (
+        f"SELECT count(*) AS rows, coalesce(sum({sizes}), 0) AS bytes,"  # noqa: S608 - identifiers are quoted
+        f" {_extreme('min', table.clock)} AS oldest, {_extreme('max', table.clock)} AS newest"
+        f" FROM {spelled(rule.table)} AS {quoted(alias(rule))} WHERE {table.whole_predicate}"
+    )
+    row = execute(connection, query, parameters_of(rule, table, cutoff)).one()
+    return Candidates(rows=row.rows, bytes=int(row.bytes), oldest=row.oldest, newest=row.newest)
 
 
 def _extreme(aggregate: str, clock: Clock | None) -> str:

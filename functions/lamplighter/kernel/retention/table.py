@@ -246,52 +246,95 @@ _KEEPING: Final = {"a": "NO ACTION", "r": "RESTRICT"}
 
 
 def look(connection: Connection, rule: Rule) -> Table:
-    """The rule's table, once it is certain that the rule fits it."""
+    """The rule's table, once it is certain that the rule fits it.
+
+    Raises:
+        Permanent: it does not fit; the first reason.
+    """
+    table, reasons = examine(connection, rule)
+    for reason in reasons:
+        raise reason
+    assert table is not None, "a rule that fits has a table"
+    return table
+
+
+def examine(connection: Connection, rule: Rule, *, is_readable: bool = True) -> tuple[Table | None, list[Permanent]]:
+    """The rule's table, and the reasons why the rule does not fit it. None: not even counting is possible.
+
+    With `is_readable` false nothing is asked for which the user needs SELECT.
+    """
     into = rule.action.into if isinstance(rule.action, Archive) else ""
     event = _UPDATES if isinstance(rule.action, Set) else _DELETES
     asked = {"table": _plain(rule.table), "into": _plain(into) if into else "", "event": event}
     row = execute(connection, _LOOK, asked).one()
+    reasons, table = list(_misfits(rule, row)), None
+    if not reasons:
+        try:
+            table = _table(connection, rule, row, event, is_readable=is_readable)
+        except Permanent as reason:
+            reasons.append(reason)
+    reasons += [
+        Permanent(
+            f"{rule.name}: the rewrite rule {name} of the table {owner} does otherwise than the retention rule says; "
+            "nothing was touched."
+        )
+        for name, owner in row.rules or ()
+    ]
+    return table, reasons
+
+
+def _misfits(rule: Rule, row: Any) -> Iterator[Permanent]:
+    """Why the rule's table cannot be read as the rule says."""
+    into = rule.action.into if isinstance(rule.action, Archive) else ""
     if not row.found:
-        raise NoTable(f"{rule.name}: there is no table {rule.table} in the database.")
-    _demand_outside(rule, "table", rule.table, {schema for schema, *_ in row.leaves or ()})
+        yield NoTable(f"{rule.name}: there is no table {rule.table} in the database.")
+        return
+    yield from _inside(rule, "table", rule.table, {schema for schema, *_ in row.leaves or ()})
     if into:
-        _demand_outside(rule, "action", into, {row.into_schema})
+        yield from _inside(rule, "action", into, {row.into_schema})
     if unfit := [name for _, name, kind, *_ in row.leaves or () if kind != "r"]:
-        raise Permanent(f"{rule.name}: {', '.join(unfit)} is no ordinary or partitioned table.")
+        yield Permanent(f"{rule.name}: {', '.join(unfit)} is no ordinary or partitioned table.")
     columns: dict[str, str] = row.columns or {}
     values = rule.action.values if isinstance(rule.action, Set) else {}
     parent = rule.orphan_of
     for column in (rule.key, *([rule.clock] if rule.clock else []), *values, *([parent.column] if parent else [])):
         if column not in columns:
             hint = " Give the rule a key." if column == rule.key else ""
-            raise Unfit(f"{rule.name}: the table {rule.table} has no column {column}.{hint}")
+            yield Unfit(f"{rule.name}: the table {rule.table} has no column {column}.{hint}")
     if required := [column for column in row.required or () if values.get(column, "") is None]:
-        raise Permanent(f"{rule.name}: the column {required[0]} of {rule.table} takes no null.")
-    clock = clock_of(quoted(rule.clock), rule.clock_unit, columns[rule.clock]) if rule.clock else None
-    if rule.clock and clock is None:
+        yield Permanent(f"{rule.name}: the column {required[0]} of {rule.table} takes no null.")
+    if rule.clock in columns and not clock_of(quoted(rule.clock), rule.clock_unit, columns[rule.clock]):
         integers = columns[rule.clock] in ("integer", "bigint") and rule.clock_unit in ("timestamp", "date")
         hint = " Is its clock_unit seconds or milliseconds?" if integers else ""
-        raise Unfit(
+        yield Unfit(
             f"retention.rules.{rule.name}.clock: the column {rule.clock} of {rule.table} is of type "
             f"{columns[rule.clock]}; the clock_unit {rule.clock_unit} takes {accepted(rule.clock_unit)}.{hint}"
         )
     if into and row.into_columns is None:
-        raise Permanent(f"{rule.name}: there is no table {into} to archive into.")
-    if into and (missing := [column for column in columns if column not in row.into_columns]):
-        raise Permanent(f"{rule.name}: the table {into} lacks {', '.join(missing)} of {rule.table}.")
+        yield Permanent(f"{rule.name}: there is no table {into} to archive into.")
+    elif into and (missing := [column for column in columns if column not in row.into_columns]):
+        yield Permanent(f"{rule.name}: the table {into} lacks {', '.join(missing)} of {rule.table}.")
     if {*(row.oids or ())} & {*(row.into_oids or ())}:
-        raise Permanent(f"{rule.name}: the table {into} holds the rows that are to be archived into it.")
-    for name, table in row.rules or ():
-        raise Permanent(
-            f"{rule.name}: the rewrite rule {name} of the table {table} does otherwise than the retention rule says; "
-            "nothing was touched."
-        )
+        yield Permanent(f"{rule.name}: the table {into} holds the rows that are to be archived into it.")
+
+
+def _table(connection: Connection, rule: Rule, row: Any, event: int, *, is_readable: bool) -> Table:
+    """The table of a rule that has no misfits.
+
+    Raises:
+        Permanent: the database does not take a part of the rule.
+    """
+    columns: dict[str, str] = row.columns or {}
+    values = rule.action.values if isinstance(rule.action, Set) else {}
+    parent = rule.orphan_of
+    clock = clock_of(quoted(rule.clock), rule.clock_unit, columns[rule.clock]) if rule.clock else None
     leaves = [
         Leaf(name=f"ONLY {quoted(schema)}.{quoted(name)}", blocks=blocks, oid=oid)
         for schema, name, _, blocks, oid in row.leaves or ()
     ]
-    parents = _parents(connection, rule, parent, row.oids) if parent else frozenset()
-    _demand_sound(connection, rule, columns)
+    parents = _parents(connection, rule, parent, row.oids) if parent and is_readable else frozenset()
+    if is_readable:
+        _demand_sound(connection, rule, columns)
     predicate = _predicate(rule, columns, clock)
     refers = row.refers or ()
     return Table(
@@ -319,18 +362,15 @@ def look(connection: Connection, rule: Rule) -> Table:
     )
 
 
-def _demand_outside(rule: Rule, field: str, table: str, schemas: set[str]) -> None:
-    """A name without a schema never means a table of Lamplighter's.
+def _inside(rule: Rule, field: str, table: str, schemas: set[str]) -> Iterator[Permanent]:
+    """That a name without a schema means a table of Lamplighter's: the application's of that name is another one.
 
     The search path begins with the schema that is called as the database user, and the user may be `lamplighter`.
-
-    Raises:
-        Permanent: it does; the application's table of that name would be another one.
     """
     from lamplighter.kernel.database import SCHEMA
 
     if "." not in table and SCHEMA in schemas:
-        raise Permanent(
+        yield Permanent(
             f"retention.rules.{rule.name}.{field}: {table} is found in the schema {SCHEMA}, which is Lamplighter's "
             f"own. Name the schema, as in public.{table}."
         )
@@ -356,7 +396,8 @@ def _parents(connection: Connection, rule: Rule, parent: Parent, own: Sequence[i
     row = execute(connection, _LOOK_AT_PARENT, {"parent": _plain(parent.table), "key": parent.key}).one()
     if not row.found:
         raise NoTable(f"{rule.name}: there is no table {parent.table} in the database.")
-    _demand_outside(rule, "orphan_of", parent.table, {row.schema})
+    for reason in _inside(rule, "orphan_of", parent.table, {row.schema}):
+        raise reason
     if not row.is_table:  # a view may hide parents, a materialized one lacks the newest
         raise Permanent(f"{rule.name}: the parent {parent.table} is no ordinary or partitioned table.")
     if not row.has_key:
@@ -455,20 +496,29 @@ def demand_no_dependants(connection: Connection, rule: Rule, table: Table, cutof
     Raises:
         Permanent: a foreign key would delete or change other rows too; names their table.
     """
-    due = f"FROM {spelled(rule.table)} AS {quoted(alias(rule))} WHERE {table.predicate}"
-    verb = "update" if isinstance(rule.action, Set) else "delete"
     for one in table.dependants:
-        columns, keys = (", ".join(map(quoted, names)) for names in (one.columns, one.keys))
-        other = f"AND ({table.predicate}) IS NOT TRUE" if one.own else ""  # what is due goes anyway
-        name = quoted(alias(rule) if one.own else one.table)
-        depending = f"FROM {one.quoted_table} AS {name} WHERE ({columns}) IN (SELECT {keys} {due}) {other}"
-        query = f"SELECT EXISTS (SELECT {depending})"  # identifiers are quoted
-        if execute(connection, query, parameters_of(rule, table, cutoff)).scalar_one():
-            raise Permanent(
-                f"{rule.name}: rows of {one.table} that are not due depend on due rows of {rule.table} (foreign key "
-                f"{one.name}, ON {verb.upper()} {one.action}); nothing was touched. Add a rule for {one.table} that "
-                "runs first, or change the foreign key."
-            )
+        if sentence := dependants_not_due(connection, rule, table, cutoff, one):
+            raise Permanent(sentence)
+
+
+def dependants_not_due(
+    connection: Connection, rule: Rule, table: Table, cutoff: datetime, one: Dependants
+) -> str | None:
+    """That the foreign key would delete or change rows that are not due, as a sentence, or None."""
+    due = f"FROM {spelled(rule.table)} AS {quoted(alias(rule))} WHERE {table.predicate}"
+    columns, keys = (", ".join(map(quoted, names)) for names in (one.columns, one.keys))
+    other = f"AND ({table.predicate}) IS NOT TRUE" if one.own else ""  # what is due goes anyway
+    name = quoted(alias(rule) if one.own else one.table)
+    depending = f"FROM {one.quoted_table} AS {name} WHERE ({columns}) IN (SELECT {keys} {due}) {other}"
+    query = f"SELECT EXISTS (SELECT {depending})"  # identifiers are quoted
+    if not execute(connection, query, parameters_of(rule, table, cutoff)).scalar_one():
+        return None
+    verb = "update" if isinstance(rule.action, Set) else "delete"
+    return (
+        f"{rule.name}: rows of {one.table} that are not due depend on due rows of {rule.table} (foreign key "
+        f"{one.name}, ON {verb.upper()} {one.action}); nothing was touched. Add a rule for {one.table} that "
+        "runs first, or change the foreign key."
+    )
 
 
 def demand_unit(connection: Connection, rule: Rule, table: Table) -> None:
