@@ -1,6 +1,6 @@
 """The preflight of the cloud scans: what each remedy would act on, by the findings that are open (REQUIREMENTS O4, S4).
 
-It enters no account. What the roles may do there is known to a scan with `dry_run`, which reads all that a run reads.
+It enters no account. A scan with `dry_run` reads all that a run reads, and so shows the rights to read.
 """
 
 from __future__ import annotations
