@@ -146,7 +146,8 @@ class LocalAws:
 
         def forget() -> None:
             """A new MiniStack is empty."""
-            self._deployed.unlink(missing_ok=True)
+            for file in self.directory.glob("deployed*"):
+                file.unlink()
             temporary.mkdir(parents=True, exist_ok=True)
 
         # All that functions inherit: nothing of the user's own shell, as on AWS.
@@ -215,7 +216,8 @@ class LocalAws:
                 from local import fixups
 
                 fixups.apply(self.client, self.stack_name)
-                current.say(f"stack {self.stack_name}, its database migrated")
+                migrated = "without a database" if values["DatabaseUrl"] == "-" else "its database migrated"
+                current.say(f"stack {self.stack_name}, {migrated}")
         self._deployed.write_text(state)
 
     def write_environment(self) -> Path:
@@ -233,7 +235,8 @@ class LocalAws:
         for title, server in (("MiniStack", self.ministack()), ("Redis", self.redis()), ("Postgres", self.postgres())):
             with step(title) as current:
                 current.say("stopped" if server.stop() else "was not running")
-        for leftover in ("postgres", "tmp", "env", "deployed", PAGE):
+        deployed = [path.name for path in self.directory.glob("deployed*")]
+        for leftover in ("postgres", "tmp", "env", *deployed, PAGE):
             path = self.directory / leftover
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
@@ -243,8 +246,8 @@ class LocalAws:
 
     @property
     def _deployed(self) -> Path:
-        """Digest of what was deployed last into the MiniStack that runs."""
-        return self.directory / "deployed"
+        """Digest of what was deployed last as this stack into the MiniStack that runs."""
+        return self.directory / f"deployed-{self.stack_name}"
 
     def _is_healthy(self) -> bool:
         try:

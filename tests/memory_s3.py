@@ -103,6 +103,9 @@ class MemoryS3:
             for name, value in request.headers.items()
         }
         held = self.buckets.get(bucket)
+        if held is None and request.method == "PUT" and not key:
+            self.buckets[bucket] = {}
+            return _response(request.url, 200, b"")
         if held is None:
             return _response(request.url, 404, _error("NoSuchBucket"))
         body = request.body.read() if hasattr(request.body, "read") else request.body or b""

@@ -56,6 +56,8 @@ PREFLIGHTS: Final[Mapping[str, str]] = {
 }
 """`module:name` of each part of the preflight, by its title, in the order of the report."""
 
+_FINDINGS_STORE: Final = "lamplighter.cloud.store:findings_store"
+
 NAMES: Final = tuple(_PLACES)
 """All job types, those that workers outside Lambda bring along not among them."""
 
@@ -71,3 +73,8 @@ def job_type(name: str) -> JobType[Any]:
     found = resolve_name(_PLACES[name])
     kind: JobType[Any] = found[name] if isinstance(found, Mapping) else found
     return kind
+
+
+def findings_store() -> Any:
+    """The store of the scans' findings, a `cloud.store.FindingsStore`: Postgres, or S3 where there is no database."""
+    return resolve_name(_FINDINGS_STORE)()

@@ -23,11 +23,13 @@ from sqlalchemy import Connection, Engine, NullPool, create_engine, text
 from lamplighter.deletion import ramp
 from lamplighter.kernel import aws, database, retention
 from lamplighter.kernel.ledger.ledger import Ledger
+from lamplighter.kernel.no_database import VARIABLES
 from local.postgres import APPLICATION_TABLES
 from local.stack import ROOT, LocalAws
 from tests.integration.actions_world import REGION, Account
 from tests.integration.media_world import World
 from tests.integration.reports_world import Reports
+from tests.integration.store_world import PostgresWorld, StoreWorld, s3_world
 from tests.integration.uploads_world import Uploads
 from tests.memory_trust import MemoryTable
 from tests.ports import free_ports
@@ -278,7 +280,25 @@ def account(s3: Any, jobs_table: str, engine: Engine, monkeypatch: pytest.Monkey
     return own
 
 
+@pytest.fixture(params=["postgres", "s3"])
+def findings(request: pytest.FixtureRequest) -> StoreWorld:
+    """An empty store of findings, of each kind in turn; it is the deployment's."""
+    if request.param == "postgres":
+        return PostgresWorld(request.getfixturevalue("engine"))
+    request.getfixturevalue("no_database")
+    world = s3_world(request.getfixturevalue("s3"))
+    request.getfixturevalue("monkeypatch").setenv("ARCHIVE_BUCKET", world.bucket)
+    return world
+
+
 @pytest.fixture
-def reports(s3: Any, engine: Engine) -> Reports:
+def no_database(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A deployment without a database."""
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def reports(s3: Any, findings: StoreWorld) -> Reports:
     """Findings of scans, none yet, and a bucket for reports on them."""
-    return Reports(s3, engine)
+    return Reports(s3, findings)

@@ -206,20 +206,15 @@ def after[**P, R](whole: Callable[P, R], then: Callable[[], None]) -> Callable[P
 
 @contextmanager
 def fragile(world: PhasesWorld, point: Points) -> Iterator[None]:
-    """Every statement of a function that writes is a point, and every commit; each time that a function asks whether to
-    go on, the clock goes on a second."""
-    stop, dialect = Run.stop, world.engine.dialect
-
-    def stops(run: Run) -> Any:
-        world.now += timedelta(seconds=1)
-        return stop(run)
+    """Every statement of a function that writes is a point, and every commit."""
+    dialect = world.engine.dialect
 
     def executed(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
         if writes := WRITES.search(statement):
             point(writes[0])
 
     with (
-        patch.object(Run, "stop", stops),
+        stopping(world),
         patch.object(dialect, "do_commit", after(dialect.do_commit, partial(point, "COMMIT"))),
     ):
         event.listen(world.engine, "after_cursor_execute", executed)
@@ -227,6 +222,19 @@ def fragile(world: PhasesWorld, point: Points) -> Iterator[None]:
             yield
         finally:
             event.remove(world.engine, "after_cursor_execute", executed)
+
+
+@contextmanager
+def stopping(world: PhasesWorld) -> Iterator[None]:
+    """Each time that a function asks whether to go on, the clock goes on a second."""
+    stop = Run.stop
+
+    def stops(run: Run) -> Any:
+        world.now += timedelta(seconds=1)
+        return stop(run)
+
+    with patch.object(Run, "stop", stops):
+        yield
 
 
 def die_with(execution: Execution) -> None:

@@ -1,18 +1,16 @@
-"""Findings in Postgres to report on, and what comes of it."""
+"""Findings to report on, in a store of either kind, and what comes of it."""
 
 from __future__ import annotations
 
 import csv
 import io
-import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import Engine, text
-
 from lamplighter.cloud.report import generate_waste_report
 from lamplighter.cloud.reported import Document, WasteReport
+from tests.integration.store_world import StoreWorld
 
 NOW = datetime(2026, 11, 22, 6, 10, tzinfo=UTC)
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
@@ -21,18 +19,18 @@ HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 class Reports:
     """Findings to report on, and the reports' bucket."""
 
-    def __init__(self, s3: Any, engine: Engine) -> None:
+    def __init__(self, s3: Any, findings: StoreWorld) -> None:
         self.s3 = s3
-        self.engine = engine
+        self.kept = findings
         self.bucket = f"archive-{uuid4().hex}"
         s3.create_bucket(Bucket=self.bucket)
 
     def find(self, resource: str, check: str = "unattached_volumes", **values: Any) -> None:
         """A finding, of waste and open if not told otherwise."""
-        row = {
-            "account_id": "111111111111",
+        fields = {
+            "account": "111111111111",
             "region": "eu-west-1",
-            "check_id": check,
+            "check": check,
             "resource_id": resource,
             "resource_type": "AwsEc2Volume",
             "kind": "unattached_volume",
@@ -46,21 +44,14 @@ class Reports:
             "evidence": {},
             "exemption": None,
             "status": "open",
-            "first_seen_at": NOW - DAY,
-            "last_seen_at": NOW,
+            "first_seen": NOW - DAY,
+            "last_seen": NOW,
             "resolved_at": None,
             "reopened_at": None,
             "times_reopened": 0,
             "job_id": "01SCAN",
-        } | values
-        json_columns = ("evidence", "exemption")
-        row |= {name: json.dumps(row[name]) for name in json_columns if row[name] is not None}
-        parameters = [f"CAST(:{name} AS jsonb)" if name in json_columns else f":{name}" for name in row]
-        with self.engine.begin() as connection:
-            connection.execute(
-                text(f"INSERT INTO lamplighter.findings ({', '.join(row)}) VALUES ({', '.join(parameters)})"),
-                row,
-            )
+        }
+        self.kept.put(**fields | values)
 
     def doubt(
         self,
@@ -71,36 +62,16 @@ class Reports:
         region: str = "eu-west-1",
     ) -> None:
         """What a check could not judge."""
-        self.sql(
-            "INSERT INTO lamplighter.unjudged"
-            " VALUES (:account, :region, :check, :reason, CAST(:resources AS jsonb), :now, '01SCAN')",
-            account=account,
-            region=region,
-            check=check,
-            reason=reason,
-            resources=json.dumps(resources),
-            now=NOW,
-        )
+        self.kept.put_unjudged(account, region, check, reason, list(resources), NOW)
 
     def judged(self, check: str, at: datetime, *, account: str = "111111111111", region: str = "eu-west-1") -> None:
         """When a check was judged last."""
-        self.sql(
-            "INSERT INTO lamplighter.judged_checks VALUES (:account, :region, :check, :at, '01SCAN')",
-            account=account,
-            region=region,
-            check=check,
-            at=at,
-        )
-
-    def sql(self, statement: str, **values: Any) -> None:
-        """A statement in a transaction of its own."""
-        with self.engine.begin() as connection:
-            connection.execute(text(statement), values)
+        self.kept.put_judged(account, region, check, at)
 
     def generate(self, job_id: str = "01JOB", *, now: datetime = NOW, **values: Any) -> WasteReport:
         """A report."""
         given = {"job_type": "waste_scan"} | values
-        return generate_waste_report(self.engine, self.s3, bucket=self.bucket, job_id=job_id, now=now, **given)
+        return generate_waste_report(self.kept.store, self.s3, bucket=self.bucket, job_id=job_id, now=now, **given)
 
     def read(self, address: str) -> str:
         """A document that a report names."""
@@ -119,8 +90,3 @@ class Reports:
         """All documents."""
         pages = self.s3.get_paginator("list_objects_v2").paginate(Bucket=self.bucket)
         return [entry["Key"] for page in pages for entry in page.get("Contents", ())]
-
-    def rows(self) -> list[dict[str, Any]]:
-        """What `cloud_reports` has."""
-        with self.engine.connect() as connection:
-            return [dict(row) for row in connection.execute(text("TABLE lamplighter.cloud_reports")).mappings()]

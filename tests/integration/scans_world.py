@@ -24,21 +24,25 @@ from lamplighter.cloud import access, cloud_region, cloud_scan, health, prices, 
 from lamplighter.cloud.check import Basis, Judgement, judge
 from lamplighter.cloud.cloud_region import CHECKS
 from lamplighter.cloud.exemptions import KEY
-from lamplighter.cloud.findings import UNWATCHED
 from lamplighter.cloud.inventory import Inventory
-from lamplighter.cloud.open_findings import SECURITY_CHECKS
 from lamplighter.cloud.prices import Prices
 from lamplighter.cloud.reported import Document
+from lamplighter.cloud.store.documents import RegionFindings
+from lamplighter.cloud.store.model import SECURITY_CHECKS, UNWATCHED
+from lamplighter.cloud.store.s3 import REGIONS as REGIONS_PREFIX
+from lamplighter.cloud.store.s3 import S3Store
 from lamplighter.jobs.dispatcher import Alert
 from lamplighter.kernel import settings as settings_module
 from lamplighter.kernel.cloud import Limits, Targets
 from lamplighter.kernel.errors import Permanent, Retryable
 from lamplighter.kernel.ledger.ledger import Ledger
 from lamplighter.kernel.ledger.row import Job, Status
+from lamplighter.kernel.no_database import VARIABLES
 from lamplighter.kernel.settings import CloudSettings, Settings
 from local.stack import ROOT
 from tests.integration.cloud_world import ACCOUNT
-from tests.integration.phases_world import FragileStore, PhasesWorld, Points, after, fragile
+from tests.integration.phases_world import FragileStore, PhasesWorld, Points, after, fragile, stopping
+from tests.integration.store_world import PostgresWorld, S3World, StoreWorld
 from tests.inventories import TAGS, instance, series, volume
 from tests.state_machine import load
 from tests.unit.conftest import FakeContext
@@ -109,8 +113,8 @@ class Life:
     """A finding's."""
 
     status: str
-    first_seen_at: datetime
-    last_seen_at: datetime
+    first_seen: datetime
+    last_seen: datetime
     resolved_at: datetime | None = None
     reopened_at: datetime | None = None
     times_reopened: int = 0
@@ -147,14 +151,14 @@ class Model:
         for check, resource in found:
             life = self.lives.get((place, check, resource))
             if life is None:
-                self.lives[place, check, resource] = Life(status="open", first_seen_at=at, last_seen_at=at)
+                self.lives[place, check, resource] = Life(status="open", first_seen=at, last_seen=at)
                 changed[0] += 1
             else:
                 if life.status == "resolved":
                     life.status, life.resolved_at, life.reopened_at = "open", None, at
                     life.times_reopened += 1
                     changed[1] += 1
-                life.last_seen_at = at
+                life.last_seen = at
         for (where, check, resource), life in self.lives.items():
             silent = not {(check, resource), (check, "*")} & (found | unknown)
             if where == place and check in said.judged and life.status == "open" and silent:
@@ -183,9 +187,10 @@ class ScansWorld(PhasesWorld):
     definition = load((ROOT / "statemachines/cloud.asl.yaml").read_text(), CloudScan="steps", Stack="stack")
     types = tuple(cloud_scan.TYPES)
 
-    def __init__(self, engine: Engine, s3: Any, seed: int) -> None:
+    def __init__(self, engine: Engine | None, s3: Any, seed: int) -> None:
+        """`engine` is of the database that keeps the findings; where there is none, the bucket does."""
         self.point = Points()
-        super().__init__(engine, FragileStore(self.point))
+        super().__init__(engine, FragileStore(self.point))  # type: ignore[arg-type] - not used where there is none
         self.now = START
         self.rng = random.Random(seed)
         self.ledger = Ledger(self.store, clock=lambda: self.now, rng=self.rng)
@@ -201,6 +206,9 @@ class ScansWorld(PhasesWorld):
         """Jobs that have ended and said what they had to."""
         self._throttled = set[tuple[Place, date]]()
         s3.create_bucket(Bucket=self.bucket)
+        self.kept: StoreWorld = PostgresWorld(engine) if engine else S3World(s3, self.bucket)
+        if not engine:
+            self.types = tuple(name for name in self.types if name != "instance_health")
         s3.put_object(Bucket=self.bucket, Key=KEY, Body=json.dumps({"exceptions": [EXCEPTION]}))
         for region in REGIONS:
             found = [self.accounts.inventory(place, START + n * DAY) for place in PLACES for n in range(30)]
@@ -216,7 +224,7 @@ class ScansWorld(PhasesWorld):
         put, upload = report._put, report._upload
         with (
             super().installed(),
-            fragile(self, self.point),
+            fragile(self, self.point) if self.engine else fragile_bucket(self, self.point),
             patch.object(reader, "read", self._read),
             patch.object(health, "statuses", lambda ec2: {}),
             patch.object(access, "clients", lambda *_, **__: MagicMock(calls=0)),  # nobody sends a request with them
@@ -225,6 +233,7 @@ class ScansWorld(PhasesWorld):
             patch.object(report, "_upload", after(upload, partial(self.point, "upload"))),
             patch.object(settings_module, "load", lambda: self.settings),
             patch.dict(os.environ, ACCOUNT_ID=ACCOUNT, AWS_REGION=REGIONS[0], ARCHIVE_BUCKET=self.bucket),
+            patch.dict(os.environ, {} if self.engine else dict.fromkeys(VARIABLES, "")),
         ):
             yield self
 
@@ -254,8 +263,8 @@ class ScansWorld(PhasesWorld):
         if step == "report" and "report" in answer["outcomes"]:
             self.verify_report(payload["job_id"])
             told = self.document(payload["job_id"])
-            found = self.sql("SELECT id FROM lamplighter.findings WHERE status = 'open'")
-            assert {one.id for one in (*told.findings, *told.exempted_findings)} == {one.id for one in found}
+            found = {one.id for one in self.kept.rows() if one.status == "open"}
+            assert {one.id for one in (*told.findings, *told.exempted_findings)} == found
         return answer
 
     def _observe(self, step: str, payload: Any, began: datetime) -> None:
@@ -265,13 +274,24 @@ class ScansWorld(PhasesWorld):
         if step == "regions" and "item" in payload:
             where = payload["item"]["value"]
             place, job = (where["account"], where["region"]), self.ledger.get(payload["job_id"])
-            [(looked, recorded, examined)] = self.sql(COMMITTED, account=place[0], region=place[1], at=began)
+            looked, recorded, examined = self._committed(place, began)
             if looked:
                 self.model.looked(place, began)
             if recorded:
                 self.model.recorded(place, began, job)
             if examined:
                 self.model.examined(place, began)
+
+    def _committed(self, place: Place, at: datetime) -> tuple[bool, bool, bool]:
+        """Whether a look, a scan's word and a health check of that moment are in the store."""
+        looked = any(key[:2] == place and last == at for key, (_, last) in self.kept.sights().items())
+        if self.engine:
+            [(recorded, examined)] = self.sql(COMMITTED, account=place[0], region=place[1], at=at)
+            return looked, recorded, examined
+        assert isinstance(self.kept, S3World)
+        documents = self.kept.documents(REGIONS_PREFIX, RegionFindings)
+        here = [one for one in documents if (one.account, one.region) == place]
+        return looked, any(one.at == at for document in here for one in document.judged.values()), False
 
     # -- what has to hold --------------------------------------------------------------------------------------------
 
@@ -285,7 +305,7 @@ class ScansWorld(PhasesWorld):
         assert self.store.locks == {}, "a lock was left behind"
         self.verify_store()
         for job_id in self.touched:
-            if self.sql("SELECT 1 FROM lamplighter.cloud_reports WHERE job_id = :id", id=job_id):
+            if any(row["job_id"] == job_id for row in self.kept.reports()):
                 self.verify_report(job_id)
         self.touched.clear()
         alerts = Counter(action.job.job_id for action in self.done if isinstance(action, Alert))
@@ -294,25 +314,20 @@ class ScansWorld(PhasesWorld):
     def verify_store(self) -> None:
         """Nothing is in the store but what was committed, and nothing of that is missing."""
         lives = {
-            ((row.account_id, row.region), row.check_id, row.resource_id): Life(
+            ((row.account, row.region), row.check, row.resource_id): Life(
                 **{name: getattr(row, name) for name in Life.__dataclass_fields__}
             )
-            for row in self.sql("SELECT * FROM lamplighter.findings")
+            for row in self.kept.rows()
         }
         assert lives == self.model.lives
-        sights = {
-            ((row.account_id, row.region), row.volume_id): (row.first_seen_at, row.last_seen_at)
-            for row in self.sql("SELECT * FROM lamplighter.unattached_volumes")
-        }
-        assert sights == {(place, id): seen for place, those in self.model.sights.items() for id, seen in those.items()}
+        seen = {(*place, id): sight for place, those in self.model.sights.items() for id, sight in those.items()}
+        assert self.kept.sights() == seen
         instances = {
             ((row.account_id, row.region), row.id): (row.state, row.updated_at)
-            for row in self.sql("SELECT * FROM lamplighter.instances")
+            for row in (self.sql("SELECT * FROM lamplighter.instances") if self.engine else ())
         }
         assert instances == self.model.instances
-        made = {
-            row.job_id: row.created_at for row in self.sql("SELECT job_id, created_at FROM lamplighter.cloud_reports")
-        }
+        made = {row["job_id"]: row["created_at"] for row in self.kept.reports()}
         assert made.items() >= self.reports.items(), "a report is lost, or its moment moved"
         self.reports = made
 
@@ -343,21 +358,22 @@ class ScansWorld(PhasesWorld):
 
     def verify_report(self, job_id: str) -> None:
         """A report's row and its documents agree."""
-        [row] = self.sql("SELECT * FROM lamplighter.cloud_reports WHERE job_id = :id", id=job_id)
+        row = self._report(job_id)
         document = self.document(job_id)
-        assert (document.job_id, document.job_type, document.generated_at) == (job_id, row.job_type, row.created_at)
-        assert document.documents == row.documents
-        assert document.totals.model_dump(mode="json") == row.totals
-        assert document.totals.all.monthly_usd == row.monthly_usd
+        own = (document.job_id, document.job_type, document.generated_at)
+        assert own == (job_id, row["job_type"], row["created_at"])
+        assert document.documents == row["documents"]
+        assert document.totals.all.findings == row["findings"]
+        assert document.totals.all.monthly_usd == row["monthly_usd"]
         told = [*document.findings, *document.exempted_findings]
         assert document.totals.all.findings == len(document.findings)
         assert document.totals.all.monthly_usd == round(sum(one.counted_usd for one in document.findings), 2)
-        lines = csv.DictReader(io.StringIO(self._object(row.documents["csv"]), newline=""), strict=True)
+        lines = csv.DictReader(io.StringIO(self._object(row["documents"]["csv"]), newline=""), strict=True)
         assert [(one["check"], one["resource_id"]) for one in lines] == [(one.check, one.resource_id) for one in told]
-        page = self._object(row.documents["html"])
+        page = self._object(row["documents"]["html"])
         assert all(one.resource_id in page for one in told)
         exported = [
-            one for key in self._keys(row.documents["asff"]) for one in json.loads(self._object(key))["Findings"]
+            one for key in self._keys(row["documents"]["asff"]) for one in json.loads(self._object(key))["Findings"]
         ]
         assert len({one["Id"] for one in exported}) == len(exported)
         active = Counter(one["GeneratorId"] for one in exported if one["RecordState"] == "ACTIVE")
@@ -367,8 +383,11 @@ class ScansWorld(PhasesWorld):
 
     def document(self, job_id: str) -> Document:
         """The report.json of a job."""
-        [row] = self.sql("SELECT documents FROM lamplighter.cloud_reports WHERE job_id = :id", id=job_id)
-        return Document.model_validate_json(self._object(row.documents["json"]))
+        return Document.model_validate_json(self._object(self._report(job_id)["documents"]["json"]))
+
+    def _report(self, job_id: str) -> dict[str, Any]:
+        [row] = [row for row in self.kept.reports() if row["job_id"] == job_id]
+        return row
 
     def _keys(self, address: str) -> list[str]:
         bucket, _, prefix = address.removeprefix("s3://").partition("/")
@@ -382,9 +401,14 @@ class ScansWorld(PhasesWorld):
 
 COMMITTED = """
     SELECT
-        EXISTS (SELECT FROM lamplighter.unattached_volumes
-            WHERE account_id = :account AND region = :region AND last_seen_at = :at),
         EXISTS (SELECT FROM lamplighter.judged_checks
             WHERE account_id = :account AND region = :region AND judged_at = :at),
         EXISTS (SELECT FROM lamplighter.instances WHERE account_id = :account AND region = :region AND updated_at = :at)
 """
+
+
+@contextmanager
+def fragile_bucket(world: ScansWorld, point: Points) -> Iterator[None]:
+    """As `fragile`, where the bucket keeps the findings: every object that is written is a point."""
+    with stopping(world), patch.object(S3Store, "_put", after(S3Store._put, partial(point, "keep"))):
+        yield

@@ -633,6 +633,20 @@ def test_a_database_that_goes_away_fails_the_run_and_no_region(
     assert len(account.ingress(group)) == 1
 
 
+def test_findings_that_cannot_be_read_are_acted_upon_by_nobody(
+    account: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """P5: without a database the bucket has them, or what it has is broken."""
+    group, key = account.open_group(), f"findings/regions/{account.account}/us-east-1.json.gz"
+    monkeypatch.delenv("DATABASE_URL")
+    account.act("open_ports", "revoke")
+    assert len(account.ingress(group)) == 1, "the bucket knows of no finding"
+    account.s3.put_object(Bucket=account.archive, Key=key, Body=b"broken")
+    with pytest.raises(Permanent, match=f"{key} is not what Lamplighter wrote there"):
+        account.act("open_ports", "revoke")
+    assert len(account.ingress(group)) == 1
+
+
 def test_a_run_that_finds_nothing_to_do_leaves_nothing_behind(account: Account) -> None:
     group = account.open_group()
     account.ec2.revoke_security_group_ingress(GroupId=group, IpPermissions=[ssh("0.0.0.0/0")])

@@ -1,5 +1,6 @@
 """The scans under chaos: killed after everything that they write, alone or with their execution, and whatever befalls
-calls of a state machine at random; the real definition and handlers over a real Postgres (FAILURES 1-4, C5, C7)."""
+calls of a state machine at random; the real definition and handlers over a real Postgres, and over a bucket
+(FAILURES 1-4, C5, C7, P5)."""
 
 from __future__ import annotations
 
@@ -9,11 +10,13 @@ from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from sqlalchemy import Engine, event
 
 from lamplighter.cloud.cloud_region import CHECKS
+from lamplighter.cloud.store.s3 import S3Store
 from lamplighter.kernel import aws
 from lamplighter.kernel import job as job_module
 from lamplighter.kernel.errors import DatabaseUnavailable
@@ -21,6 +24,7 @@ from lamplighter.kernel.ledger.row import Status
 from tests.integration.cloud_world import Cloud
 from tests.integration.phases_world import die_with, interleaved
 from tests.integration.scans_world import DAY, HOUR, MINUTE, ScansWorld
+from tests.memory_s3 import MemoryS3
 from tests.state_machine import Execution, ExecutionFailed
 
 ACCIDENTS = ("late", "throttled", "answer lost", "twice", "killed", "database away")
@@ -30,11 +34,22 @@ LOST = type("Lambda.ServiceException", (Exception,), {})
 
 
 @pytest.fixture
-def s3(cloud: Cloud) -> Iterator[Any]:
-    """An S3 client of the cloud."""
+def s3(cloud: Cloud, kept: Engine | None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """An S3 client of the cloud; of a bucket in memory where that keeps the findings, and is written so often."""
+    if kept is None:
+        memory, other = MemoryS3().client(), aws.client
+        monkeypatch.setattr(aws, "client", lambda service: memory if service == "s3" else other(service))
+        yield memory
+        return
     aws._client.cache_clear()
     yield aws.client("s3")
     aws._client.cache_clear()
+
+
+@pytest.fixture(params=["postgres", "s3"])
+def kept(request: pytest.FixtureRequest) -> Engine | None:
+    """The database that keeps the findings, or none: then the bucket does."""
+    return request.getfixturevalue("engine") if request.param == "postgres" else None
 
 
 @pytest.fixture(autouse=True)
@@ -76,6 +91,13 @@ class Chaos(ScansWorld):
         def refused(*_: Any) -> None:
             raise DatabaseUnavailable("The database went away.")
 
+        def slow(*_: Any) -> None:
+            raise DatabaseUnavailable("S3 is to be asked more slowly.")
+
+        if not self.engine:
+            with patch.object(S3Store, "_get", slow):
+                yield
+            return
         event.listen(self.engine, "before_cursor_execute", refused)
         try:
             yield
@@ -91,10 +113,10 @@ class Chaos(ScansWorld):
         self.verify()
 
 
-def test_killed_after_every_write_it_loses_nothing_and_the_next_attempt_ends_it(engine: Engine, s3: Any) -> None:
+def test_killed_after_every_write_it_loses_nothing_and_the_next_attempt_ends_it(kept: Engine | None, s3: Any) -> None:
     """The function alone is killed, or the execution with it, in turn. Each time it is another day, on which some
     regions cannot be read, and what is kept of the days before is put to the test as well."""
-    with Chaos(engine, s3, seed=0).installed() as world:
+    with Chaos(kept, s3, seed=0).installed() as world:
         writes = writes_of(world)
         for number, (what, job_type) in enumerate(writes.items()):
             die, kinds = number % 2 == 0, list(CHECKS) if job_type in CHECKS else [job_type]
@@ -110,11 +132,9 @@ def writes_of(world: Chaos) -> dict[str, str]:
         writes = dict.fromkeys(world.point.passed, job_type) | writes
         world.verify()
     assert {what.partition(":")[0] for what in writes} >= {"begin", "divide", "regions", "gather", "report", "finish"}
-    assert {
-        "regions: INSERT INTO lamplighter.findings",
-        "regions: INSERT INTO lamplighter.instances",
-        "report: upload",
-    } <= writes.keys()
+    tables = {"regions: INSERT INTO lamplighter.findings", "regions: INSERT INTO lamplighter.instances"}
+    kept = tables if world.engine else {"regions: keep", "report: keep"}
+    assert {"report: upload", *kept} <= writes.keys()
     return writes
 
 
@@ -130,9 +150,9 @@ def is_killed(world: Chaos, what: str, job_type: str, *, die: bool) -> bool:
     return killed
 
 
-def test_a_report_says_that_a_scan_died_before_its_regions_were_done(engine: Engine, s3: Any) -> None:
+def test_a_report_says_that_a_scan_died_before_its_regions_were_done(kept: Engine | None, s3: Any) -> None:
     """What it shows are findings of an earlier scan, or nothing."""
-    with Chaos(engine, s3, seed=1).installed() as world:
+    with Chaos(kept, s3, seed=1).installed() as world:
         world.point.kill_at(1, "divide: apply")
         told = world.run(job_type="security_enforcement")
         document = world.document(told["job_id"])
@@ -143,12 +163,13 @@ def test_a_report_says_that_a_scan_died_before_its_regions_were_done(engine: Eng
         world.recover()
 
 
-def test_a_report_that_is_made_again_replaces_the_first_wholly_or_not_at_all(engine: Engine, s3: Any) -> None:
+def test_a_report_that_is_made_again_replaces_the_first_wholly_or_not_at_all(kept: Engine | None, s3: Any) -> None:
     """The first was whole when its execution died; the second, about other findings, dies while it is written."""
-    with Chaos(engine, s3, seed=1).installed() as world:
-        for deadly in ("report: put", "report: upload", "report: COMMIT"):
+    with Chaos(kept, s3, seed=1).installed() as world:
+        last = "report: COMMIT" if kept else "report: keep"
+        for deadly in ("report: put", "report: upload", last):
             world.now += DAY
-            world.point.kill_at(1, "report: COMMIT")
+            world.point.kill_at(1, last)
             die_with(world.tick("waste_scan"))
             world.now += 3 * DAY
             world.run(job_type="security_enforcement")
@@ -159,11 +180,11 @@ def test_a_report_that_is_made_again_replaces_the_first_wholly_or_not_at_all(eng
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_two_at_once_with_accidents_at_random(engine: Engine, s3: Any, seed: int) -> None:
+def test_two_at_once_with_accidents_at_random(kept: Engine | None, s3: Any, seed: int) -> None:
     """K3, K6-K8: two executions step by step in any order, of one tick, of two, or by hand, perhaps a preview; one may
     be cancelled, one aborted; calls come late, are throttled, answered in vain, delivered twice, killed, or find no
     database."""
-    with Chaos(engine, s3, seed).installed() as world:
+    with Chaos(kept, s3, seed).installed() as world:
         rng = world.rng
         for _ in range(12):
             world.now += rng.choice([HOUR, DAY])

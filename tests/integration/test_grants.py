@@ -19,6 +19,7 @@ from lamplighter import rules
 from lamplighter.admin import audit_archive
 from lamplighter.cloud import findings, health
 from lamplighter.cloud.report import generate_waste_report
+from lamplighter.cloud.store.postgres import PostgresStore
 from lamplighter.jobs import history, migrate
 from lamplighter.kernel import database
 from lamplighter.kernel import history as job_history
@@ -115,7 +116,13 @@ def use_every_table(s3: Any) -> None:
     s3.create_bucket(Bucket=bucket)
     for _ in range(2):
         report = generate_waste_report(
-            database.engine(), s3, bucket=bucket, job_id=report_id, job_type="waste_scan", now=NOW, places=None
+            PostgresStore(database.engine()),
+            s3,
+            bucket=bucket,
+            job_id=report_id,
+            job_type="waste_scan",
+            now=NOW,
+            places=None,
         )
     assert report.totals.all.findings == 1
     [listed] = get("/api/cloud/findings").body["findings"]

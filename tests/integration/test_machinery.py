@@ -28,6 +28,7 @@ def function_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         "STACK_NAME": "lamplighter",
         "SCHEDULE_GROUP": "lamplighter",
         "EVENT_BUS": "lamplighter",
+        "DATABASE_URL": "postgresql://nobody@127.0.0.1:9/none",
         "POWERTOOLS_SERVICE_NAME": "lamplighter",
         "POWERTOOLS_METRICS_NAMESPACE": "Lamplighter",
     }.items():

@@ -307,6 +307,43 @@ def test_a_preview_finds_what_the_action_moves_and_moves_nothing(
     assert report.status == "completed"
 
 
+@pytest.mark.usefixtures("no_database")
+def test_without_a_database_jobs_are_deleted_when_their_retention_is_over_and_not_before(
+    ledger: Ledger, store: MemoryStore, clock: Clock
+) -> None:
+    """B3, P5."""
+    old, upload = finished(ledger), finished(ledger, job_type="upload_processing")
+    live = ledger.start(ledger.new_job("sync", POLICY))
+    clock.now += timedelta(days=1)
+    young = finished(ledger, Status.FAILED)
+    now = START + timedelta(days=30)
+    preview = clean(now - timedelta(seconds=1), dry_run=True)
+    assert isinstance(preview, old_jobs.Report)
+    assert preview.found == 0
+    assert clean(now, dry_run=True).counts() == (1, 0)  # type: ignore[union-attr]
+    assert len(store.items) == 4
+    report = clean(now)
+    assert isinstance(report, old_jobs.Report)
+    assert (report.found, report.removed, report.status) == (1, 1, "completed")
+    assert store.get(old.job_id) is None
+    assert all(store.get(job.job_id) for job in (upload, live, young))
+
+
+def test_without_a_database_a_job_that_is_redriven_meanwhile_stays(ledger: Ledger, store: MemoryStore) -> None:
+    dead = finished(ledger, Status.FAILED)
+    ledger.redrive(dead.job_id)
+    [left] = history.remove([dead], store=store)
+    assert left.fate is Fate.CHANGED
+    assert store.get(dead.job_id) is not None
+
+
+def test_a_live_job_is_not_removed(ledger: Ledger, store: MemoryStore) -> None:
+    live, done = ledger.start(ledger.new_job("sync", POLICY)), finished(ledger)
+    with pytest.raises(ValueError, match="Only finished jobs are removed"):
+        history.remove([done, live], store=store)
+    assert store.get(done.job_id) is not None
+
+
 def test_uploads_are_left_to_their_own_phase(engine: Engine, ledger: Ledger, store: MemoryStore, clock: Clock) -> None:
     """Whatever their own retention: it must not make this phase look further back, either."""
     finished(ledger, Status.FAILED, "upload_processing")

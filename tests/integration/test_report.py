@@ -1,4 +1,4 @@
-"""The report on cloud cost and security, made from findings in a real Postgres, written to a real S3 endpoint."""
+"""The report on cloud cost and security, made from findings in a real Postgres and in S3, written to S3."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ import tracemalloc
 from html.parser import HTMLParser
 from typing import Any
 
+from sqlalchemy import Engine
+
 from lamplighter.cloud.report import COLUMNS, RESOLVED_FOR
 from lamplighter.cloud.reported import FailedRegion, Point
 from lamplighter.cloud.totals import counted, monthly_total
 from tests.integration.reports_world import DAY, HOUR, NOW, Reports
+from tests.integration.store_world import PostgresWorld
 
 HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>&{}'
 
@@ -39,7 +42,7 @@ DOCUMENTS = ["findings.csv", "report.html", "report.json"]
 
 def test_findings_are_totalled_along_each_dimension(reports: Reports) -> None:
     reports.find("vol-1", monthly_usd=10.0, confidence=0.5)
-    reports.find("vol-2", monthly_usd=5.5, owner=None, region="us-east-1", account_id="222222222222")
+    reports.find("vol-2", monthly_usd=5.5, owner=None, region="us-east-1", account="222222222222")
     reports.find("i-1", check="idle_cpu", kind="idle_instance", monthly_usd=100.0, owner="bob", severity="medium")
     reports.find("vol-3", check="unencrypted_volumes", kind="encryption", monthly_usd=None, score=None, owner="bob")
     totals = reports.generate().totals
@@ -95,7 +98,7 @@ def test_an_exception_that_has_expired_since_the_scan_exempts_nothing(reports: R
     assert reports.generate("01A").exempted.findings == 1
     tomorrow = reports.generate("01B", now=NOW + DAY)
     assert (tomorrow.exempted.findings, tomorrow.totals.all.findings) == (0, 1)
-    reports.sql("UPDATE lamplighter.findings SET status = 'resolved', resolved_at = :at", at=NOW + 25 * HOUR)
+    reports.kept.change(None, status="resolved", resolved_at=NOW + 25 * HOUR)
     assert reports.generate("01C", now=NOW + 2 * DAY).changes.resolved == 1, "it was in the total before"
 
 
@@ -137,15 +140,9 @@ def test_a_report_says_what_changed_since_the_last_one(reports: Reports) -> None
     assert first.changes.since is None
     assert (first.changes.opened, first.changes.reopened, first.changes.resolved) == (2, 0, 1)
     later = NOW + 6 * HOUR
-    reports.find("vol-4", monthly_usd=1.0, first_seen_at=later, last_seen_at=later)
-    reports.sql(
-        "UPDATE lamplighter.findings SET status = 'resolved', resolved_at = :at WHERE resource_id = 'vol-1'", at=later
-    )
-    reports.sql(
-        "UPDATE lamplighter.findings SET status = 'open', resolved_at = NULL, reopened_at = :at, times_reopened = 1"
-        " WHERE resource_id = 'vol-3'",
-        at=later,
-    )
+    reports.find("vol-4", monthly_usd=1.0, first_seen=later, last_seen=later)
+    reports.kept.change("vol-1", status="resolved", resolved_at=later)
+    reports.kept.change("vol-3", status="open", resolved_at=None, reopened_at=later, times_reopened=1)
     reports.generate("01S", now=NOW + HOUR, job_type="security_enforcement")
     second = reports.generate("01B", now=later)
     changes = second.changes
@@ -156,15 +153,8 @@ def test_a_report_says_what_changed_since_the_last_one(reports: Reports) -> None
 
 def test_the_trend_is_of_ninety_days_and_of_the_same_job_type(reports: Reports) -> None:
     for number, age in enumerate((91 * DAY, 89 * DAY, 2 * HOUR, HOUR)):
-        reports.sql(
-            "INSERT INTO lamplighter.cloud_reports VALUES (:id, 'waste_scan', :at, :usd, '{}', '{}')",
-            id=f"01{number}",
-            at=NOW - age,
-            usd=number,
-        )
-    reports.sql(
-        "INSERT INTO lamplighter.cloud_reports VALUES ('01S', 'security_enforcement', :at, 9, '{}', '{}')", at=NOW - DAY
-    )
+        reports.kept.put_report(f"01{number}", "waste_scan", NOW - age, number)
+    reports.kept.put_report("01S", "security_enforcement", NOW - DAY, 9)
     trend = reports.generate().trend
     assert [(point.at, point.monthly_usd) for point in trend] == [(NOW - 89 * DAY, 1), (NOW - HOUR, 3), (NOW, 0)]
 
@@ -176,7 +166,7 @@ def test_doing_it_again_says_the_same_and_writes_over_nothing(reports: Reports) 
     documents = {key: reports.read(key) for key in reports.stored()}
     again = reports.generate(now=NOW + DAY)  # the next attempt, after midnight
     assert again.model_copy(update={"documents": first.documents}) == first
-    [row] = reports.rows()
+    [row] = reports.kept.reports()
     assert (row["created_at"], row["documents"]) == (NOW, again.documents)
     assert not set(again.documents.values()) & set(first.documents.values())
     assert reports.lines(again) == reports.lines(first)
@@ -186,10 +176,22 @@ def test_doing_it_again_says_the_same_and_writes_over_nothing(reports: Reports) 
 def test_a_report_is_kept_as_a_row_that_says_where_its_documents_are(reports: Reports) -> None:
     reports.find("vol-1", monthly_usd=10.0)
     report = reports.generate()
-    [row] = reports.rows()
+    [row] = reports.kept.reports()
     assert (row["job_id"], row["job_type"], row["created_at"], row["monthly_usd"]) == ("01JOB", "waste_scan", NOW, 10)
-    assert row["totals"] == report.totals.model_dump(mode="json")
+    assert row["findings"] == report.totals.all.findings == 1
     assert row["documents"] == report.documents
+
+
+def test_of_two_attempts_at_once_the_first_moment_stays(reports: Reports) -> None:
+    """Changes are counted since the last report: none may come to be after itself."""
+    reports.find("vol-1", monthly_usd=10.0)
+    report = reports.generate()
+    late = report.model_copy(update={"generated_at": NOW + HOUR, "documents": {"json": "s3://elsewhere"}})
+    reports.kept.store.keep_report(late)
+    [row] = reports.kept.reports()
+    assert (row["created_at"], row["documents"]) == (NOW, {"json": "s3://elsewhere"})
+    assert reports.kept.store.reported_at("01JOB") == NOW
+    assert reports.kept.store.reported_at("01OTHER") is None
 
 
 # -- what a reader has to know -----------------------------------------------------------------------------------------
@@ -221,7 +223,7 @@ HERE, THERE = ("111111111111", "eu-west-1"), ("222222222222", "us-east-1")
 
 def test_what_is_scanned_no_more_is_in_no_total_and_that_is_said(reports: Reports) -> None:
     """An account that has left must not cost anything for ever; nor may it vanish without a word."""
-    gone = {"account_id": "222222222222", "region": "us-east-1"}
+    gone = {"account": "222222222222", "region": "us-east-1"}
     reports.find("vol-1", monthly_usd=10.0)
     reports.find("vol-2", monthly_usd=500.0, evidence={"price_source": "a price file"}, **gone)
     reports.find("vol-3", monthly_usd=500.0, check="unencrypted_volumes", **gone)
@@ -295,7 +297,7 @@ def test_what_is_hostile_is_only_text_on_the_page(reports: Reports) -> None:
     exemption = {"reason": HOSTILE, "owner": HOSTILE, "expires": "2027-01-31"}
     evidence = {HOSTILE: HOSTILE, "nested": {HOSTILE: [HOSTILE]}, "price_source": HOSTILE}
     values: dict[str, Any] = {"owner": HOSTILE, "title": HOSTILE, "kind": HOSTILE, "evidence": evidence}
-    reports.find(HOSTILE, region=HOSTILE, account_id=HOSTILE, **values)
+    reports.find(HOSTILE, region=HOSTILE, account=HOSTILE, **values)
     reports.find(HOSTILE, check="unencrypted_volumes", **values)
     reports.find("vol-1", exemption=exemption, **values)
     reports.doubt("idle_cpu", HOSTILE, reason=HOSTILE, account=HOSTILE, region=HOSTILE)
@@ -344,9 +346,12 @@ def test_security_findings_are_in_batches_for_security_hub(reports: Reports) -> 
     assert all(key.startswith(report.documents["asff"].removeprefix(f"s3://{reports.bucket}/")) for key in keys)
 
 
-def test_the_memory_it_takes_does_not_grow_with_the_findings(reports: Reports) -> None:
+def test_the_memory_it_takes_does_not_grow_with_the_findings(engine: Engine, s3: Any) -> None:
+    """Of Postgres's; a report of what S3 holds has all of it in memory."""
+    database = PostgresWorld(engine)
+    reports = Reports(s3, database)
     reports.generate("01WARM")
-    reports.sql(
+    database.sql(
         "INSERT INTO lamplighter.findings (account_id, region, check_id, resource_id, resource_type, kind, title,"
         " severity, owner, monthly_usd, confidence, score, evidence, status, first_seen_at, last_seen_at, job_id)"
         " SELECT '111111111111', 'eu-west-1', (ARRAY['gp2_volumes', 'unencrypted_volumes'])[1 + mod(i, 2)],"

@@ -273,6 +273,35 @@ def test_a_young_row_that_begins_to_refer_to_a_due_one_during_the_run_keeps_it(
 
 
 @pytest.mark.parametrize("rule", [RULE, MOVE])
+@pytest.mark.parametrize("action", ["SET NULL", "SET DEFAULT", "CASCADE"])
+def test_a_row_that_becomes_due_during_the_run_changes_no_rows_of_a_partitioned_table(
+    engine: Engine, action: str, rule: Rule
+) -> None:
+    """S8: before the run its row was not due, so the key was no reason to refuse. The partition's rows are counted."""
+    fill(engine, *[OLD] * 8, DAY, DAY)
+    run(
+        engine,
+        "CREATE TABLE spread (id int, thing bigint DEFAULT 10) PARTITION BY RANGE (id)",
+        "CREATE TABLE spread_1 PARTITION OF spread FOR VALUES FROM (0) TO (10)",
+        "INSERT INTO spread VALUES (1, 9)",
+        f"ALTER TABLE spread ADD FOREIGN KEY (thing) REFERENCES things ON DELETE {action}",
+    )
+    asked = 0
+
+    def stop() -> None:
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            run(engine, f"UPDATE things SET at = '{NOW - OLD}' WHERE id = 9")
+
+    with pytest.raises(Permanent, match=r"rows of spread_1 would be (updated|deleted), which are not due"):
+        go(engine, rule, stop=stop)
+
+    with engine.connect() as connection:
+        assert connection.execute(text("SELECT thing FROM spread")).scalars().all() == [9]
+
+
+@pytest.mark.parametrize("rule", [RULE, MOVE])
 @pytest.mark.parametrize("action", ["NO ACTION", "RESTRICT", "CASCADE", "SET NULL"])
 def test_chains_of_many_blocks_go_into_the_archive_too(engine: Engine, action: str, rule: Rule) -> None:
     """Whatever the database does to the rest of a chain, each row is counted once, and in one of the two tables."""

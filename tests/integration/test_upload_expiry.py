@@ -202,15 +202,24 @@ def test_without_the_database_files_go_and_records_stay(
     assert kept(engine).keys() == {job.job_id for job in jobs}
 
 
-def test_where_there_is_no_history_the_records_stay(uploads: Uploads, monkeypatch: pytest.MonkeyPatch) -> None:
-    job = completed(uploads)
-    with monkeypatch.context() as patch:
-        patch.delenv("DATABASE_URL")
-        database.engine.cache_clear()
-        report = expire(uploads, hours=25)
-    database.engine.cache_clear()
+def test_without_a_database_a_record_stays_as_long_as_those_of_other_jobs(
+    uploads: Uploads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """P5: its files go at their time; what became of a failed one can be seen for a month."""
+    monkeypatch.delenv("DATABASE_URL")
+    jobs = [completed(uploads), failed(uploads)]
+    report = expire(uploads, hours=25)
     assert (report.status, report.jobs_cleaned, report.outputs_deleted) == ("completed", 0, 2)
-    assert not gone(uploads, job)
+    assert not any(gone(uploads, job) for job in jobs)
+    preview = expire(uploads, hours=30 * 24 + 1, dry_run=True)
+    assert not any(gone(uploads, job) for job in jobs)
+    assert {item.outcome for item in preview.items} == {
+        "completed, its record would be deleted",
+        "failed, its record would be deleted",
+    }
+    assert expire(uploads, hours=30 * 24 - 1).jobs_cleaned == 0
+    assert expire(uploads, hours=30 * 24 + 1).jobs_cleaned == preview.jobs_cleaned == 2
+    assert all(gone(uploads, job) for job in jobs)
 
 
 def test_stopped_anywhere_it_goes_on_and_counts_on(uploads: Uploads, engine: Engine) -> None:

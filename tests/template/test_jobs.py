@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from lamplighter.catalogue import NAMES, job_type
+from lamplighter.jobs.schedules import NEED_DATABASE
 from lamplighter.kernel import phases
 from lamplighter.kernel.job import JobHandler
 from lamplighter.kernel.ledger.row import derived_job_id, from_text
@@ -197,9 +198,16 @@ def test_what_needs_a_database_is_off_without_one() -> None:
         if not uses_database(function):
             continue
         for schedule in function.schedules:
-            (condition, _, off) = schedule["State"]["Fn::If"]
-            assert off == "DISABLED"
-            assert condition == "HasDatabase", f"{function.job} needs a database: its schedule must be off without one."
+            assert schedule["State"] == OFF_WITHOUT, f"{function.job} needs a database: its schedule must be off."
+
+
+OFF_WITHOUT = {"Fn::If": ["HasDatabase", "ENABLED", "DISABLED"]}
+"""The state of a schedule whose job needs a database (REQUIREMENTS P5)."""
+
+
+def test_the_code_starts_no_schedule_that_the_template_keeps_off() -> None:
+    off = {schedule["Name"]["Fn::Sub"] for _, schedule in PROJECT.schedules if schedule.get("State") == OFF_WITHOUT}
+    assert off == {f"{STACK}{name}" for name in NEED_DATABASE}
 
 
 def uses_database(function: Function) -> bool:
@@ -207,7 +215,8 @@ def uses_database(function: Function) -> bool:
     domain = function.module.rpartition(".")[0]
     own = [function.module, *imports(PROJECT.source(function.module))]
     sources = [PROJECT.source(name) for name in own if name.startswith(f"{domain}.")]
-    return any("kernel.database" in source.read_text() for source in sources if source.is_file())
+    texts = [source.read_text() for source in sources if source.is_file()]
+    return any(word in text for word in ("kernel.database", "cloud.store") for text in texts)
 
 
 @EACH_FUNCTION

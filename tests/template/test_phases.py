@@ -92,16 +92,18 @@ def test_every_phased_type_is_started_by_its_machine(machine: Machine) -> None:
 
 
 @EACH_MACHINE
-def test_every_phased_type_has_a_schedule_and_is_off_without_a_database(machine: Machine) -> None:
+def test_every_phased_type_has_a_schedule_that_is_on_without_a_database_if_it_has_work_then(machine: Machine) -> None:
+    """REQUIREMENTS P5."""
     schedules = {
         schedule["Name"]["Fn::Sub"]: schedule for name, schedule in PROJECT.schedules if name == machine.logical_id
     }
     assert schedules.keys() == {STACK + name.replace("_", "-") for name in machine.types}
     for name, schedule in schedules.items():
-        if name.removeprefix(STACK) == "upload-cleanup":
-            assert "State" not in schedule, "Files expire without a database too; records then stay."
-        else:
+        kind = machine.types[name.removeprefix(STACK).replace("-", "_")]
+        if all(kind.catalogue[phase].database for phase in kind.spans):
             assert schedule["State"] == {"Fn::If": ["HasDatabase", "ENABLED", "DISABLED"]}, f"{name} needs a database."
+        else:
+            assert "State" not in schedule, f"{name} has work without a database, too."
 
 
 def test_schedules_do_not_start_together() -> None:

@@ -56,16 +56,16 @@ def ledger(store: MemoryStore, clock: FakeClock) -> Ledger:
 
 @pytest.fixture(autouse=True)
 def function_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A function's variables, and no way to AWS: no deployment has written settings."""
+    """A function's variables, and no way to AWS or a database: no deployment has written settings."""
     monkeypatch.setattr("lamplighter.kernel.settings.stored", lambda: None)
-    for name in ("AWS_PROFILE", "DATABASE_URL"):
-        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("AWS_PROFILE", raising=False)
     for name, value in {
         "AWS_ACCESS_KEY_ID": "none",
         "AWS_SECRET_ACCESS_KEY": "none",
         "AWS_DEFAULT_REGION": "us-east-1",
         "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
         "STACK_NAME": "lamplighter",
+        "DATABASE_URL": "postgresql://nobody@127.0.0.1:9/none",
         "JOBS_TABLE": "jobs",
         "POWERTOOLS_SERVICE_NAME": "lamplighter",
         "POWERTOOLS_METRICS_NAMESPACE": "Lamplighter",

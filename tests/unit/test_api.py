@@ -281,7 +281,9 @@ def test_a_job_is_shown_with_all_there_is(ledger: Ledger) -> None:
     assert not {"pk", "status_shard", "ttl"} & shown.keys()
 
 
-def test_an_unknown_job_is_not_found() -> None:
+def test_an_unknown_job_is_not_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a database there is no history to look in."""
+    monkeypatch.delenv("DATABASE_URL")
     assert problem(get(f"/api/jobs/{NOBODY}"))[:2] == (404, "not-found")
     assert problem(get("/api/jobs/nonesuch"))[:2] == (422, "invalid-request")
 

@@ -18,6 +18,7 @@ from lamplighter.kernel.errors import Permanent
 from lamplighter.kernel.ledger.ledger import Ledger
 from lamplighter.kernel.ledger.row import Policy
 from tests.api_requests import NOBODY, USER, event_of
+from tests.memory_s3 import MemoryS3
 from tests.memory_store import MemoryStore
 from tests.unit.conftest import FakeClock, FakeContext
 
@@ -100,8 +101,13 @@ events = st.builds(
 
 @pytest.fixture
 def ledger(store: MemoryStore, clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> Ledger:
+    from lamplighter.cloud.store.s3 import S3Store
     from lamplighter.kernel import database
 
+    memory = MemoryS3()
+    memory.buckets["archive"] = {}
+    kept = S3Store(memory.client(), "archive", keep_resolved=timedelta(days=365), keep_reports=timedelta(days=365))
+    monkeypatch.setattr("lamplighter.catalogue.findings_store", lambda: kept)
     ledger = Ledger(store, clock=clock)
     monkeypatch.setattr(Ledger, "from_environment", lambda: ledger)
     for name in ("DATABASE_URL", "DATABASE_SECRET_ARN", "DATABASE_HOST"):

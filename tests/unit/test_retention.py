@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -10,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lamplighter.kernel.errors import Permanent
-from lamplighter.kernel.retention import Archive, Delete, Rule, Set, _cutoff
+from lamplighter.kernel.retention import Archive, Delete, Parent, Rule, Set, _cutoff
 from lamplighter.kernel.retention.batches import GROWTH, Blocks, Pace, Place, Rows, Span
-from lamplighter.kernel.retention.clock import Clock
+from lamplighter.kernel.retention.clock import Clock, clock_of
 
 DAY = timedelta(days=1)
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
@@ -41,6 +42,48 @@ def test_a_rule_that_contradicts_itself_cannot_be_made(contradiction: dict[str, 
 
 def test_only_a_set_can_do_without_a_clock() -> None:
     Rule(name="things", table="things", clock=None, action=Set({"seen": True}), where="note IN (')', '(') -- )")
+
+
+def test_it_is_known_which_rules_read_other_tables() -> None:
+    plain = Rule(name="things", table="things", clock="at", keep=DAY, action=Delete())
+    parent = Parent(table="users", column="user_id")
+
+    assert not plain.reads_tables
+    assert replace(plain, orphan_of=parent).reads_tables
+    assert replace(plain, where="NOT EXISTS (SELECT FROM users)").reads_tables
+    assert not replace(plain, where="note = 'exists (select)'").reads_tables
+
+
+@pytest.mark.parametrize(
+    ("unit", "column_type", "kind", "step"),
+    [
+        ("timestamp", "timestamp with time zone", "timestamptz", MICROSECOND),
+        ("timestamp", "timestamp(6) without time zone", "timestamptz", MICROSECOND),
+        ("timestamp", "date", "date", DAY),
+        ("date", "date", "date", DAY),
+        ("seconds", "integer", "bigint", timedelta(seconds=1)),
+        ("seconds", "double precision", "bigint", timedelta(seconds=1)),
+        ("milliseconds", "numeric(20,0)", "bigint", timedelta(milliseconds=1)),
+    ],
+)
+def test_a_clock_has_the_step_of_its_unit(unit: Any, column_type: str, kind: Any, step: timedelta) -> None:
+    assert clock_of("at", unit, column_type) == Clock(name="at", kind=kind, step=step)
+
+
+@pytest.mark.parametrize(
+    ("unit", "column_type"),
+    [
+        *(
+            ("timestamp", "integer"),
+            ("timestamp", "time without time zone"),
+            ("date", "timestamp"),
+            ("seconds", "date"),
+        ),
+        *(("seconds", "smallint"), ("milliseconds", "real"), ("milliseconds", "text"), ("seconds", "timestamp")),
+    ],
+)
+def test_a_column_of_another_type_is_no_clock(unit: Any, column_type: str) -> None:
+    assert clock_of("at", unit, column_type) is None
 
 
 def test_keep_is_at_least_the_floor_and_the_floor_will_do() -> None:

@@ -27,7 +27,7 @@ from typing import Any, Final
 from aws_lambda_powertools import Logger
 from pydantic import BaseModel
 
-from lamplighter.cloud import findings, targets
+from lamplighter.cloud import targets
 from lamplighter.cloud.checks import BY_ID, SECURITY, WASTE
 from lamplighter.cloud.exemptions import load
 from lamplighter.cloud.judged import Judged
@@ -36,6 +36,7 @@ from lamplighter.cloud.remedies import ACTIONS, checked, tags
 from lamplighter.cloud.remedies.action import Gone, Kept, Place, Step, failures
 from lamplighter.cloud.remedies.outcomes import Report, Where, facts, item, report, where, with_facts
 from lamplighter.cloud.remedies.places import Places
+from lamplighter.cloud.store import findings_store
 from lamplighter.deletion import ramp
 from lamplighter.kernel import phases
 from lamplighter.kernel.cloud import Remedy
@@ -213,11 +214,8 @@ class Actions:
     def _begun(self) -> _Planned:
         if self._run.checkpoint:
             return _Planned.model_validate(self._run.checkpoint)
-        from lamplighter.kernel.database import engine
-
         now, scanned = self._run.now(), targets.items(self._run.settings)
-        with engine().connect() as connection:
-            found = findings.places(connection, checks=self._remedies, resolved_after=now - REMEMBERED)
+        found = findings_store().places(checks=self._remedies, resolved_after=now - REMEMBERED)
         left = [at for at in found if {"account": at[0], "region": at[1]} in scanned]
         return _Planned(started_at=now, left=left)
 

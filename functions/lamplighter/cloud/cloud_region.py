@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from aws_lambda_powertools import Logger
 from pydantic import BaseModel, ConfigDict
 
-from lamplighter.cloud import findings, health, prices, reader, targets
+from lamplighter.cloud import health, prices, reader, targets
 from lamplighter.cloud.check import Basis, Check, Judgement, judge, wanted
 from lamplighter.cloud.checks import SECURITY, WASTE
 from lamplighter.cloud.exemptions import Exemptions, load
 from lamplighter.cloud.reader import ClientOf
+from lamplighter.cloud.store import findings_store
 from lamplighter.cloud.totals import monthly_total
 from lamplighter.kernel import fan_out
 from lamplighter.kernel import settings as settings_module
@@ -91,14 +92,12 @@ def body(run: Run, item: dict[str, Any]) -> Report:
 
     Raises:
         Stopped: the run was cancelled, or there is no more time.
-        Retryable: AWS or the database cannot be reached.
-        Permanent: the region may not be read.
+        Retryable: AWS or the store of findings cannot be reached.
+        Permanent: the region, or what is stored of it, may not be read.
     """
-    from lamplighter.kernel.database import engine
-
     began, target = run.now(), targets.find(run.settings, item["account"], item["region"])
-    with engine().connect():
-        pass  # a database that is down is found out before all is read, not after
+    # A store that is down is found out before all is read, not after.
+    findings_store().demand_readable(account=target.account, region=target.region)
     clients = Watched(target.enter(run.job_id), run)
     if run.job.job_type == "instance_health":
         report: Report = health.examine(clients, target, run, began)
@@ -110,8 +109,6 @@ def body(run: Run, item: dict[str, Any]) -> Report:
 
 def scan(clients: Watched, target: Target, run: Run, now: datetime) -> Scanned:
     """Put the checks of the run's job type to a region, and record what they say."""
-    from lamplighter.kernel.database import engine
-
     exemptions, remark = _exemptions(now)
     judgement = look(clients, target, run.job.job_type, run.settings, now=now, preview=run.job.dry_run)
     fan_out.ask(run)
@@ -126,8 +123,7 @@ def scan(clients: Watched, target: Target, run: Run, now: datetime) -> Scanned:
     if run.job.dry_run:
         return report
     here = {"account": target.account, "region": target.region, "job_id": run.job_id}
-    with engine().begin() as connection:
-        recorded = findings.record(connection, judgement, **here, now=now, exemptions=exemptions)
+    recorded = findings_store(run.settings).record(judgement, **here, now=now, exemptions=exemptions)
     changes = {"opened": recorded.opened, "reopened": recorded.reopened, "resolved": recorded.resolved}
     run.logger.info("recorded", extra={"superseded": sorted(recorded.superseded), **changes})
     return report.model_copy(update=changes)
@@ -138,7 +134,6 @@ def look(
 ) -> Judgement:
     """What the checks of a job type say of a region; a preview forgets what it saw."""
     from lamplighter.kernel.aws import client
-    from lamplighter.kernel.database import engine
 
     checks, limits = CHECKS[job_type], settings.cloud.limits
     here = {"account": target.account, "region": target.region}
@@ -147,9 +142,7 @@ def look(
     known = prices.kept(inventory, s3=client("s3"), bucket=archive_bucket(), now=now) if priced else None
     since = None
     if "volumes" in wanted(checks) - inventory.gaps.keys():
-        with engine().connect() as connection:
-            since = findings.unattached_since(connection, **here, volumes=inventory.volumes, now=now)
-            (connection.rollback if preview else connection.commit)()
+        since = findings_store().unattached_since(**here, volumes=inventory.volumes, now=now, preview=preview)
     prices_ = known or prices.Prices.from_file(target.region)
     return judge(inventory, Basis(now=now, limits=limits, prices=prices_, unattached_since=since), checks)
 

@@ -18,6 +18,7 @@ from typing import Any, Final
 from lamplighter.cloud import remedies, targets
 from lamplighter.cloud.cloud_region import Scanned
 from lamplighter.cloud.health import Examined
+from lamplighter.cloud.store import findings_store
 from lamplighter.kernel import fan_out, phases
 from lamplighter.kernel.deletion import archive_bucket
 from lamplighter.kernel.job import Context, Report
@@ -70,15 +71,14 @@ def summed[R: Summed](kind: type[R], done: Sequence[Done]) -> R:
 
 def report(run: PhaseRun) -> Reported:
     """Report on all that is open where scans look, with what this one could not read; a preview writes nothing."""
-    from lamplighter.cloud.open_findings import OpenFindings
     from lamplighter.cloud.report import generate_waste_report
     from lamplighter.cloud.reported import FailedRegion
     from lamplighter.kernel.aws import client
-    from lamplighter.kernel.database import engine
 
+    store = findings_store(run.settings)
     places = [(account, region) for account, region, _ in targets.checked(run.settings)]
     if run.job.dry_run:
-        with OpenFindings.snapshot(engine(), run.now(), places) as found:
+        with store.snapshot(run.now(), places) as found:
             everything = found.totals().all
         return Reported(findings=everything.findings, monthly_usd=round(everything.monthly_usd, 2))
     regions = run.outcomes["regions"].report if "regions" in run.outcomes else {}
@@ -86,7 +86,7 @@ def report(run: PhaseRun) -> Reported:
     if reason := run.errors.get("regions"):
         remarks.append(f"The regions could not all be scanned; findings may be those of an earlier scan: {reason}")
     made = generate_waste_report(
-        engine(),
+        store,
         client("s3"),
         bucket=archive_bucket(),
         job_id=run.job_id,
@@ -115,11 +115,11 @@ def _failed(failure: str) -> dict[str, str]:
     return {"account": account, "region": region, "reason": reason}
 
 
-def _regions(kind: type[Summed]) -> Phase:
+def _regions(kind: type[Summed], *, database: bool = False) -> Phase:
     division = Division(
         items=targets.items, concurrency=lambda settings: settings.cloud.concurrency, gather=partial(summed, kind)
     )
-    return Phase(function="cloud-region", check=targets.checked, division=division)
+    return Phase(function="cloud-region", check=targets.checked, division=division, database=database)
 
 
 SCAN: Final[Mapping[str, Phase]] = {
@@ -127,8 +127,8 @@ SCAN: Final[Mapping[str, Phase]] = {
     "actions": Phase(function="cloud-actions", check=remedies.checked),
     "report": Phase(function="cloud-scan"),
 }
-HEALTH: Final[Mapping[str, Phase]] = {"regions": _regions(Examination)}
-"""The phases of each, in order."""
+HEALTH: Final[Mapping[str, Phase]] = {"regions": _regions(Examination, database=True)}
+"""The phases of each, in order. What the health check brings up to date is a table."""
 
 
 class CloudJob(PhasedJob):

@@ -11,26 +11,18 @@ region that is scanned no more keeps its findings, which reports leave out.
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from lamplighter.cloud.check import Finding, Judgement, Undetermined
+from lamplighter.cloud.check import Judgement
 from lamplighter.cloud.inventory import Volume
-from lamplighter.kernel.history import without_nul
+from lamplighter.cloud.store.model import UNWATCHED, Recorded, by_reason, stored
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from lamplighter.cloud.exemptions import Exemptions
-
-REASON: Final = 500
-"""Characters that are kept of why something could not be judged."""
-
-UNWATCHED: Final = timedelta(days=2)
-"""In so long without a look a volume may well have been attached, and detached again."""
 
 _JUDGED: Final = """
     INSERT INTO lamplighter.judged_checks (account_id, region, check_id, judged_at, job_id)
@@ -136,20 +128,6 @@ _ONE_AT_A_TIME: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recorded:
-    """What a scan changed."""
-
-    opened: int = 0
-    reopened: int = 0
-    still_open: int = 0
-    resolved: int = 0
-    exempted: int = 0
-    """Of those that it found."""
-    superseded: frozenset[str] = frozenset()
-    """Checks that a later scan had judged already: what this one says of them was not recorded."""
-
-
 def record(
     connection: Connection,
     judgement: Judgement,
@@ -170,13 +148,13 @@ def record(
     current = {row.check_id for row in _execute(connection, _JUDGED, judged=sorted(judgement.judged), **here)}
     # By resource: were a check to find one twice, the database would refuse all.
     found = {(one.check, one.resource_id): one for one in judgement.findings if one.check in current}
-    rows = [_row(finding, exemptions, now) for finding in found.values()]
+    rows = [stored(finding, exemptions, now) for finding in found.values()]
     [counts] = _execute(connection, _FOUND, found=rows, exemptions_known=exemptions is not None, **here)
     unknown = {(one.check, one.resource_id) for one in judgement.unknown}
     judged = sorted(check for check in current if (check, "*") not in unknown)
     named = [{"check_id": check, "resource_id": resource} for check, resource in found.keys() | unknown]
     resolved = _execute(connection, _SILENT, judged=judged, named=named, **here)
-    unjudged = _by_reason(one for one in judgement.unknown if one.check in current or one.check not in judgement.judged)
+    unjudged = by_reason(one for one in judgement.unknown if one.check in current or one.check not in judgement.judged)
     asked = sorted(current | {one["check_id"] for one in unjudged})
     _execute(connection, _UNJUDGED_BEFORE, asked=asked, **here)
     _execute(connection, _UNJUDGED, unjudged=unjudged, **here)
@@ -225,38 +203,6 @@ def open_since(connection: Connection, *, account: str, region: str) -> dict[tup
     """The open findings of a region by check and resource, and since when each has been open without a break."""
     rows = _execute(connection, _OPEN, account=account, region=region)
     return {(row.check_id, row.resource_id): row.since for row in rows}
-
-
-def _by_reason(unknown: Iterable[Undetermined]) -> list[dict[str, Any]]:
-    resources = defaultdict[tuple[str, str], list[str]](list)
-    for one in unknown:
-        resources[one.check, one.reason[:REASON]].append(one.resource_id)
-    rows: list[dict[str, Any]] = without_nul(
-        [{"check_id": check, "reason": reason, "resources": ids} for (check, reason), ids in resources.items()]
-    )
-    return rows
-
-
-def _row(finding: Finding, exemptions: Exemptions | None, now: datetime) -> dict[str, Any]:
-    exemption = exemptions.covering(finding, now) if exemptions else None
-    row: dict[str, Any] = without_nul(
-        {
-            "check_id": finding.check,
-            "resource_id": finding.resource_id,
-            "resource_type": finding.resource_type,
-            "kind": finding.kind,
-            "title": finding.title,
-            "severity": finding.severity,
-            "owner": finding.owner,
-            "monthly_usd": finding.monthly_usd,
-            "confidence": finding.confidence,
-            "score": finding.score,
-            "since": finding.since.isoformat() if finding.since else None,
-            "evidence": dict(finding.evidence),
-            "exemption": exemption.as_json() if exemption else None,
-        }
-    )
-    return row
 
 
 def _execute(connection: Connection, statement: str, **values: Any) -> Any:

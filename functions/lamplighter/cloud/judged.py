@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final, Literal
 
-from lamplighter.cloud import findings, reader
+from lamplighter.cloud import reader
 from lamplighter.cloud.check import Basis, Finding, judge, wanted
 from lamplighter.cloud.checks import BY_ID
 from lamplighter.cloud.exemptions import Exemptions
@@ -21,6 +21,7 @@ from lamplighter.cloud.marks import Case, Decision, decide, key_of
 from lamplighter.cloud.prices import Prices
 from lamplighter.cloud.remedies import ACTIONS
 from lamplighter.cloud.remedies.action import Offence, Place, Step
+from lamplighter.cloud.store import findings_store
 from lamplighter.kernel.cloud import Limits, Remedy
 
 _COUNTED: Final = (
@@ -57,19 +58,15 @@ class Judged:
         """A region at `place.now`.
 
         Raises:
-            Permanent: nothing may be read there.
+            Permanent: nothing may be read there, or what is stored of it cannot be.
             Retryable: nothing can be read there now.
             DatabaseUnavailable: nobody knows what has been found there.
         """
-        from lamplighter.kernel.database import engine
-
         checks, here = [BY_ID[check] for check in remedies], {"account": place.account, "region": place.region}
         inventory = reader.read(place.clients, **here, now=place.now, limits=limits, needs=wanted(checks))
-        with engine().connect() as connection:
-            since = findings.first_sights(connection, **here, now=place.now)
-            open_since = findings.open_since(connection, **here)
-        prices = Prices.from_file(place.region)
-        judgement = judge(inventory, Basis(now=place.now, limits=limits, prices=prices, unattached_since=since), checks)
+        known, prices = findings_store().known(**here, now=place.now), Prices.from_file(place.region)
+        basis = Basis(now=place.now, limits=limits, prices=prices, unattached_since=known.first_sights)
+        judgement = judge(inventory, basis, checks)
         return cls(
             place=place,
             remedies=remedies,
@@ -80,7 +77,7 @@ class Judged:
             judged=judgement.judged,
             tags=dict(_tags(inventory)),
             counts={check.id: _counted(inventory, check.needs) for check in checks},
-            open_since=open_since,
+            open_since=known.open_since,
         )
 
     def decisions(self, check: str) -> list[tuple[str, Decision]]:

@@ -10,12 +10,22 @@ import json
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final, Literal, Self
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final, Self
 
-from lamplighter.cloud.checks import BY_ID, SECURITY
+from lamplighter.cloud.checks import BY_ID
 from lamplighter.cloud.reported import Changes, Point, PriceSource, ReportedFinding, Total, Totals, Unknowns
+from lamplighter.cloud.store import Earlier, Section
+from lamplighter.cloud.store.model import (
+    EXAMPLES,
+    NOBODY,
+    NOTHING,
+    SECURITY_CHECKS,
+    TREND,
+    TREND_STEP,
+    added_up,
+    merged,
+)
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
@@ -24,18 +34,7 @@ if TYPE_CHECKING:
 
 FETCH: Final = 1_000
 """Findings that are read at once."""
-TREND: Final = timedelta(days=90)
-TREND_STEP: Final = timedelta(hours=6)
-"""Of the reports in so long, the last one is a point of the trend."""
-NOBODY: Final = "nobody"
-"""Whose resources without an owner are."""
-EXAMPLES: Final = 5
-"""Resources that are named for each reason why something could not be judged."""
-SECURITY_CHECKS: Final = [check.id for check in SECURITY]
-NOTHING: Final = Total(name="all", findings=0, resources=0, monthly_usd=0, weighed_usd=0)
 _NONE_RESOLVED: Final = datetime.max.replace(tzinfo=UTC)
-
-type Section = Literal["waste", "security", "exempted"]
 
 _SCANNED: Final = """
     (CAST(:places AS json) IS NULL OR (account_id, region) IN (
@@ -118,14 +117,6 @@ _SECTIONS: Final[Mapping[Section, str]] = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Earlier:
-    """The last report before this one."""
-
-    at: datetime
-    monthly_usd: float
-
-
 class OpenFindings:
     """The findings as one snapshot has them, for a report that is made at a moment."""
 
@@ -146,16 +137,7 @@ class OpenFindings:
 
     def totals(self) -> Totals:
         """What is open and not exempted, added up."""
-        found = self._added_up(exempted=False)
-        return Totals(
-            all=found["all"][0] if "all" in found else NOTHING,
-            concern=found["concern"],
-            kind=found["kind"],
-            owner=found["owner"],
-            region=found["region"],
-            account=found["account"],
-            severity=found["severity"],
-        )
+        return added_up(self._added_up(exempted=False))
 
     def exempted(self) -> Total:
         """What is open and exempted."""
@@ -168,14 +150,7 @@ class OpenFindings:
 
     def unknown(self) -> list[Unknowns]:
         """What could not be judged when it was last tried, whichever scan that was; the most frequent first."""
-        found: dict[tuple[str, str], Unknowns] = {}
-        for row in self._rows(_UNJUDGED, checks=list(BY_ID), places=self._places):
-            before = found.get((row["check"], row["reason"]))
-            examples = [*(before.examples if before else ()), *row["examples"]][:EXAMPLES]
-            resources = row["resources"] + (before.resources if before else 0)
-            told = Unknowns(check=row["check"], reason=row["reason"], resources=resources, examples=examples)
-            found[told.check, told.reason] = told
-        return sorted(found.values(), key=lambda one: (-one.resources, one.check, one.reason))
+        return merged(self._rows(_UNJUDGED, checks=list(BY_ID), places=self._places))
 
     def elsewhere(self) -> dict[Place, int]:
         """How many findings are open where nothing is scanned any more."""

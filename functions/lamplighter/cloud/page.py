@@ -12,8 +12,8 @@ from typing import Any, Final
 from lamplighter.cloud.blind_spots import LATE
 from lamplighter.cloud.charts import Bar, bars, line
 from lamplighter.cloud.checks import BY_ID
-from lamplighter.cloud.open_findings import Section
 from lamplighter.cloud.reported import Changes, FailedRegion, ReportedFinding, Total, WasteReport
+from lamplighter.cloud.store import Section
 from lamplighter.kernel.markup import Markup, document, join, tag
 
 ROWS: Final = 50

@@ -1,14 +1,14 @@
 """The report on cloud cost and security: what is open, what it costs, what changed (REQUIREMENTS C7, C14).
 
-The last phase of the scans. What is open in Postgres becomes a row of `cloud_reports` and, in S3,
+The last phase of the scans. What is open in the store becomes a report that the store keeps and, in S3,
 
     reports/cloud/<day>/<job_id>/<time>/report.json                  `Document`
                                         findings.csv                 all that are open, a line each
                                         report.html                  one page for people (`page`)
                                         asff/<account>/<region>/...  those on security, for Security Hub (`asff`)
 
-Done again for the same job, it writes documents of its own beside the first ones, and the row then names those: so what
-the row names is always one report, whenever this dies. What no row names expires with the others.
+Done again for the same job, it writes documents of its own beside the first ones, and the store then names those: so
+what the store names is always one report, whenever this dies. What it does not name expires with the others.
 """
 
 from __future__ import annotations
@@ -22,14 +22,12 @@ from tempfile import NamedTemporaryFile
 from typing import IO, TYPE_CHECKING, Any, Final
 
 from lamplighter.cloud import asff, blind_spots, page
-from lamplighter.cloud.open_findings import OpenFindings
 from lamplighter.cloud.reported import FailedRegion, Point, ReportedFinding, WasteReport
 from lamplighter.kernel.spreadsheet import harmless
 
 if TYPE_CHECKING:
-    from sqlalchemy import Engine
-
     from lamplighter.cloud.blind_spots import Concern, Place
+    from lamplighter.cloud.store import FindingsStore, Snapshot
 
 PREFIX: Final = "reports/cloud/"
 RESOLVED_FOR: Final = timedelta(days=7)
@@ -44,7 +42,7 @@ COLUMNS: Final = (
 
 
 def generate_waste_report(
-    engine: Engine,
+    store: FindingsStore,
     s3: Any,
     *,
     bucket: str,
@@ -58,6 +56,8 @@ def generate_waste_report(
     """Report on all findings that are open, whichever scan found them (REQUIREMENTS C7).
 
     Args:
+        store: has the findings, and keeps the report.
+        s3: the client.
         bucket: takes the documents.
         now: when the report is made; a repetition for the same job keeps the first one's.
         places: the accounts and regions that are scanned: what is open elsewhere is left out, and the report says so,
@@ -65,9 +65,9 @@ def generate_waste_report(
         regions_failed: what the scan could not read at all.
         remarks: sentences on the scan as a whole, which readers have to know.
     """
-    at = _moment_of(engine, job_id) or now
+    at = store.reported_at(job_id) or now
     base = f"{PREFIX}{now:%Y-%m-%d}/{job_id}/{now:%H%M%S}/"
-    with OpenFindings.snapshot(engine, at, places) as found, ExitStack() as files:
+    with store.snapshot(at, places) as found, ExitStack() as files:
         totals = found.totals()
         report = WasteReport(
             job_id=job_id,
@@ -96,44 +96,12 @@ def generate_waste_report(
         _put(s3, bucket, f"{base}report.html", html, "text/html; charset=utf-8")
         _upload(s3, bucket, f"{base}findings.csv", as_csv, "text/csv; charset=utf-8")
         _upload(s3, bucket, f"{base}report.json", as_json, "application/json")
-    _keep(engine, report)
+    store.keep_report(report)
     return report
 
 
-def _moment_of(engine: Engine, job_id: str) -> datetime | None:
-    """When this job's report was first made, if it was."""
-    from sqlalchemy import text
-
-    with engine.connect() as connection:
-        made = text("SELECT created_at FROM lamplighter.cloud_reports WHERE job_id = :job_id")
-        at: datetime | None = connection.execute(made, {"job_id": job_id}).scalar_one_or_none()
-        return at
-
-
-def _keep(engine: Engine, report: WasteReport) -> None:
-    """Write the report's row, which names documents that are there by now."""
-    from sqlalchemy import text
-
-    statement = text(
-        "INSERT INTO lamplighter.cloud_reports (job_id, job_type, created_at, monthly_usd, totals, documents)"
-        " VALUES (:job_id, :job_type, :at, :monthly_usd, CAST(:totals AS jsonb), CAST(:documents AS jsonb))"
-        " ON CONFLICT (job_id) DO UPDATE SET monthly_usd = excluded.monthly_usd, totals = excluded.totals,"
-        " documents = excluded.documents"
-    )
-    values = {
-        "job_id": report.job_id,
-        "job_type": report.job_type,
-        "at": report.generated_at,
-        "monthly_usd": report.totals.all.monthly_usd,
-        "totals": report.totals.model_dump_json(),
-        "documents": json.dumps(report.documents),
-    }
-    with engine.begin() as connection:
-        connection.execute(statement, values)
-
-
 def _blind_spots(
-    found: OpenFindings, at: datetime, job_type: str, places: Collection[Place], failed: Iterable[FailedRegion]
+    found: Snapshot, at: datetime, job_type: str, places: Collection[Place], failed: Iterable[FailedRegion]
 ) -> Iterator[str]:
     """What the report does not show, but for what this scan failed to read, which is told by itself."""
     yield from blind_spots.left_out(found.elsewhere())

@@ -24,6 +24,7 @@ from lamplighter.jobs.http.requests import demand_text, request_of
 from lamplighter.kernel.errors import AlreadyRunning, LostLease, Retryable, Unreadable, unreadable
 from lamplighter.kernel.events import short, shown
 from lamplighter.kernel.ledger.ledger import UnknownJob
+from lamplighter.kernel.no_database import NoDatabase
 
 logger = Logger()
 app = APIGatewayHttpResolver(enable_validation=True, json_body_deserializer=parsed)
@@ -88,6 +89,7 @@ _TOLD: Final[dict[type[Exception], tuple[HTTPStatus, str]]] = {
     UnknownJob: (HTTPStatus.NOT_FOUND, "not-found"),
     AlreadyRunning: (HTTPStatus.CONFLICT, "already-running"),
     LostLease: (HTTPStatus.CONFLICT, "lost-lease"),
+    NoDatabase: (HTTPStatus.CONFLICT, "no-database"),
     Unreadable: (HTTPStatus.CONFLICT, "unreadable"),
     Retryable: (HTTPStatus.SERVICE_UNAVAILABLE, "unavailable"),
 }

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from lamplighter.kernel import settings
 from lamplighter.kernel.errors import Permanent
 from lamplighter.kernel.events import parsed
+from lamplighter.kernel.no_database import NoDatabase, has_database
 from lamplighter.kernel.schedules import switch
 from lamplighter.kernel.settings import Settings
 
@@ -28,6 +29,15 @@ def expressions(settings: Settings) -> dict[str, str]:
         "orphan-cleanup": f"rate({settings.media.scan_interval_hours} hours)",
         "upload-cleanup": f"rate({minutes} minutes)",
     }
+
+
+NEED_DATABASE: Final = frozenset(
+    {
+        *("orphan-cleanup", "database-cleanup", "session-cleanup", "token-cleanup"),
+        *("audit-archive", "instance-health"),
+    }
+)
+"""Schedules that stay off without a database; the template makes them so (REQUIREMENTS P5)."""
 
 
 class Event(BaseModel):
@@ -56,8 +66,11 @@ def start(schedule: str) -> bool:
 
     Raises:
         UnknownSchedule: there is no such schedule.
+        NoDatabase: its job needs a database, and none is configured.
         Permanent: its setting is off.
     """
+    if schedule in NEED_DATABASE and not has_database():
+        raise NoDatabase(f"the schedule {schedule}")
     in_force = settings.load()
     if (switched_by := _SWITCHES.get(schedule)) and not attrgetter(switched_by)(in_force):
         raise Permanent(f"schedule: {schedule} would skip every tick while the setting {switched_by} is false.")

@@ -39,7 +39,6 @@ TRIES: Final = 10
 MAX_DEPLOYED: Final = 4096
 """Characters of the template parameter."""
 _EMPTY: Final = "{}"
-_DATABASES: Final = ("DATABASE_URL", "DATABASE_SECRET_ARN", "DATABASE_HOST")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -390,12 +389,12 @@ def _bring_in_line(sha256: str, *, at_deployment: bool, overtaken: bool) -> tupl
 def _wanted(document: str) -> _Wanted:
     """What a document says about the schedules. Raises SettingsError."""
     from lamplighter.jobs.schedules import expressions
+    from lamplighter.kernel.no_database import has_database
     from lamplighter.kernel.settings import parse, read
 
     source = "the settings in force"
     settings: Settings = parse(read(document, source=source), source=source)
-    has_database = any(os.environ.get(name) for name in _DATABASES)
-    on = {"orphan-cleanup": settings.media.enabled and has_database}
+    on = {"orphan-cleanup": settings.media.enabled and has_database()}
     return {name: [on.get(name), expression] for name, expression in expressions(settings).items()}
 
 

@@ -42,6 +42,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import ArgumentError
 
 from lamplighter.kernel.errors import DatabaseUnavailable, Permanent, Retryable
+from lamplighter.kernel.no_database import NoDatabase
 
 CONNECT_TIMEOUT: Final = timedelta(seconds=5)
 STATEMENT_TIMEOUT: Final = timedelta(seconds=60)
@@ -108,10 +109,6 @@ analysis_plans = Table(  # the owner's, found as the owner's connections find it
 )
 
 
-class NoDatabase(Permanent):
-    """No database is configured."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Address:
     """Where the database is and who asks; without TLS only when the server is this machine or the URL says so."""
@@ -142,10 +139,7 @@ def address(environment: Mapping[str, str]) -> Address:
         return _from_secret(arn, environment)
     if environment.get("DATABASE_HOST"):
         return _from_token(environment)
-    raise NoDatabase(
-        "No database is configured: give DATABASE_URL, DATABASE_SECRET_ARN, or DATABASE_HOST with DATABASE_NAME and "
-        "DATABASE_USER."
-    )
+    raise NoDatabase
 
 
 def _from_url(url: str) -> Address:

@@ -10,7 +10,7 @@ class Retryable(Exception):
 
 
 class DatabaseUnavailable(Retryable):
-    """The database cannot be reached now, or went away in the middle."""
+    """The database, or the bucket that keeps findings in its place, cannot be reached now, or went away meanwhile."""
 
 
 class Permanent(Exception):

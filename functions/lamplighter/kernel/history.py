@@ -28,6 +28,7 @@ class Fate(StrEnum):
     """What became of a job that was to move."""
 
     MOVED = "moved"
+    """It left the ledger: for the history, or for good where there is no database."""
     CHANGED = "changed"
     """Its row was changed meanwhile, by a redrive; it stays until the next run has copied it as it is now."""
     FAILED = "failed"
@@ -67,6 +68,17 @@ def move(jobs: Sequence[Job], *, store: Store, engine: Engine, now: datetime) ->
     safe = [job for job in jobs if job.job_id not in errors]
     outcomes = dict(zip((job.job_id for job in safe), store.remove_many(safe), strict=True))
     return [_told(job, outcomes.get(job.job_id), errors.get(job.job_id)) for job in jobs]
+
+
+def remove(jobs: Sequence[Job], *, store: Store) -> list[Move]:
+    """Removes finished jobs from the ledger where there is no database, so no history takes them over (P5).
+
+    Raises:
+        ValueError: a job is not finished.
+    """
+    if unfinished := [job.job_id for job in jobs if job.finished_at is None]:
+        raise ValueError(f"Only finished jobs are removed: {', '.join(unfinished)} are not.")
+    return [_told(job, outcome, None) for job, outcome in zip(jobs, store.remove_many(jobs), strict=True)]
 
 
 def recall(engine: Engine, job_id: str) -> Job | None:

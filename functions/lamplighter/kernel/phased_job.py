@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from lamplighter.kernel.events import short
 from lamplighter.kernel.job import InvalidParams, JobType, Params, Report, Run, Unfinished
 from lamplighter.kernel.ledger.row import Job, Policy
+from lamplighter.kernel.no_database import NoDatabase, has_database
 from lamplighter.kernel.settings import Settings
 
 EXECUTION: Final = timedelta(minutes=5)
@@ -39,12 +40,14 @@ class Phase:
     let it run, before any phase of the run has begun. One with a `division` is divided into items.
 
     A phase with `applied` changes what is the owner's: it only previews while that answers False (REQUIREMENTS S4).
+    One with `database` needs a database: a run without one leaves it out, and refuses to do it alone (P5).
     """
 
     function: str
     check: Callable[[Settings], object] | None = None
     division: Division | None = None
     applied: Callable[[Settings], bool] | None = None
+    database: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -256,6 +259,7 @@ class PhasedJob(JobType[PhaseParams]):
 
         Raises:
             InvalidParams: there is no such phase under these settings.
+            NoDatabase: none is configured, and a phase that is asked for, or all of the type's own, need one.
         """
         every = self.all_phases(settings)
         if unknown := set(params.phases or ()) - every.keys():
@@ -265,8 +269,13 @@ class PhasedJob(JobType[PhaseParams]):
             )
             sentence = f"phases: {named} is no phase of {self.job_type} (it takes {several})"
             raise InvalidParams([("phases", sentence)])
-        selected = params.phases or tuple(self.own_spans(settings))
-        return {name: phase for name, phase in every.items() if name in selected}
+        selected = {name: every[name] for name in every if name in (params.phases or self.own_spans(settings))}
+        needing = [name for name, phase in selected.items() if phase.database]
+        if has_database() or not needing:
+            return selected
+        if params.phases or len(needing) == len(selected):
+            raise NoDatabase(", ".join(needing) if params.phases else self.job_type)
+        return {name: phase for name, phase in selected.items() if not phase.database}
 
     def turns(self, params: PhaseParams, settings: Settings) -> list[Turn]:
         """The phases of a run. Raises Permanent if the settings do not let one of them run."""

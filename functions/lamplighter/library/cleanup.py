@@ -4,7 +4,8 @@ All types are executions of the state machine `cleanup`, by schedule, through th
 minutes (stale jobs, old jobs, handled downloads, stuck plans), `database_cleanup` daily at 02:00 (C16, and every rule
 that no other type applies), `session_cleanup` every 6 hours and `token_cleanup` daily at 03:00 (E1), `upload_cleanup`
 hourly (D4), `audit_archive` on the 1st of a month (E1). A run may select any phases there are, and preview them
-(REQUIREMENTS B1-B11). What is the owner's is only previewed until the settings apply it by name (S4).
+(REQUIREMENTS B1-B11). What is the owner's is only previewed until the settings apply it by name (S4). Without a
+database a run leaves out the phases that need one (P5).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any, Final
 from lamplighter import rules
 from lamplighter.kernel import phases
 from lamplighter.kernel.job import Context
+from lamplighter.kernel.no_database import has_database
 from lamplighter.kernel.phased_job import Body, Phase, PhasedJob, State, evenly
 from lamplighter.kernel.settings import Settings
 from lamplighter.library import old_jobs, plans, rows, stale_jobs
@@ -25,7 +27,7 @@ _HERE: Final = "cleanup"
 
 def _rows(name: str, function: str = _HERE) -> Phase:
     """A phase that changes rows: the owner's only where the settings apply it by name."""
-    return Phase(function=function, check=rules.in_force, applied=partial(rules.applied, name))
+    return Phase(function=function, check=rules.in_force, applied=partial(rules.applied, name), database=True)
 
 
 def _rule(name: str) -> Body:
@@ -79,6 +81,7 @@ class Cleanup(Housekeeping):
         """REQUIREMENTS B9, and the reports of phases that are no part of it where a run selected some.
 
         Where some phases acted, `previewed` names those that did not: their numbers are what they would have done.
+        `without_database` names the phases that were left out because no database is configured.
         `held_by_ramp` says by phase how many due rows were left because the first runs change only a few, `missing`
         which tables of previewed phases are not there.
         """
@@ -103,6 +106,8 @@ class Cleanup(Housekeeping):
         }
         if held:
             told["held_by_ramp"] = held
+        if not has_database():
+            told["without_database"] = [name for name in self.spans if self.catalogue[name].database]
         reports = ((name, outcome.report) for name, outcome in state.outcomes.items())
         if missing := {name: report["missing"] for name, report in reports if "missing" in report}:
             told["missing"] = missing

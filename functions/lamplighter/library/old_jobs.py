@@ -1,7 +1,8 @@
 """Old jobs: moves finished jobs whose retention is over from the ledger to the history (REQUIREMENTS B3).
 
-A phase of the cleanup. How long a job stays depends on its type and status (`jobs.retention_hours`); jobs of the upload
-processing are left to the phase that also removes their files.
+A phase of the cleanup. Without a database there is no history: the phase deletes the jobs (P5). How long a job stays
+depends on its type and status (`jobs.retention_hours`); jobs of the upload processing are left to the phase that also
+removes their files.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from lamplighter.kernel.job import Run, Unfinished
 from lamplighter.kernel.ledger.ledger import Ledger
 from lamplighter.kernel.ledger.row import Job, Status
 from lamplighter.kernel.ledger.store import Cursor, Store, shards
+from lamplighter.kernel.no_database import has_database
 from lamplighter.kernel.settings import Settings
 
 PAGE: Final = 100
@@ -36,7 +38,7 @@ class Report(JobReport):
     found: int = 0
     """Jobs whose retention is over."""
     removed: int = 0
-    """Of these, moved to the history."""
+    """Of these, moved to the history; without a database, deleted."""
     changed: int = 0
     """Of these, left for the next run because their rows were changed meanwhile."""
     failed: int = 0
@@ -115,6 +117,8 @@ def _settle(jobs: list[Job], place: Place, run: Run, store: Store) -> None:
 
 
 def _moved(jobs: list[Job], run: Run, store: Store) -> list[history.Move]:
+    if not has_database():
+        return history.remove(jobs, store=store)
     from lamplighter.kernel.database import engine
 
     return history.move(jobs, store=store, engine=engine(), now=run.now())

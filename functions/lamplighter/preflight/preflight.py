@@ -135,7 +135,8 @@ def examine(run: Run) -> Document:
 
 def _database() -> tuple[Engine | None, str, list[Item]]:
     """The engine and its host, or why there is none."""
-    from lamplighter.kernel.database import NoDatabase, address, engine
+    from lamplighter.kernel.database import address, engine
+    from lamplighter.kernel.no_database import NoDatabase
 
     try:
         where = address(os.environ)

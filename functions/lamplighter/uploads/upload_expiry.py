@@ -7,6 +7,8 @@ Looked at are all rows of uploads and all objects of the bucket:
     input that no job knows, some minutes old       its event was lost: it gets its job now
     output that no job knows, older than any TTL    removed: what a crash has left
 
+Without a database there is no history: a record then stays as long as those of other jobs, and is deleted (P5).
+
 What belongs to an active job is never touched. A deletion that fails is told of and tried again by the next run, until
 when the record stays; it stops nothing else. Terminal rows do not change, so all this may be done twice.
 """
@@ -24,7 +26,7 @@ from aws_lambda_powertools import Logger, Metrics
 from aws_lambda_powertools.metrics import MetricUnit
 from pydantic import BaseModel
 
-from lamplighter.kernel import phases
+from lamplighter.kernel import history, phases
 from lamplighter.kernel.aws import client
 from lamplighter.kernel.errors import DatabaseUnavailable
 from lamplighter.kernel.job import Context, Run, Unfinished
@@ -33,6 +35,7 @@ from lamplighter.kernel.ledger.by_type import partitions, read_partition
 from lamplighter.kernel.ledger.ledger import Ledger
 from lamplighter.kernel.ledger.row import Job, Status
 from lamplighter.kernel.ledger.store import DuplicateJob
+from lamplighter.kernel.no_database import has_database
 from lamplighter.kernel.settings import Settings
 from lamplighter.uploads import objects
 from lamplighter.uploads.jobs import new_job
@@ -65,7 +68,7 @@ class Report(JobReport):
     """What a run found and did."""
 
     jobs_cleaned: int = 0
-    """Jobs whose files are gone and whose records moved to the history; a preview counts what a run would do."""
+    """Jobs whose files are gone and whose records left the ledger; a preview counts what a run would do."""
     inputs_deleted: int = 0
     """Left behind by jobs that are final."""
     outputs_deleted: int = 0
@@ -146,6 +149,11 @@ def is_due(job: Job, settings: Settings, now: datetime) -> bool:
     completed = job.status is Status.COMPLETED
     hours = settings.uploads.ttl_completed_hours if completed else settings.uploads.ttl_failed_hours
     return job.finished_at + timedelta(hours=hours) <= now
+
+
+def is_outlived(job: Job, settings: Settings, now: datetime) -> bool:
+    """Whether a finished job's record is deleted where no history keeps it: not before other jobs' records are (P5)."""
+    return job.finished_at is not None and job.finished_at + settings.job_retention(job.job_type, job.status) <= now
 
 
 class _Stopped(Exception):
@@ -248,27 +256,33 @@ class _Expiry:
 
     def _move(self, jobs: list[Job]) -> None:
         """Records to the history, those of which nothing is left."""
+        kept = has_database()
+        if not kept:
+            jobs = [job for job in jobs if is_outlived(job, self._run.settings, self._now)]
         if self._run.job.dry_run:
             for job in jobs:
-                self._cleaned(job, "would move to the history")
+                self._cleaned(job, "would move to the history" if kept else "its record would be deleted")
             return
         if self.database_lost or not jobs:
             return
-        from lamplighter.kernel import history
-        from lamplighter.kernel.database import NoDatabase, engine
-
         try:
-            moves = history.move(jobs, store=self._ledger.store, engine=engine(), now=self._run.now())
-        except NoDatabase:
-            return  # without a history the records stay
+            moves = self._left(jobs, kept=kept)
         except DatabaseUnavailable as error:
             self.database_lost = error
             return
         for move in moves:
             if move.fate is history.Fate.MOVED:
-                self._cleaned(move.job, "moved to the history")
+                self._cleaned(move.job, "moved to the history" if kept else "its record was deleted")
             elif move.error:
                 self._fail(f"{move.job.job_id}: {move.error}")
+
+    def _left(self, jobs: list[Job], *, kept: bool) -> list[history.Move]:
+        """Let records leave the ledger."""
+        if not kept:
+            return history.remove(jobs, store=self._ledger.store)
+        from lamplighter.kernel.database import engine
+
+        return history.move(jobs, store=self._ledger.store, engine=engine(), now=self._run.now())
 
     def _cleaned(self, job: Job, outcome: str) -> None:
         self.report.jobs_cleaned += 1

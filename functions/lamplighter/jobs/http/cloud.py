@@ -1,12 +1,11 @@
 """The routes for what the scans of cloud accounts found: findings, and the reports on them (REQUIREMENTS C7, C14).
 
-They read the tables, which are the kernel's migrations', by themselves: a domain imports no other.
+They ask the store of findings that the catalogue names: a domain imports no other.
 """
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any, Final, Literal, Self
@@ -15,9 +14,11 @@ from aws_lambda_powertools.event_handler.openapi.params import Path, Query
 from aws_lambda_powertools.event_handler.router import APIGatewayHttpRouter
 from pydantic import Field, FiniteFloat, RootModel
 
-from lamplighter.jobs.http.problems import conflict, documented, invalid, not_found
+from lamplighter import catalogue
+from lamplighter.jobs.http.problems import documented, invalid, not_found
 from lamplighter.jobs.http.requests import demand_known_query
 from lamplighter.jobs.shown import Answer, JobId, JobTypeName
+from lamplighter.kernel.ledger.ledger import utc_now
 
 router = APIGatewayHttpRouter()  # type: ignore[no-untyped-call]
 
@@ -34,25 +35,6 @@ class Order(StrEnum):
 
     COST = "cost"
     NEWEST = "newest"
-
-
-_MICROSECONDS: Final = "CAST(extract(epoch FROM {column}) * 1000000 AS double precision)"
-_BY: Final[Mapping[Order, str]] = {
-    Order.COST: "coalesce(monthly_usd, -1)",
-    Order.NEWEST: _MICROSECONDS.format(column="first_seen_at"),
-}
-"""Numbers, which a cursor holds exactly."""
-
-_EXEMPTION: Final = "CASE WHEN (exemption ->> 'expires')::date >= (now() AT TIME ZONE 'UTC')::date THEN exemption END"
-"""One that has expired since the scan covers nothing, as in the reports (REQUIREMENTS C13)."""
-_FINDING: Final = f"""
-    id, status, account_id AS account, region, check_id AS "check", kind, title, severity, resource_type, resource_id,
-    owner, monthly_usd, confidence, score, since, first_seen_at AS first_seen, last_seen_at AS last_seen, resolved_at,
-    reopened_at, times_reopened, {_EXEMPTION} AS exemption, evidence, job_id
-"""
-_REPORT: Final = (
-    "job_id, job_type, created_at, monthly_usd, (totals -> 'all' ->> 'findings')::int AS findings, documents"
-)
 
 
 class Cursor[Id](RootModel[tuple[FiniteFloat, Id]]):
@@ -144,7 +126,7 @@ class Reports(Answer):
 @router.get(
     "/api/cloud/findings",
     summary="List findings, the most expensive or the newest first",
-    description="Those that are open, unless `status` says otherwise. 409 where no database is configured.",
+    description="Those that are open, unless `status` says otherwise.",
     operation_id="findings",
     tags=CLOUD,
     responses=documented({200: {"description": "A page of findings"}}, 409),
@@ -165,32 +147,33 @@ def list_findings(
     cursor: Place = None,
 ) -> Findings:
     """REQUIREMENTS C14."""
-    wanted = {
+    asked = {
         "status": status,
         "severity": severity,
-        "check_id": check,
+        "check": check,
         "kind": kind,
-        "account_id": account,
+        "account": account,
         "region": region,
         "owner": owner,
-        f"({_EXEMPTION} IS NOT NULL)": exempted,
+        "exempted": exempted,
     }
-    place = Cursor[RowId].parse(cursor) if cursor is not None else None
-    found, end = _page("lamplighter.findings", _FINDING, wanted, by=(_BY[order], "id"), limit=limit, place=place)
-    return Findings(findings=[Finding.model_validate(row) for row in found], next=end)
+    wanted = {name: value for name, value in asked.items() if value is not None}
+    after = Cursor[RowId].parse(cursor).root if cursor is not None else None
+    store = catalogue.findings_store()
+    rows, end = store.list_findings(wanted, order=order.value, limit=limit, after=after, now=utc_now())
+    return Findings(findings=[Finding.model_validate(row) for row in rows], next=_next(end))
 
 
 @router.get(
     "/api/cloud/findings/<finding_id>",
     summary="Show a finding",
-    description="409 where no database is configured.",
     operation_id="finding",
     tags=CLOUD,
     responses=documented({200: {"description": "The finding"}}, 404, 409),
 )
 def show_finding(finding_id: Annotated[int, Path(ge=0, lt=2**63)]) -> Finding:
     """REQUIREMENTS C14."""
-    for row in _rows(f"SELECT {_FINDING} FROM lamplighter.findings WHERE id = :id", id=finding_id):  # noqa: S608 - constants
+    if row := catalogue.findings_store().find(finding_id, now=utc_now()):
         return Finding.model_validate(row)
     raise not_found(f"finding_id: there is no finding {finding_id}.")
 
@@ -198,8 +181,7 @@ def show_finding(finding_id: Annotated[int, Path(ge=0, lt=2**63)]) -> Finding:
 @router.get(
     "/api/cloud/reports",
     summary="List the reports on cloud cost and security, newest first",
-    description="What each came to, and where its documents are. Each job type has its own. 409 where no database is "
-    "configured.",
+    description="What each came to, and where its documents are. Each job type has its own.",
     operation_id="reports",
     tags=CLOUD,
     responses=documented({200: {"description": "A page of reports"}}, 409),
@@ -212,56 +194,10 @@ def list_reports(
     cursor: Place = None,
 ) -> Reports:
     """REQUIREMENTS C7."""
-    by = _MICROSECONDS.format(column="created_at"), "job_id"
-    place = Cursor[JobId].parse(cursor) if cursor is not None else None
-    found, end = _page("lamplighter.cloud_reports", _REPORT, {"job_type": job_type}, by=by, limit=limit, place=place)
-    return Reports(reports=[Reported.model_validate(row) for row in found], next=end)
+    after = Cursor[JobId].parse(cursor).root if cursor is not None else None
+    rows, end = catalogue.findings_store().list_reports(job_type, limit=limit, after=after)
+    return Reports(reports=[Reported.model_validate(row) for row in rows], next=_next(end))
 
 
-def _page(
-    table: str,
-    columns: str,
-    wanted: Mapping[str, Any],
-    *,
-    by: tuple[str, str],
-    limit: int,
-    place: Cursor[Any] | None,
-) -> tuple[list[dict[str, Any]], str | None]:
-    """Up to `limit` rows in which each of `wanted` that is not None is so, and the cursor of the next page.
-
-    They come by a number and, where it is the same, by what is unique, both descending.
-    """
-    given = [(what, value) for what, value in wanted.items() if value is not None]
-    conditions = [f"{what} = :p{n}" for n, (what, _) in enumerate(given)]
-    values = {f"p{n}": value for n, (_, value) in enumerate(given)}
-    number, unique = by
-    if place:
-        conditions.append(f"({number}, {unique}) < (:number, :unique)")
-        values |= {"number": place.root[0], "unique": place.root[1]}
-    where = " AND ".join(conditions) or "true"
-    statement = (
-        f"SELECT {columns}, {number} AS number FROM {table} WHERE {where}"  # noqa: S608 - nothing of a caller's
-        f" ORDER BY {number} DESC, {unique} DESC LIMIT :limit"
-    )
-    rows = _rows(statement, limit=limit + 1, **values)
-    numbers = [row.pop("number") for row in rows]
-    end = Cursor[Any]((numbers[limit - 1], rows[limit - 1][unique])) if len(rows) > limit else None
-    return rows[:limit], str(end) if end else None
-
-
-def _rows(statement: str, **values: Any) -> list[dict[str, Any]]:
-    """What the database answers.
-
-    Raises:
-        Problem: 409, none is configured.
-        DatabaseUnavailable: it cannot be reached.
-    """
-    from sqlalchemy import text
-
-    from lamplighter.kernel.database import NoDatabase, engine
-
-    try:
-        with engine().connect() as connection:
-            return [dict(row) for row in connection.execute(text(statement), values).mappings()]
-    except NoDatabase as missing:
-        raise conflict("no-database", str(missing)) from None
+def _next(end: tuple[float, Any] | None) -> str | None:
+    return str(Cursor[Any](end)) if end else None

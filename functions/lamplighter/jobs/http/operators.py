@@ -32,6 +32,7 @@ from lamplighter.kernel.events import shown
 from lamplighter.kernel.job import InvalidParams, JobType
 from lamplighter.kernel.ledger.ledger import Ledger, UnknownJob, utc_now
 from lamplighter.kernel.ledger.row import Job, Status, Trigger
+from lamplighter.kernel.no_database import NoDatabase, has_database
 from lamplighter.kernel.schedules import UnknownSchedule, schedules
 
 if TYPE_CHECKING:
@@ -265,13 +266,13 @@ def show(job_id: JobIdInPath) -> Whole:
 
 
 def _recalled(job_id: str) -> Job | None:
-    from lamplighter.kernel.database import NoDatabase, engine
     from lamplighter.kernel.history import recall
 
-    try:
-        return recall(engine(), job_id)
-    except NoDatabase:
+    if not has_database():
         return None
+    from lamplighter.kernel.database import engine
+
+    return recall(engine(), job_id)
 
 
 @router.post(
@@ -374,6 +375,8 @@ def simulate(wish: Wish) -> Simulated:
 
     try:
         found = retention.simulate(engine(), rule, now=utc_now(), keep=proposed, timeout=COUNTING_TIMEOUT)
+    except NoDatabase:
+        raise
     except Permanent as refusal:
         raise conflict("not-countable", str(refusal)) from None
     return Simulated(rule=wish.rule, current=_due(rule.keep, found.current), proposed=_due(proposed, found.proposed))
@@ -422,7 +425,7 @@ def start_schedule(name: ScheduleName) -> Switched:
         return Switched(name=name, enabled=True, changed=switching.start(name))
     except UnknownSchedule as unknown:
         raise not_found(str(unknown)) from None
-    except settings.SettingsError:
+    except (settings.SettingsError, NoDatabase):
         raise
     except Permanent as refusal:
         raise conflict("switched-off", str(refusal)) from None
@@ -468,7 +471,7 @@ def _ordered(name: str, params: dict[str, Any], key: str | None) -> Response[Who
             else ("body.params", f"body.params: {sentence}.")
             for field, sentence in error.problems
         ) from None
-    except settings.SettingsError:
+    except (settings.SettingsError, NoDatabase):
         raise
     except Permanent as refusal:
         raise invalid([("body.params", f"body.params: {refusal}")]) from None

@@ -483,7 +483,7 @@ class Work:
             wanted, rows = len(nodes), Groups([nodes])
         changed = self._change_rows(leaf, rows.sql, rows)
         gone, writes = due - self._count(leaf, place), self._writes() - before
-        own, depending = self.table.oids, {one.oid for one in self.table.dependants}
+        own, depending = self.table.oids, {oid for one in self.table.dependants for oid in one.oids}
         deleted, updated = (sum(writes[oid, kind] for oid in own) for kind in ("deleted", "updated"))
         # A key of the table to itself that sets to NULL changes due rows, and stores them in other blocks.
         moves = self._moves

@@ -25,7 +25,7 @@ class Clock:
     name: str
     """Quoted for SQL."""
     kind: Kind
-    """As which type the column is compared; bare parameters are moments."""
+    """As which type the column is compared."""
     step: timedelta
 
     @property
@@ -62,7 +62,7 @@ class Clock:
         return f"CAST({value} AS timestamptz)"
 
     def _parameter(self, name: str) -> str:
-        return f":{name}" if self.kind == "timestamptz" else f"CAST(:{name} AS {self.kind})"
+        return f"CAST(:{name} AS {self.kind})"
 
 
 _COUNTS: Final[Mapping[str, timedelta]] = {

@@ -101,8 +101,8 @@ class Dependants:
     """`ON DELETE CASCADE`, say."""
     own: bool
     """Whether the table refers to itself."""
-    oid: int
-    """Of the table that refers."""
+    oids: frozenset[int]
+    """Of the table that refers, and of its partitions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,6 +220,7 @@ _LOOK: Final = """
                 'how', CASE CAST(:event AS int) WHEN 8 THEN confdeltype ELSE confupdtype END,
                 'readable', has_schema_privilege(relnamespace, 'USAGE') AND has_table_privilege(conrelid, 'SELECT')
                     AND NOT row_security_active(conrelid),
+                'partitions', (SELECT json_agg(CAST(relid AS bigint)) FROM pg_partition_tree(conrelid)),
                 'leaves', (SELECT json_agg(CAST(relid AS bigint)) FROM (
                     SELECT confrelid UNION SELECT CAST(relid AS oid) FROM pg_partition_tree(confrelid)) AS of(relid)),
                 'operators', (SELECT json_agg(json_build_array(operators.nspname, oprname) ORDER BY n)
@@ -485,7 +486,7 @@ def _dependants(found: Mapping[str, Any]) -> Dependants:
         keys=found["keys"],
         action=HOW[found["how"]],
         own=found["own"],
-        oid=found["oid"],
+        oids=frozenset((found["oid"], *(found["partitions"] or ()))),
     )
 
 
