@@ -1,6 +1,6 @@
 """The preflight of the cloud scans: what each remedy would act on, by the findings that are open (REQUIREMENTS O4, S4).
 
-It enters no account. What the roles may do there is known to a scan with `dry_run`, which reads all that a run reads.
+It enters no account. A scan with `dry_run` reads all that a run reads, and so shows the rights to read.
 """
 
 from __future__ import annotations
@@ -84,7 +84,9 @@ def _remedy(look: Look, check: str, found: Mapping[str, Open] | None, is_scanned
     remedy = look.settings.cloud.remedies[check]
     facts: dict[str, Any] = {"applied": remedy.apply, "action": remedy.action, "after_days": remedy.after_days}
     words = f"The remedy {remedy.action} {'is applied' if remedy.apply else 'only previews'}. "
-    if found is None:
+    if look.engine is None:
+        words += "Without a database the findings are in the archive bucket, and the last report counts them."
+    elif found is None:
         words += "What it would act on is in the findings, which cannot be read."
     elif not is_scanned:
         words += "No scan has looked yet: run one with dry_run."

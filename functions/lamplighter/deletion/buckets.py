@@ -1,6 +1,6 @@
 """A bucket as a preflight sees it: can it be listed, does it keep what is deleted, for how long, and who cleans it.
 
-It only reads. Whether objects may be deleted is known to whoever tries (REQUIREMENTS O4, S5, S10).
+It only reads. Only a run that deletes shows whether objects may be deleted (REQUIREMENTS O4, S5, S10).
 """
 
 from __future__ import annotations

@@ -236,7 +236,7 @@ def _cascades(look: Look, rule: Rule, table: Table, *, name: str, fault: Severit
 
 
 def _sentence(rule: Rule, message: str) -> str:
-    """A message of retention without the name of the rule, and without what it says of a run."""
+    """A message of retention without the name of the rule, and without its words on a run."""
     own = message.removeprefix(f"{rule.name}: ").removeprefix(f"retention.rules.{rule.name}.")
     words = own.partition("; nothing was touched")[0]
     starts = words.startswith(("the ", "there ", "rows "))  # anything else is the owner's name of something

@@ -148,7 +148,7 @@ def _schema(connection: Connection) -> Iterator[Item]:
 
 
 def _limits(look: Look) -> Iterator[Item]:
-    """Whether the limits arrive that each connection asks for: a pooler may be told to ignore them."""
+    """Whether the limits arrive that each connection asks for: a pooler may ignore them."""
     from sqlalchemy import text
 
     from lamplighter.kernel.database import one_snapshot

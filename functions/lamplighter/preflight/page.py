@@ -127,6 +127,6 @@ def _foot() -> Markup:
             "warning fails or surprises once it is applied. Rows that are counted are exact as of the moment above. "
             "What is estimated says so. A sample proves nothing about the values that it leaves out.",
         ),
-        tag("p", "The preflight only read. Numbers behind each sentence are in the JSON document beside this page."),
+        tag("p", "The preflight only read. Numbers behind each sentence are in the JSON document next to this page."),
         id="reading",
     )
