@@ -144,7 +144,12 @@ ACTIONS = [Delete(), Archive("attic"), Set({"note": "b", "share": 0.1}), Set({"n
 @given(
     rows=ROWS,
     clock=st.sampled_from(["at", None]),
-    where=st.sampled_from(["true", "note = 'a'", "n > 1 OR note IS NULL -- few", "at < :cutoff OR n = 0"]),
+    where=st.sampled_from(
+        [
+            *("true", "note = 'a'", "n > 1 OR note IS NULL -- few", "at < :cutoff OR n = 0", "mod(n, 2) = 0"),
+            *("note LIKE 'a%' /* it's :so */ OR note = 'b%s'", "note = $a$a$a$ OR note = $$it's %$$"),
+        ]
+    ),
     action=st.sampled_from(ACTIONS),
     keep=st.sampled_from([timedelta(0), 7 * DAY]),
     indexed=st.booleans(),

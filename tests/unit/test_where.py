@@ -49,6 +49,8 @@ def test_one_expression_is_taken(where: str) -> None:
         ("(true", "opens a parenthesis"),
         ("true; DELETE FROM things", "one expression, without a semicolon"),
         ("id > $1", "no parameter but :cutoff"),
+        ("id % 2 = 0", r"takes no operator %; write mod\(a, b\)"),
+        ("id %s", "takes no operator %"),
         ("note = 'open", "a quote that does not end"),
         ('"open', "a quote that does not end"),
         ("note = $x$ open $y$", "a quote that does not end"),
@@ -73,9 +75,12 @@ def test_anything_else_is_refused_with_its_reason(where: str, reason: str) -> No
         ("at < :cutoff", "at < %s"),
         ("at < :cutoff::date", "at < %s::date"),
         ("at::date < now() AND tags[1:n] = '{}'", "at::date < now() AND tags[1:n] = '{}'"),
-        ("note = 'a :cutoff b' AND note <> 'x:y' -- :z", "note = 'a :cutoff b' AND note <> 'x:y' -- :z"),
+        ("note = 'a :cutoff b' AND note <> 'x:y' -- :z", "note = 'a :cutoff b' AND note <> 'x:y'  "),
+        ("/* it's :x */ note = $a$it's$a$", "  note = 'it''s'"),
+        ("note ~ $$^\\d$$", "note ~ $$^\\d$$"),
+        ("note LIKE 'a%s'", "note LIKE 'a%s'"),
         ("note = 'a\\:b'", "note = 'a:b'"),
-        ("note = $$a :cutoff$$", "note = $$a :cutoff$$"),
+        ("note = $$a :cutoff$$", "note = 'a :cutoff'"),
     ],
 )
 def test_only_the_colon_of_the_cutoff_begins_a_parameter(where: str, sent: str) -> None:

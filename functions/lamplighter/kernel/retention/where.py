@@ -57,6 +57,8 @@ def check(where: str) -> None:
         elif kind == "character" and text in ";$":
             reason = "takes one expression, without a semicolon" if text == ";" else "takes no parameter but :cutoff"
             raise BadWhere(reason)
+        elif kind == "character" and text == "%":  # the driver's sign for a parameter
+            raise BadWhere("takes no operator %; write mod(a, b)")
         elif kind == "character" and text in "'\"":
             raise BadWhere("has a quote that does not end")
         before = text.lower() if kind == "word" else ""
@@ -76,9 +78,22 @@ def reads_tables(where: str) -> bool:
 def bound(where: str) -> str:
     r"""The condition for SQLAlchemy's `text`: of all colons only that of `:cutoff` begins a parameter.
 
-    A colon that is written `\:`, as earlier versions asked for, stays one.
+    A colon that is written `\:`, as earlier versions asked for, stays one. Comments go, and strings are written as the
+    driver knows them: it takes a quote inside of these for the beginning of a string.
     """
-    return "".join(text if kind == "cutoff" else _COLON.sub(r"\\:", text) for kind, text in _tokens(where))
+    return "".join(map(_sent, _tokens(where)))
+
+
+def _sent(token: tuple[str, str]) -> str:
+    kind, text = token
+    if kind == "cutoff":
+        return text
+    if kind in ("line_comment", "block_comment"):
+        return " "
+    if kind == "dollar" and "\\" not in text:
+        mark = text[: text.index("$", 1) + 1]
+        text = "'" + text[len(mark) : -len(mark)].replace("'", "''") + "'"
+    return _COLON.sub(r"\\:", text)
 
 
 def _tokens(where: str) -> Iterator[tuple[str, str]]:
