@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 
-BENCHES = ("audit_archive", "checker", "cloud_agreement", "cloud_large", "cloud_scan", "cold_start", "cost",
+BENCHES = ("adoption", "audit_archive", "checker", "cloud_agreement", "cloud_large", "cloud_scan", "cold_start", "cost",
            "csv_processing", "fingerprints", "orphan_scan", "purge", "schemas", "worlds")  # fmt: skip
 
 chosen = sys.argv[1:] or BENCHES

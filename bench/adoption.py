@@ -85,7 +85,7 @@ def main(rows: int) -> None:
                 was.update(now)
                 steps.append([name, said, f"{took:.1f}", _p99(noticed), ", ".join(touched) or "none"])
 
-            step("deployed, and all that is scheduled has run", lambda: run_all(stack))
+            step("deployed, and each cleanup has run", lambda: run_all(stack))
             step("preflight", lambda: preflight(stack))
             step("the rule is declared, and previews", lambda: cart_rule(stack, apply=False))
             step("the rule is applied: first run", lambda: cart_rule(stack, apply=True), changes=(RULE,))
@@ -122,8 +122,8 @@ def fill(aws: LocalAws, rows: int) -> None:
             connection.execute(
                 text(
                     f"INSERT INTO {table} SELECT n, mod(n, 1000), 'open', md5(CAST(n AS text)),"
-                    " now() - (CASE WHEN mod(n, 10) < :old THEN 200 ELSE 20 END) * interval '1 day' - n * interval '1 s',"
-                    " now() FROM generate_series(1, CAST(:rows AS int)) AS n"
+                    " now() - (CASE WHEN mod(n, 10) < :old THEN 200 ELSE 20 END) * interval '1 day'"
+                    " - n * interval '1 s', now() FROM generate_series(1, CAST(:rows AS int)) AS n"
                 ),
                 {"rows": each, "old": int(10 * OLD)},
             )
@@ -199,7 +199,7 @@ def _write(url: str, over: Event, taken: Any) -> None:
 
 
 def run_all(stack: Deployed) -> str:
-    """Each job type that a schedule starts, once."""
+    """Each job type of the cleanups and the orphan cleanup, once, as their schedules start them."""
     ran = 0
     for machine, types in SCHEDULED.items():
         for job_type in types:
