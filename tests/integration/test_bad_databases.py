@@ -316,7 +316,7 @@ def test_a_server_that_restarts_in_mid_run_loses_nothing(tmp_path: Path, monkeyp
         monkeypatch.setenv("DATABASE_URL", f"postgresql://postgres@127.0.0.1:{port}/lamplighter")
         database.engine.cache_clear()
         engine = database.engine()
-        fill(engine, 1500)
+        fill(engine, 20_000)
         asked = 0
 
         def restart() -> None:
@@ -327,10 +327,10 @@ def test_a_server_that_restarts_in_mid_run_loses_nothing(tmp_path: Path, monkeyp
                 server.start()
 
         with pytest.raises(DatabaseUnavailable):
-            go(engine, stop=restart)
+            go(engine, stop=restart, target=timedelta(milliseconds=20))
         assert asked == 4  # before the batch, and within it
         rest = left(engine)
-        assert 0 < rest < 1500
+        assert 0 < rest < 20_000
         assert go(engine).rows == rest
         engine.dispose()
     finally:
