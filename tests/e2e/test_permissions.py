@@ -46,6 +46,23 @@ OTHER_MACHINE = (
 )
 
 FORBIDDEN = {
+    "preflight": [
+        READ_MEDIA,
+        WRITE_MEDIA,
+        DELETE_MEDIA,
+        DELETE_VERSION,
+        READ_ARCHIVED,
+        DELETE_ARCHIVED,
+        READ_INPUT,
+        WRITE_INPUT,
+        DELETE_UPLOAD,
+        DESCRIBE,
+        STOP_INSTANCE,
+        SCAN,
+        INVOKE,
+        SETTINGS,
+        OVERRIDE,
+    ],
     "orphan-cleanup": [DELETE_VERSION, WRITE_MEDIA, DELETE_ARCHIVED, DELETE_UPLOAD, SCAN, INVOKE, SETTINGS, OVERRIDE],
     "undo": [DELETE_MEDIA, WRITE_MEDIA, DELETE_ARCHIVED, SCAN, INVOKE, SETTINGS, OVERRIDE],
     "audit-archive": [
