@@ -222,7 +222,7 @@ def test_rows_that_a_trigger_refuses_do_not_stop_the_others(engine: Engine, cond
     refuse(engine, condition)
     stay = {n for n in range(1, 601) if n in (300, 301) or (n < 200 if "200" in condition else n % 10 < 3)}
 
-    applied = go(engine, RULE)
+    applied = go(engine, RULE, target=timedelta(seconds=5))  # a part that takes too long is cut in another way
 
     assert ids(engine) == stay
     assert (applied.rows, applied.failed + applied.skipped) == (600 - len(stay), len(stay))
