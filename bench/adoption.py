@@ -1,4 +1,4 @@
-"""Adoption, rehearsed: Lamplighter is deployed beside a living database, and touches nothing before it is named.
+"""Adoption, rehearsed: Lamplighter is deployed to a living database, and touches nothing before it is named.
 
     PYTHONPATH=functions python -m bench.adoption [rows]
 

@@ -234,7 +234,7 @@ def test_what_is_no_findings_is_one_sentence_and_is_not_written_over(bucket: S3W
             call()
         assert str(refused.value) == (
             f"s3://archive/{KEY} is not what Lamplighter wrote there: restore an earlier version of the object, or "
-            "delete it, and what it held begins anew. Nothing was changed."
+            "delete it, and its findings start again. Nothing was changed."
         )
     assert bucket.s3.get_object(Bucket=bucket.bucket, Key=KEY)["Body"].read() == body
 

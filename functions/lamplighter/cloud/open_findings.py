@@ -18,7 +18,7 @@ from lamplighter.cloud.reported import Changes, Point, PriceSource, ReportedFind
 from lamplighter.cloud.store import Earlier, Section
 from lamplighter.cloud.store.model import (
     EXAMPLES,
-    NOBODY,
+    NO_OWNER,
     NOTHING,
     SECURITY_CHECKS,
     TREND,
@@ -209,7 +209,7 @@ class OpenFindings:
 
     def _added_up(self, *, exempted: bool) -> Mapping[str, list[Total]]:
         found = defaultdict[str, list[Total]](list)
-        for row in self._judged(_TOTALS, nobody=NOBODY, exempted=exempted):
+        for row in self._judged(_TOTALS, nobody=NO_OWNER, exempted=exempted):
             found[row["dimension"]].append(
                 Total(
                     name=row["name"],

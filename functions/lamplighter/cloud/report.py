@@ -7,7 +7,7 @@ The last phase of the scans. What is open in the store becomes a report that the
                                         report.html                  one page for people (`page`)
                                         asff/<account>/<region>/...  those on security, for Security Hub (`asff`)
 
-Done again for the same job, it writes documents of its own beside the first ones, and the store then names those: so
+Done again for the same job, it writes further documents, and the store then names those: so
 what the store names is always one report, whenever this dies. What it does not name expires with the others.
 """
 

@@ -59,7 +59,7 @@ _NO_ROOM: Final = "53"
 _READ_ONLY: Final = "25006"
 """SQLSTATE read_only_sql_transaction. After a failover, a new connection leads to the new primary."""
 _UNSUPPORTED: Final = "unsupported startup parameter"
-"""What PgBouncer says of a parameter that its ignore_startup_parameters does not name."""
+"""PgBouncer's words for a parameter that its ignore_startup_parameters does not name."""
 
 SCHEMA: Final = "lamplighter"
 """Holds Lamplighter's own tables; nothing is created, altered or adopted outside it (REQUIREMENTS S4).

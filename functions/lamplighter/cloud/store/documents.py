@@ -124,7 +124,7 @@ class ReportIndex(Stored):
 
 
 def finding_id(account: str, region: str, check: str, resource_id: str) -> int:
-    """The id of a finding, which follows from what it is about: so a finding that is found anew has its former id."""
+    """The id of a finding, made from what it is about. A finding that is found again has its former id."""
     digest = hashlib.sha256("\0".join((account, region, check, resource_id)).encode(errors="surrogatepass")).digest()
     return int.from_bytes(digest) >> (256 - _ID_BITS)
 
@@ -191,9 +191,9 @@ def scanned(
 
 
 def sighted(before: FirstSights, volumes: Iterable[Volume], now: datetime) -> FirstSights:
-    """The first sights after a look at all volumes of the region at `now`.
+    """The first sights after a scan of all volumes of the region at `now`.
 
-    A look that comes late forgets no later sight.
+    A scan that comes late forgets no later sight.
     """
     unattached = {volume.id for volume in volumes if not volume.instances}
     kept = {id_: sight for id_, sight in before.volumes.items() if id_ in unattached or sight[0] > now}
@@ -253,7 +253,7 @@ def _fields(row: Mapping[str, Any]) -> dict[str, Any]:
 def _unjudged(
     before: RegionFindings, judgement: Judgement, current: set[str], job_id: str, now: datetime
 ) -> list[Unjudged]:
-    """What could not be judged, with what a later scan says of a check in its place."""
+    """What could not be judged. A later scan of a check replaces an earlier one."""
     said = by_reason(one for one in judgement.unknown if one.check in current or one.check not in judgement.judged)
     asked = current | {row["check_id"] for row in said}
     kept = {(one.check, one.reason): one for one in before.unjudged if one.check not in asked or one.read_at > now}

@@ -22,8 +22,8 @@ REASON: Final = 500
 TREND: Final = timedelta(days=90)
 TREND_STEP: Final = timedelta(hours=6)
 """Of the reports in so long, the last one is a point of the trend."""
-NOBODY: Final = "nobody"
-"""Whose resources without an owner are."""
+NO_OWNER: Final = "nobody"
+"""The name of resources without an owner in the totals, as earlier reports have it."""
 EXAMPLES: Final = 5
 """Resources that are named for each reason why something could not be judged."""
 SECURITY_CHECKS: Final = [check.id for check in SECURITY]
@@ -44,7 +44,7 @@ class Recorded:
     exempted: int = 0
     """Of those that it found."""
     superseded: frozenset[str] = frozenset()
-    """Checks that a later scan had judged already: what this one says of them was not recorded."""
+    """Checks that a later scan had judged already: nothing was recorded about them."""
 
 
 def by_reason(unknown: Iterable[Undetermined]) -> list[dict[str, Any]]:
@@ -59,7 +59,7 @@ def by_reason(unknown: Iterable[Undetermined]) -> list[dict[str, Any]]:
 
 
 def stored(finding: Finding, exemptions: Exemptions | None, now: datetime) -> dict[str, Any]:
-    """The fields that a store keeps of a finding, beside its life."""
+    """The fields that a store keeps of a finding, without those of its lifecycle."""
     exemption = exemptions.covering(finding, now) if exemptions else None
     row: dict[str, Any] = without_nul(
         {

@@ -271,7 +271,7 @@ class S3Store:
     def _unknown(self, address: str) -> Unreadable:
         return Unreadable(
             f"{address} is not what Lamplighter wrote there: restore an earlier version of the object, or delete it, "
-            "and what it held begins anew. Nothing was changed."
+            "and its findings start again. Nothing was changed."
         )
 
     @contextmanager

@@ -23,7 +23,7 @@ from lamplighter.cloud.store import Earlier, Order, Page, Section
 from lamplighter.cloud.store.documents import KeptReport, RegionFindings, ReportIndex, StoredFinding
 from lamplighter.cloud.store.model import (
     EXAMPLES,
-    NOBODY,
+    NO_OWNER,
     NOTHING,
     SECURITY_CHECKS,
     TREND,
@@ -306,7 +306,7 @@ def _dimensions(one: Placed) -> Iterator[tuple[str, str]]:
     yield "all", "all"
     yield "concern", "security" if one.one.check in _SECURITY else "waste"
     yield "kind", one.one.kind
-    yield "owner", NOBODY if one.one.owner is None else one.one.owner
+    yield "owner", NO_OWNER if one.one.owner is None else one.one.owner
     yield "region", one.region
     yield "account", one.account
     yield "severity", one.one.severity
