@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil
 from statistics import median
@@ -20,6 +21,7 @@ from bench.deployed import Deployed, deployed
 from bench.emulator import emulated
 from bench.tables import show
 from lamplighter.cloud import cloud_scan
+from lamplighter.jobs.schedules import NEED_DATABASE
 from lamplighter.kernel.ledger.row import SHARDS
 from lamplighter.library import cleanup
 from local.stack import ROOT
@@ -92,7 +94,8 @@ SCANS: Final = {"waste_scan": DAY / 4, "security_enforcement": 60, "instance_hea
 STEPS: Final = {"cleanup": 6, "cloud-scan": 6, "cloud-region": 24}
 """Functions whose sample, a preview, stands for a step of a run, and the AWS calls in a row of each: settings, the row
 twice, and what a phase asks; of a region half of what it asks, side by side."""
-RUNS: Final = CLEANUPS | SCANS
+STORED: Final = 4
+"""Requests of a scan's region, and of a report, to findings that are kept without a database."""
 DOCUMENTS: Final = 5
 """Objects that a report is made of, and its batches for Security Hub."""
 RUN_METRICS: Final = 2
@@ -134,28 +137,36 @@ def measure(stack: Deployed, name: str, *, warm: bool) -> Measured:
     return Measured(cpu_seconds=cpu_seconds, log_bytes=log_bytes, metrics=metrics, memory_mb=function.memory_mb)
 
 
-def quantities(measured: dict[str, Measured], template: str) -> dict[str, float]:
-    """How much of each of `PRICES` a month takes."""
-    ticks = {name: MONTH / scheduled.every_minutes for name, scheduled in SCHEDULED.items()}
-    seconds = {name: measured[name].seconds(scheduled.calls) for name, scheduled in SCHEDULED.items()}
-    stretched = max(1, FULL_CPU_MB / measured["orphan-cleanup"].memory_mb)
-    seconds["orphan-cleanup"] += OBJECTS * SCAN * stretched + OBJECTS / 1000 * CALL
+def quantities(measured: dict[str, Measured], template: str, *, database: bool) -> dict[str, float]:
+    """How much of each of `PRICES` a month takes, with a database or without one."""
+
+    def here(schedules: Mapping[str, Any]) -> list[str]:
+        return [name for name in schedules if database or name.replace("_", "-") not in NEED_DATABASE]
+
+    ticks = {name: MONTH / SCHEDULED[name].every_minutes for name in here(SCHEDULED)}
+    seconds = {name: measured[name].seconds(SCHEDULED[name].calls) for name in ticks}
+    listed = ticks.get("orphan-cleanup", 0) * OBJECTS / 1000
+    if listed:
+        stretched = max(1, FULL_CPU_MB / measured["orphan-cleanup"].memory_mb)
+        seconds["orphan-cleanup"] += OBJECTS * SCAN * stretched + OBJECTS / 1000 * CALL
     execution = ceil(seconds["timeout-checker"] / EXPRESS_STEP) * EXPRESS_STEP  # nothing falls due, so it does not wait
-    records = 3 * ticks["orphan-cleanup"]  # of a run's row in the stream: started, a heartbeat, ended
-    phased = {name: MONTH / minutes for name, minutes in RUNS.items()}
+    records = 3 * ticks.get("orphan-cleanup", 0)  # of a run's row in the stream: started, a heartbeat, ended
+    phased = {name: MONTH / minutes for name, minutes in (CLEANUPS | SCANS).items() if name in here(CLEANUPS | SCANS)}
     steps, transitions = Counter[str](), 0.0
-    for name in CLEANUPS:
-        phases = len(cleanup.TYPES[name].spans)
-        steps["cleanup"] += phased[name] * (2 + phases)  # to begin, the phases, to finish
-        transitions += phased[name] * (5 + 2 * phases)
-        records += phased[name] * (2 + 2 * phases)
-    for name in SCANS:
+    for name in here(CLEANUPS):
+        phases = [phase for phase in cleanup.TYPES[name].spans if database or not cleanup.PHASES[phase].database]
+        steps["cleanup"] += phased[name] * (2 + len(phases))  # to begin, the phases, to finish
+        transitions += phased[name] * (5 + 2 * len(phases))
+        records += phased[name] * (2 + 2 * len(phases))
+    for name in here(SCANS):
         reports = "report" in cloud_scan.TYPES[name].spans
         steps["cloud-region"] += phased[name]
         steps["cloud-scan"] += phased[name] * (4 + reports)  # to begin, to divide, to gather, the report, to finish
         transitions += phased[name] * (11 + 2 * reports)
         records += phased[name] * (5 + 2 * reports)
-    reported = sum(phased[name] for name in SCANS if "report" in cloud_scan.TYPES[name].spans)
+    reported = sum(phased[name] for name in here(SCANS) if "report" in cloud_scan.TYPES[name].spans)
+    stored = 0 if database else STORED * (steps["cloud-region"] + reported)
+    alarms = re.findall(r"Type: AWS::CloudWatch::Alarm\n( +Condition: HasDatabase\n)?", template)
     return {
         "Lambda, requests": sum(ticks.values()) + steps.total() + 2 * records,
         "Lambda, GB-seconds (arm64)": sum(
@@ -174,12 +185,10 @@ def quantities(measured: dict[str, Measured], template: str) -> dict[str, float]
         + ticks["schedule-watch"]
         + steps.total() * 4,
         "DynamoDB, write request units": ticks["schedule-watch"] + records * 10,  # a row of 2 KB and its index entries
-        "S3, listing and writing requests": ticks["orphan-cleanup"] * OBJECTS / 1000 + reported * DOCUMENTS,
-        "CloudWatch, custom metrics": sum(
-            measured[name].metrics * scheduled.metrics_hours for name, scheduled in SCHEDULED.items()
-        )
-        + RUN_METRICS * sum(min(1, 60 / minutes) for minutes in RUNS.values()),
-        "CloudWatch, alarms": len(re.findall(r"Type: AWS::CloudWatch::Alarm\b", template)),
+        "S3, listing and writing requests": listed + reported * DOCUMENTS + stored,
+        "CloudWatch, custom metrics": sum(measured[name].metrics * SCHEDULED[name].metrics_hours for name in ticks)
+        + RUN_METRICS * sum(min(1, 60 * runs / MONTH) for runs in phased.values()),
+        "CloudWatch, alarms": len(alarms) if database else alarms.count(""),
         "CloudWatch, GB of logs": (
             sum(ticks[name] * (measured[name].log_bytes + PLATFORM_LOG_BYTES) for name in ticks)
             + sum(steps[name] * (measured[name].log_bytes + PLATFORM_LOG_BYTES) for name in STEPS)
@@ -215,18 +224,22 @@ def main() -> None:
             ).items()
         ],
     )
-    rows: list[list[Any]] = []
-    total = 0.0
-    for item, amount in quantities(measured, template).items():
-        price, source = PRICES[item]
-        total += amount * price
-        rows.append([item, f"{amount:,.0f}" if amount >= 10 else f"{amount:.2f}", f"{amount * price:.2f}", source])
-    rows.sort(key=lambda row: -float(row[2]))
+    with_one, without = (quantities(measured, template, database=database) for database in (True, False))
+    dollars = {item: (with_one[item] * price, without[item] * price) for item, (price, _) in PRICES.items()}
+    rows: list[list[Any]] = [
+        [item, _spelled(with_one[item]), f"{paid:.2f}", _spelled(without[item]), f"{scan_only:.2f}", PRICES[item][1]]
+        for item, (paid, scan_only) in sorted(dollars.items(), key=lambda one: -one[1][0])
+    ]
+    together, scan_only = (f"**{sum(column):.2f}**" for column in zip(*dollars.values(), strict=True))
     show(
         f"A month of the default schedules at idle, a daily scan of {OBJECTS:,} objects, us-east-1, no free tier",
-        ["item", "a month", "dollars", "price from"],
-        [*rows, ["**together**", "", f"**{total:.2f}**", ""]],
+        ["item", "a month", "dollars", "without a database", "dollars", "price from"],
+        [*rows, ["**together**", "-", together, "-", scan_only, ""]],
     )
+
+
+def _spelled(amount: float) -> str:
+    return f"{amount:,.0f}" if amount >= 10 else f"{amount:.2f}"
 
 
 if __name__ == "__main__":

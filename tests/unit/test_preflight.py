@@ -6,6 +6,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -350,10 +351,20 @@ def test_the_rates_and_the_month_are_those_of_the_documents() -> None:
         assert f"| {rate:_}".replace("_", " ") in bench
     assert "| lamplighter | 21.01 |" in bench
     month = cost._month()
-    shown = [(row[0], float(row[-1].strip("*| "))) for row in rows(OPERATIONS, "What it costs")]
-    assert [(one["item"], one["usd"]) for one in month["items"]] == shown[:-1]
-    assert ("**together**", month["usd"]) == shown[-1]
-    assert abs(sum(one["usd"] for one in month["items"]) - month["usd"]) < 0.05
+    for column, usd in ((2, "usd"), (4, "usd_without_database")):
+        shown = [(row[0], float(row[column].strip("*| "))) for row in rows(OPERATIONS, "What it costs")]
+        assert [(one["item"], one[usd]) for one in month["items"]] == shown[:-1]
+        assert ("**together**", month[usd]) == shown[-1]
+        assert abs(sum(one[usd] for one in month["items"]) - month[usd]) < 0.05
+
+
+@pytest.mark.parametrize(("environment", "usd"), [({"DATABASE_HOST": "db"}, "usd"), ({}, "usd_without_database")])
+def test_the_month_is_that_of_a_stack_like_this_one(environment: dict[str, str], usd: str) -> None:
+    month = cost._month()
+    (item,) = cost.part(SimpleNamespace(environment=environment))  # type: ignore[arg-type]
+    assert f"about {month[usd]:.2f} USD" in item.sentence
+    assert item.facts["usd"] == month[usd]
+    assert [one["usd"] for one in item.facts["items"]] == [one[usd] for one in month["items"]]
 
 
 def test_the_endpoints_are_those_of_the_documents() -> None:

@@ -7,18 +7,21 @@ from collections.abc import Iterator
 from importlib.resources import files
 from typing import Any
 
+from lamplighter.kernel.no_database import has_database
 from lamplighter.kernel.preflight import Item, Look, Severity
 
 
 def part(look: Look) -> Iterator[Item]:
     """An item on the month at rest, and one on the endpoints of a VPC."""
     month = _month()
+    usd = "usd" if has_database(look.environment) else "usd_without_database"
+    items = [{"item": one["item"], "usd": one[usd]} for one in month["items"]]
     yield Item(
         severity=Severity.NOTE,
         name="cost at rest",
-        sentence=f"A month of the default schedules costs about {month['usd']:,.2f} USD while nothing else happens. "
+        sentence=f"A month of the default schedules costs about {month[usd]:,.2f} USD while nothing else happens. "
         f"Not in it: {month['not_in_it']}.",
-        facts={name: month[name] for name in ("usd", "items", "source")},
+        facts={"usd": month[usd], "items": items, "source": month["source"]},
     )
     if not look.environment.get("IN_VPC"):
         return
