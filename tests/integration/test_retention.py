@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import Engine, create_engine, event, text
+from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy.exc import DBAPIError
 
 from lamplighter.kernel import database, retention
 from lamplighter.kernel.database import DatabaseUnavailable
@@ -243,6 +244,86 @@ def test_partitions_are_dealt_with_one_by_one(database_url: str) -> None:
     assert due(engine, rule).rows == 2
     assert go(engine, rule).rows == 2
     assert ids(engine) == [2]
+
+
+@contextmanager
+def another(url: str) -> Iterator[Connection]:
+    """Another session, which commits each statement."""
+    engine = create_engine("postgresql+pg8000://", creator=lambda: database._connect(database._from_url(url)))
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        yield connection
+    engine.dispose()
+
+
+@pytest.fixture
+def parts(database_url: str) -> Engine:
+    """A table `things` whose partitions `part_1` to `part_3` hold a due row each."""
+    engine = database.engine()
+    with engine.begin() as connection:
+        connection.execute(text("CREATE TABLE things (id int, at timestamptz) PARTITION BY LIST (id)"))
+        for number in (1, 2, 3):
+            connection.execute(text(f"CREATE TABLE part_{number} PARTITION OF things FOR VALUES IN ({number})"))
+    fill(engine, 40 * DAY, 41 * DAY, 42 * DAY)
+    return engine
+
+
+@pytest.mark.parametrize("where", ["true", "EXISTS (SELECT FROM pg_class)"])
+@pytest.mark.parametrize("how", ["ALTER TABLE things DETACH PARTITION part_2", "DROP TABLE part_2"])
+@pytest.mark.parametrize("moment", ["before the partition", "right before its batch"])
+def test_a_partition_that_leaves_the_table_during_the_run_is_left_alone(
+    parts: Engine, database_url: str, moment: str, how: str, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is the archive of a partition manager (pg_partman's `retention_keep_table`), or is gone (pg_partman #767)."""
+    rule = Rule(name="r", table="things", clock="at", keep=30 * DAY, action=Delete(), where=where)
+    pending = [how]
+
+    def leave() -> None:
+        with another(database_url) as other:
+            other.exec_driver_sql(pending.pop())
+
+    def stop() -> None:
+        if moment == "before the partition" and pending:
+            leave()
+
+    take = batches.Work._take
+
+    def taken(work: batches.Work, leaf: Any, place: Any) -> bool:
+        if moment == "right before its batch" and "part_2" in leaf.name and pending:
+            leave()
+        return take(work, leaf, place)
+
+    monkeypatch.setattr(batches.Work, "_take", taken)
+    applied = go(parts, rule, stop=stop)
+    assert (applied.rows, applied.failed, applied.skipped, applied.stopped) == (2, 0, 0, None)
+    assert ids(parts) == []
+    if "DETACH" in how:
+        assert ids(parts, "part_2") == [2]
+
+
+def test_a_partition_whose_detachment_was_interrupted_is_no_part_of_the_table(parts: Engine, database_url: str) -> None:
+    """The preview left its rows out, and the action deleted them (PuppetDB #4013, ThingsBoard #8271)."""
+    with held(database_url, "SELECT FROM things"), another(database_url) as other:
+        other.exec_driver_sql("SET statement_timeout = '100ms'")
+        with pytest.raises(DBAPIError, match="canceling statement due to statement timeout"):
+            other.exec_driver_sql("ALTER TABLE things DETACH PARTITION part_2 CONCURRENTLY")
+
+    assert due(parts).rows == 2
+    assert go(parts).rows == 2
+    assert ids(parts, "part_2") == [2]
+
+
+def test_a_table_that_inherits_twice_is_cleaned_and_counted_once(heap: Engine) -> None:
+    with heap.begin() as connection:
+        for table, parents in (("b", "things"), ("c", "things"), ("d", "b, c")):
+            connection.execute(text(f"CREATE TABLE {table} () INHERITS ({parents})"))
+        connection.execute(text("ALTER TABLE d ADD PRIMARY KEY (id)"))
+        connection.execute(text("CREATE TABLE parts (thing bigint REFERENCES d)"))
+    fill(heap, 40 * DAY, 40 * DAY, table="d")
+    with heap.begin() as connection:
+        connection.execute(text("INSERT INTO parts VALUES (1)"))
+    assert due(heap).rows == 2
+    applied = go(heap)
+    assert (applied.rows, applied.failed, len(applied.failures)) == (1, 1, 1)
 
 
 # -- beside users ----------------------------------------------------------------------------------------------------

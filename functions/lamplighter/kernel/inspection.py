@@ -120,7 +120,8 @@ _ELSEWHERE: Final = """
 """
 _DESCRIBE: Final = """
     WITH RECURSIVE tree AS (
-        SELECT CAST(:oid AS oid) AS oid UNION SELECT inhrelid FROM pg_inherits JOIN tree ON inhparent = tree.oid
+        SELECT CAST(:oid AS oid) AS oid
+        UNION SELECT inhrelid FROM pg_inherits JOIN tree ON inhparent = tree.oid WHERE NOT inhdetachpending
     ), part AS (
         SELECT pg_class.oid, quote_ident(nspname) AS schema, quote_ident(relname) AS relation, relnamespace, relkind,
             reltuples, relpages

@@ -173,6 +173,10 @@ class _Unsplittable(Exception):
     """One moment has more rows than can be dealt with at once."""
 
 
+class _Detached(Exception):
+    """A partition was detached or dropped during the run."""
+
+
 @dataclass(slots=True, kw_only=True)
 class Work:
     """One run of `apply`, and what it has done so far."""
@@ -227,23 +231,56 @@ class Work:
         self.failures, self.waiting = [], []
         for number, leaf in enumerate(self.table.leaves):
             if leaf.blocks:
-                self._walk(leaf, number)
+                self._walk_attached(leaf, number)
             if self.stopped:
                 return
         if self.waiting and not self._stops():
             self._follow_chains()
+
+    def _walk_attached(self, leaf: Leaf, number: int) -> None:
+        """Goes through a leaf, unless it is detached or dropped meanwhile: its rows are no longer the table's."""
+        from sqlalchemy.exc import DBAPIError
+
+        counts = self._counts()
+        try:
+            self._walk(leaf, number)
+        except _Detached:
+            self._count_again_from(counts)
+        except DBAPIError:
+            with self._transaction():
+                if not self._is_detached(leaf):
+                    raise
+            self._count_again_from(counts)
+
+    def _is_detached(self, leaf: Leaf) -> bool:
+        """Whether a partition has left the table since the run looked; asks the catalogue itself, not a snapshot of it."""
+        if self.table.partitioned is None or leaf.oid in (WHOLE, self.table.partitioned):
+            return False
+        query = (
+            "SELECT NOT EXISTS (SELECT FROM pg_partition_ancestors(CAST(CAST(:leaf AS oid) AS regclass)) AS above(oid)"
+            " WHERE CAST(CAST(above.oid AS oid) AS bigint) = :table)"
+        )
+        asked = {"leaf": leaf.oid, "table": self.table.partitioned}
+        return bool(execute(self.connection, query, asked).scalar_one())
+
+    def _counts(self) -> tuple[int, int, int, int]:
+        """What has been counted of the rows that stay."""
+        return self.failed, len(self.failures), self.skipped, len(self.waiting)
+
+    def _count_again_from(self, counts: tuple[int, int, int, int]) -> None:
+        self.failed, failures, self.skipped, waiting = counts
+        del self.failures[failures:], self.waiting[waiting:]
 
     def _walk(self, leaf: Leaf, number: int) -> None:
         cost = self._cost(leaf)
         if cost is None:
             self._walk_blocks(leaf, number)
         elif (clock := self.table.clock) and (oldest := self._oldest(leaf, clock)):
-            counts = self.failed, len(self.failures), self.skipped, len(self.waiting)
+            counts = self._counts()
             try:
                 self._walk_spans(leaf, number, clock, oldest, cost)
             except _Unsplittable:  # the leaf is walked again, and what stays in it is counted again
-                self.failed, failures, self.skipped, waiting = counts
-                del self.failures[failures:], self.waiting[waiting:]
+                self._count_again_from(counts)
                 self._walk_blocks(leaf, number)
 
     def _cost(self, leaf: Leaf) -> float | None:
@@ -358,6 +395,7 @@ class Work:
 
         Raises:
             DBAPIError: nothing was changed.
+            _Detached: the place's partition has left the table; nothing was changed.
             Permanent: the rows did not change as they should; nothing of this batch was changed.
         """
         from sqlalchemy.exc import DBAPIError
@@ -385,6 +423,8 @@ class Work:
                     changed = self._change_watched(leaf, place, spared, chosen)
                 else:
                     changed = self._change_rows(leaf, self._where(leaf, place, spared, chosen), place)
+                if changed and self._is_detached(leaf):  # asked now: what the batch has locked cannot be detached
+                    raise _Detached
                 if self.ceiling is not None and self.rows + changed > self.ceiling:
                     raise _TooMany
                 self.counted(changed)  # before the commit, whose answer may be lost
@@ -629,7 +669,7 @@ class Work:
 
     def _follow_chains(self) -> None:
         """Deletes the rows that only due rows referred to, each after those that refer to it."""
-        name = self.table.leaves[0].name if len(self.table.leaves) == 1 else spelled(self.rule.table)
+        name = self.table.leaves[0].name if len(self.table.oids) == 1 else spelled(self.rule.table)
         whole = Leaf(name=name, blocks=0, oid=WHOLE)
         self.sparing = False
         chains = Chains(self._referrers(whole))

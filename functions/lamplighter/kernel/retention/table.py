@@ -159,6 +159,8 @@ class Table:
     """By the database's clock."""
     oids: frozenset[int]
     """Of the table and its partitions."""
+    partitioned: int | None
+    """The table's own oid if it has partitions, which may be detached or dropped during a run."""
     into: frozenset[int]
     """Of the table that rows are archived into, and its partitions."""
     triggers: Sequence[str]
@@ -180,10 +182,10 @@ class Table:
 _LOOK: Final = """
     WITH RECURSIVE tree AS (
         SELECT CAST(to_regclass(:table) AS oid) AS oid
-        UNION ALL SELECT inhrelid FROM pg_inherits JOIN tree ON inhparent = tree.oid
+        UNION SELECT inhrelid FROM pg_inherits JOIN tree ON inhparent = tree.oid WHERE NOT inhdetachpending
     ), into_tree AS (
         SELECT CAST(to_regclass(:into) AS oid) AS oid
-        UNION ALL SELECT inhrelid FROM pg_inherits JOIN into_tree ON inhparent = into_tree.oid
+        UNION SELECT inhrelid FROM pg_inherits JOIN into_tree ON inhparent = into_tree.oid WHERE NOT inhdetachpending
     ), leaf AS (
         SELECT pg_class.oid, nspname, relname, relkind,
             CASE relkind WHEN 'r' THEN pg_relation_size(pg_class.oid) ELSE 0 END
@@ -205,6 +207,7 @@ _LOOK: Final = """
         (SELECT json_agg(json_build_array(nspname, relname, relkind, blocks, CAST(oid AS bigint)) ORDER BY relname)
             FROM leaf) AS leaves,
         (SELECT json_agg(CAST(oid AS bigint)) FROM tree) AS oids,
+        (SELECT CAST(oid AS bigint) FROM pg_class WHERE oid = to_regclass(:table) AND relkind = 'p') AS partitioned,
         (SELECT json_agg(CAST(oid AS bigint)) FROM into_tree WHERE oid IS NOT NULL) AS into_oids,
         (SELECT json_agg(json_build_array(rulename, CAST(CAST(ev_class AS regclass) AS text)) ORDER BY rulename)
             FROM pg_rewrite JOIN concerned ON ev_class = concerned.oid
@@ -345,6 +348,7 @@ def _table(connection: Connection, rule: Rule, row: Any, event: int, *, is_reada
         whole_predicate=_predicate(rule, columns, clock, whole=True),
         now=row.now,
         oids=frozenset(row.oids or ()),
+        partitioned=row.partitioned,
         into=frozenset(row.into_oids or ()),
         triggers=row.triggers or (),
         dependants=[
@@ -379,7 +383,7 @@ def _inside(rule: Rule, field: str, table: str, schemas: set[str]) -> Iterator[P
 _LOOK_AT_PARENT: Final = """
     WITH RECURSIVE tree AS (
         SELECT CAST(to_regclass(:parent) AS oid) AS oid
-        UNION ALL SELECT inhrelid FROM pg_inherits JOIN tree ON inhparent = tree.oid
+        UNION SELECT inhrelid FROM pg_inherits JOIN tree ON inhparent = tree.oid WHERE NOT inhdetachpending
     )
     SELECT to_regclass(:parent) IS NOT NULL AS found,
         (SELECT bool_and(relkind IN ('r', 'p')) FROM pg_class JOIN tree USING (oid)) AS is_table,
