@@ -113,6 +113,26 @@ def test_a_run_sets_nothing_in_a_session_that_outlives_its_transaction(
     assert left(engine) == 9000 - done.rows
 
 
+@pytest.mark.parametrize("zone", ["Asia/Tokyo", "America/New_York"])
+def test_a_pooler_that_drops_the_time_zone_makes_no_row_due_earlier_or_later(database_url: str, zone: str) -> None:
+    """A timestamp without time zone is read in UTC (pg_partman #865: drivers and servers with zones of their own)."""
+    engine = database.engine()
+    with engine.begin() as connection:
+        connection.execute(text("CREATE TABLE sessions (id int PRIMARY KEY, expires_at timestamp)"))
+        utc = "now() AT TIME ZONE 'UTC'"
+        ends = f"(1, {utc} - interval '1 hour'), (2, {utc} + interval '1 hour')"
+        connection.execute(text(f"INSERT INTO sessions VALUES {ends}"))
+        now = connection.execute(text("SELECT now()")).scalar_one()
+        connection.execute(text(f"SET TimeZone = '{zone}'"))
+    rule = Rule(name="sessions", table="sessions", clock="expires_at", action=Delete())
+
+    found = preview(engine, rule, now=now, keep=rule.keep)
+    assert (found.rows, found.oldest) == (1, now - timedelta(hours=1))
+    assert go(engine, rule).rows == 1
+    with engine.connect() as connection:
+        assert list(connection.execute(text("SELECT id FROM sessions")).scalars()) == [2]
+
+
 def test_a_policy_that_begins_in_mid_run_is_an_error(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """REQUIREMENTS S6: a rule keeps what another table names; if its rows are hidden, each would look free."""
     administrator = database.engine()

@@ -244,9 +244,10 @@ def one_snapshot(connection: Connection) -> None:
 
 
 def whole_view(connection: Connection, *, max_lag: timedelta) -> None:
-    """Makes every statement of the current transaction see all rows, or fail (REQUIREMENTS S6).
+    """Makes every statement of the current transaction see all rows, or fail (REQUIREMENTS S6), and reckon in UTC.
 
-    A table whose row security would hide rows from us then fails with SQLSTATE 42501.
+    A table whose row security would hide rows from us then fails with SQLSTATE 42501. A pooler may drop the time zone
+    that the connection asked for; a timestamp without time zone would then be due hours too early.
 
     Args:
         connection: in a transaction.
@@ -255,7 +256,7 @@ def whole_view(connection: Connection, *, max_lag: timedelta) -> None:
     Raises:
         Permanent: the server is a standby that is further behind, or does not say how far.
     """
-    connection.execute(text("SELECT set_config('row_security', 'off', true)"))
+    connection.execute(text("SELECT set_config('row_security', 'off', true), set_config('TimeZone', 'UTC', true)"))
     if not connection.execute(text("SELECT pg_is_in_recovery()")).scalar_one():
         return
     seconds = connection.execute(

@@ -253,7 +253,7 @@ class Work:
             self._count_again_from(counts)
 
     def _is_detached(self, leaf: Leaf) -> bool:
-        """Whether a partition has left the table since the run looked; asks the catalogue itself, not a snapshot of it."""
+        """Whether a partition has left the table since the run looked, by the catalogue itself, not by a snapshot."""
         if self.table.partitioned is None or leaf.oid in (WHOLE, self.table.partitioned):
             return False
         query = (
@@ -442,7 +442,7 @@ class Work:
         lock: timedelta | None = None,
         level: str = "READ COMMITTED",
     ) -> Iterator[None]:
-        """A transaction in which statements see all rows or fail (REQUIREMENTS S6), and give up in time.
+        """A transaction in which statements see all rows or fail (REQUIREMENTS S6), reckon in UTC, and give up in time.
 
         All settings end with the transaction: a pooler may give the next one another session, and this one to others.
         No trigger and no foreign key waits for the commit: what is counted before it is certain.
@@ -451,7 +451,8 @@ class Work:
 
         limits = (("statement_timeout", statement or STATEMENT_TIMEOUT), ("lock_timeout", lock or LOCK_TIMEOUT))
         sets = (f"SET LOCAL {name} = '{limit / timedelta(milliseconds=1):.0f}ms'" for name, limit in limits)
-        begin = (f"SET TRANSACTION ISOLATION LEVEL {level}", "SET LOCAL row_security = off", *sets)
+        view = ("SET LOCAL row_security = off", "SET LOCAL TimeZone = 'UTC'")
+        begin = (f"SET TRANSACTION ISOLATION LEVEL {level}", *view, *sets)
         with self.connection.begin():
             execute(self.connection, "; ".join((*begin, "SET CONSTRAINTS ALL IMMEDIATE")), {})
             try:
