@@ -655,13 +655,77 @@ def test_statements_after_the_condition_are_not_reached(mixed: Engine) -> None:
         (Set({"n": 2**40}), r"^retention\.rules\.any\.action: .* out of range for type integer\.$"),
         (Set({"need": None}), r"^any: the column need of things takes no null\.$"),
         (Archive("public.things"), r"^any: the table public\.things holds the rows that are to be archived into it\.$"),
+        (Set({"code": "anonymous"}), r"action: the column code of things takes at most 5 characters, got 9\.$"),
+        (Set({"code": 123456}), r"action: the column code of things takes at most 5 characters, got 6\.$"),
+        (Set({"flags": "1011"}), r"action: the column flags of things takes at most 2 characters, got 4\.$"),
     ],
 )
 def test_an_action_that_cannot_work_is_one_sentence(mixed: Engine, action: Any, sentence: str) -> None:
-    run(mixed, "ALTER TABLE things ADD need int NOT NULL DEFAULT 1")
+    run(mixed, "ALTER TABLE things ADD need int NOT NULL DEFAULT 1, ADD code varchar(5), ADD flags bit(2)")
     for attempt in (due, go):
         with pytest.raises(Permanent, match=sentence):
             attempt(mixed, replace(ANY, action=action))
+
+
+LOSSY = (
+    *(("numeric(10,2)", kind) for kind in ("integer", "bigint", "numeric(10,1)", "double precision")),
+    *(("double precision", kind) for kind in ("real", "numeric", "smallint")),
+    *(("timestamptz", kind) for kind in ("date", "time", "timestamptz(0)", "timestamp(3)")),
+    *(("numeric", "numeric(20,6)"), ("bigint", "double precision"), ("integer", "real"), ("interval", "interval(0)")),
+    *(("text", "integer"), ("bigint", "timestamptz"), ("timestamptz", "bigint"), ("boolean", "numeric")),
+    ("integer", "integer GENERATED ALWAYS AS (1) STORED"),
+)
+KEPT = (
+    *(("integer", kind) for kind in ("smallint", "bigint", "numeric", "numeric(12,2)", "double precision", "text")),
+    *(("numeric(10,2)", kind) for kind in ("numeric", "numeric(12,4)", "numeric(9,2)", "text")),
+    *(("timestamptz(3)", kind) for kind in ("timestamptz", "timestamp", "timestamptz(3)")),
+    *(("varchar(40)", kind) for kind in ("text", "varchar(20)")),
+    *(
+        ("text[]", "varchar[]"),
+        ("jsonb", "json"),
+        ("uuid", "text"),
+        ("real", "double precision"),
+        ("date", "timestamp"),
+    ),
+)
+
+
+@pytest.mark.parametrize(("mine", "theirs"), LOSSY)
+def test_an_archive_that_would_change_a_value_is_one_sentence(engine: Engine, mine: str, theirs: str) -> None:
+    """Rows were rounded or cut as they were archived, and then deleted (OpenDXP #185)."""
+    run(
+        engine,
+        f"CREATE TABLE things (id bigint PRIMARY KEY, at timestamptz, x {mine});"
+        f"CREATE TABLE attic (id bigint, at timestamptz, x {theirs}); INSERT INTO things VALUES (1, '{CUTOFF - DAY}')",
+    )
+    for attempt in (due, go):
+        with pytest.raises(Permanent, match=r"^retention\.rules\.any\.action: the column x of attic is "):
+            attempt(engine, replace(ANY, action=Archive("attic")))
+
+
+@pytest.mark.parametrize(("mine", "theirs"), KEPT)
+def test_an_archive_may_have_types_that_keep_each_value(engine: Engine, mine: str, theirs: str) -> None:
+    run(
+        engine,
+        f"CREATE TABLE things (id bigint PRIMARY KEY, at timestamptz, x {mine});"
+        f"CREATE TABLE attic (id bigint, at timestamptz, x {theirs}); INSERT INTO things VALUES (1, '{CUTOFF - DAY}')",
+    )
+    assert go(engine, replace(ANY, action=Archive("attic"))).rows == 1
+
+
+def test_an_archive_with_a_column_that_no_row_has_is_one_sentence_unless_it_is_filled(mixed: Engine) -> None:
+    """Each row was refused by itself, in every run."""
+    run(mixed, "CREATE TABLE attic (LIKE things, reason text NOT NULL)")
+    rule = replace(ANY, action=Archive("attic"))
+    for attempt in (due, go):
+        with pytest.raises(Permanent, match=r"action: the column reason of attic takes no null and has no default"):
+            attempt(mixed, rule)
+    run(
+        mixed,
+        "CREATE FUNCTION fill() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN NEW.reason = ''old''; RETURN NEW; END';"
+        "CREATE TRIGGER fill BEFORE INSERT ON attic FOR EACH ROW EXECUTE FUNCTION fill()",
+    )
+    assert go(mixed, rule).rows == 1
 
 
 def test_a_name_without_a_schema_never_means_a_table_of_lamplighters(mixed: Engine) -> None:

@@ -21,7 +21,7 @@ class Delete:
 
 @dataclass(frozen=True, slots=True)
 class Archive:
-    """The rows are moved to another table, which has at least the same columns."""
+    """The rows are moved to another table, which has at least the same columns, of types that keep their values."""
 
     into: str
     """`table` or `schema.table`."""

@@ -9,6 +9,8 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from lamplighter.kernel.errors import NO_TABLE, NoTable, Permanent, Retryable, Unfit
+from lamplighter.kernel.retention import archives
+from lamplighter.kernel.retention.archives import Column
 from lamplighter.kernel.retention.clock import EARLIEST, Clock, accepted, clock_of, other_unit
 from lamplighter.kernel.retention.rule import Archive, Parent, Rule, Set
 from lamplighter.kernel.retention.where import bound
@@ -200,8 +202,16 @@ _LOOK: Final = """
             WHERE attrelid = to_regclass(:table) AND attnum > 0 AND NOT attisdropped) AS columns,
         (SELECT json_agg(attname) FROM pg_attribute
             WHERE attrelid = to_regclass(:table) AND attnum > 0 AND attnotnull) AS required,
-        (SELECT json_agg(attname) FROM pg_attribute
+        (SELECT json_object_agg(attname, json_build_array(format_type(atttypid, atttypmod), attgenerated <> '',
+                attnotnull AND NOT atthasdef AND attidentity = '')) FROM pg_attribute
             WHERE attrelid = to_regclass(:into) AND attnum > 0 AND NOT attisdropped) AS into_columns,
+        (SELECT json_agg(attname) FROM pg_attribute AS mine JOIN pg_attribute AS theirs USING (attname)
+                JOIN pg_type AS one ON one.oid = mine.atttypid JOIN pg_type AS other ON other.oid = theirs.atttypid
+            WHERE mine.attrelid = to_regclass(:table) AND theirs.attrelid = to_regclass(:into)
+                AND mine.attnum > 0 AND theirs.attnum > 0 AND one.oid <> other.oid AND other.typcategory <> 'S'
+                AND 'd' NOT IN (one.typtype, other.typtype) AND 'A' NOT IN (one.typcategory, other.typcategory)
+                AND NOT EXISTS (SELECT FROM pg_cast WHERE castsource = one.oid AND casttarget = other.oid
+                    AND castcontext <> 'e')) AS unlike,
         (SELECT nspname FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
             WHERE pg_class.oid = to_regclass(:into)) AS into_schema,
         (SELECT json_agg(json_build_array(nspname, relname, relkind, blocks, CAST(oid AS bigint)) ORDER BY relname)
@@ -286,6 +296,10 @@ def examine(connection: Connection, rule: Rule, *, is_readable: bool = True) -> 
     return table, reasons
 
 
+_LENGTH: Final = re.compile(r"(?:character|bit)(?: varying)?\((\d+)\)")
+"""Types that a cast to them cuts a value to."""
+
+
 def _misfits(rule: Rule, row: Any) -> Iterator[Permanent]:
     """Why the rule's table cannot be read as the rule says."""
     into = rule.action.into if isinstance(rule.action, Archive) else ""
@@ -313,12 +327,31 @@ def _misfits(rule: Rule, row: Any) -> Iterator[Permanent]:
             f"retention.rules.{rule.name}.clock: the column {rule.clock} of {rule.table} is of type "
             f"{columns[rule.clock]}; the clock_unit {rule.clock_unit} takes {accepted(rule.clock_unit)}.{hint}"
         )
-    if into and row.into_columns is None:
-        yield Permanent(f"{rule.name}: there is no table {into} to archive into.")
-    elif into and (missing := [column for column in columns if column not in row.into_columns]):
-        yield Permanent(f"{rule.name}: the table {into} lacks {', '.join(missing)} of {rule.table}.")
+    if isinstance(rule.action, Archive):
+        yield from _unlike_archive(rule, rule.action, row)
+    for column, value in values.items():
+        length = _LENGTH.fullmatch(columns.get(column, ""))
+        if length and value is not None and len(str(value)) > int(length[1]):  # a cast would cut it off
+            yield Permanent(
+                f"retention.rules.{rule.name}.action: the column {column} of {rule.table} takes at most {length[1]} "
+                f"characters, got {len(str(value))}."
+            )
+
+
+def _unlike_archive(rule: Rule, action: Archive, row: Any) -> Iterator[Permanent]:
+    """Why a table does not keep the rows that are archived into it."""
+    columns: dict[str, str] = row.columns or {}
+    if row.into_columns is None:
+        yield Permanent(f"{rule.name}: there is no table {action.into} to archive into.")
+    elif missing := [column for column in columns if column not in row.into_columns]:
+        yield Permanent(f"{rule.name}: the table {action.into} lacks {', '.join(missing)} of {rule.table}.")
+    else:
+        archive = {name: Column(*facts) for name, facts in row.into_columns.items()}
+        unlike = frozenset(row.unlike or ())
+        for column, fault in archives.faults(columns, archive, unlike=unlike, fills=bool(row.triggers)):
+            yield Permanent(f"retention.rules.{rule.name}.action: the column {column} of {action.into} {fault}.")
     if {*(row.oids or ())} & {*(row.into_oids or ())}:
-        yield Permanent(f"{rule.name}: the table {into} holds the rows that are to be archived into it.")
+        yield Permanent(f"{rule.name}: the table {action.into} holds the rows that are to be archived into it.")
 
 
 def _table(connection: Connection, rule: Rule, row: Any, event: int, *, is_readable: bool) -> Table:
