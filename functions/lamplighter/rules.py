@@ -11,7 +11,7 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
-from lamplighter.kernel.errors import NoTable, Unfit, unreadable
+from lamplighter.kernel.errors import NoTable, unfit
 from lamplighter.kernel.job import Report
 from lamplighter.kernel.ledger.row import Job
 from lamplighter.kernel.retention import Archive, BadRule, Delete, Parent, Rule, Set
@@ -139,28 +139,28 @@ def previews(name: str, job: Job, settings: Settings) -> bool:
 
 
 class MissingTable(Report):
-    """What a phase answers that only previews, and whose table is not there, or not as a default rule says."""
+    """What a phase answers that only previews, and whose table is not there, or is not as a default says."""
 
     dry_run: bool = True
     missing: str
-    """Which table or column, in a sentence."""
+    """Which table, column or right, in a sentence."""
 
 
 def unless_missing(name: str, body: Body) -> Body:
     """The body of a phase of the owner's, for which a missing table is no error until the settings apply the phase.
 
-    No deployment makes the owner's tables, and the default rules name tables that an application need not have, or has
-    with other columns. A rule that the settings add has to fit.
+    No deployment makes the owner's tables. The defaults name tables that an application need not have, or has with
+    other columns and types, or keeps closed to Lamplighter. A rule that the settings add has to fit.
     """
 
     def previewing(run: PhaseRun) -> Report | Unfinished:
         try:
             return body(run)
         except Exception as error:
-            missing = error if isinstance(error, NoTable | Unfit) else unreadable(error)
+            missing = unfit(error)
             excused = previews(name, run.job, run.settings) and not applied(name, run.settings)
-            passes = isinstance(missing, NoTable) or (isinstance(missing, Unfit) and name in RULES)
-            if not (passes and excused):
+            passes = isinstance(missing, NoTable) or name in names()
+            if not (missing and passes and excused):
                 raise
             run.logger.info("a table is missing", extra={"missing": str(missing)})
             return MissingTable(missing=str(missing))

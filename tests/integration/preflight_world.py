@@ -247,6 +247,7 @@ FAULTS = (
         ),
         "tokens",
         shape="tokens",
+        is_quiet=True,
     ),
     Fault(
         TOKENS,

@@ -302,6 +302,68 @@ def test_tables_of_other_columns_are_told_of_and_fail_nothing_until_they_are_app
     assert output["phases"]["system_logs"]["status"] == "completed"
 
 
+@pytest.mark.parametrize(
+    ("job_type", "name", "script", "sentence"),
+    [
+        (
+            "database_cleanup",
+            "onboarding_requests",
+            "ALTER TABLE onboarding_requests ALTER status TYPE int USING 1",
+            'retention.rules.onboarding_requests.where: invalid input syntax for type integer: "completed".',
+        ),
+        (
+            "database_cleanup",
+            "deleted_accounts",
+            "DROP TABLE cloud_accounts; CREATE TABLE cloud_accounts (id bigint, deleted_at timestamptz)",
+            "retention.rules.deleted_accounts.where: operator does not exist: bigint = text.",
+        ),
+        (
+            "session_cleanup",
+            "sessions",
+            "ALTER TABLE sessions RENAME TO logins; CREATE VIEW sessions AS SELECT * FROM logins",
+            "sessions: sessions is no ordinary or partitioned table.",
+        ),
+        (
+            "session_cleanup",
+            "sessions",
+            "CREATE TABLE carts (session_id text REFERENCES sessions ON DELETE CASCADE);"
+            "INSERT INTO sessions VALUES ('s', 'u', '2020-01-01'); INSERT INTO carts VALUES ('s')",
+            "sessions: rows of carts that are not due depend on due rows of sessions (foreign key"
+            " carts_session_id_fkey, ON DELETE CASCADE); nothing was touched. Add a rule for carts that runs first, or"
+            " change the foreign key.",
+        ),
+        (
+            "cleanup",
+            "plans",
+            "ALTER TABLE analysis_plans RENAME status TO state",
+            "analysis_plans: column analysis_plans.status does not exist.",
+        ),
+        (
+            "cleanup",
+            "plans",
+            "CREATE TYPE state AS ENUM ('draft'); ALTER TABLE analysis_plans ALTER status TYPE state USING 'draft'",
+            "analysis_plans: operator does not exist: state = character varying.",
+        ),
+    ],
+)
+def test_a_default_over_another_applications_table_fails_nothing_until_it_is_applied(
+    world: World, monkeypatch: pytest.MonkeyPatch, job_type: str, name: str, script: str, sentence: str
+) -> None:
+    """S4: each run failed, every 30 minutes, over a table that the owner had never named."""
+    monkeypatch.delenv(RULES)
+    for statement in script.split(";"):
+        world.sql(statement)
+    output = world.run(job_type=job_type)
+    assert (output["status"], output["errors"]) == ("completed", [])
+    assert sentence in (output.get("missing", {}).get(name), output.get("phases", {}).get(name, {}).get("missing"))
+
+    monkeypatch.setenv(RULES, json.dumps({name: {"apply": True}}))
+    try:
+        assert any(sentence in error for error in world.run(job_type=job_type)["errors"])
+    except ExecutionFailed as failed:
+        assert sentence in str(failed)
+
+
 def test_a_table_of_ours_that_is_not_there_is_an_error(world: World) -> None:
     world.sql("DROP TABLE lamplighter.system_logs")
     output = world.run(job_type="database_cleanup", dry_run=True)

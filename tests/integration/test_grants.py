@@ -26,14 +26,16 @@ from lamplighter.kernel import history as job_history
 from lamplighter.kernel.errors import Permanent
 from lamplighter.kernel.ledger.ledger import Ledger
 from lamplighter.kernel.ledger.row import Policy
+from lamplighter.kernel.phased_job import PhaseRun
 from lamplighter.kernel.retention import Delete, Rule, apply, preview
-from lamplighter.kernel.settings import Reference
-from lamplighter.library import plans
+from lamplighter.kernel.settings import Reference, Settings
+from lamplighter.library import cleanup, plans
 from lamplighter.media.values import read
 from local.postgres import APPLICATION_TABLES, postgres_programs
 from local.stack import ROOT
 from tests.api_requests import get
 from tests.integration.test_findings import HERE, finding, judgement
+from tests.integration.test_rules import a_job, a_state
 from tests.memory_store import MemoryStore
 from tests.unit.conftest import FakeContext
 
@@ -215,6 +217,21 @@ def test_a_rule_over_a_table_that_was_not_named_is_one_sentence(house: House) ->
     rule = Rule(name="mine", table="public.customers", clock="seen_at", keep=DAY, action=Delete())
     with house.as_function(), pytest.raises(Permanent, match=r"^mine: permission denied for table customers\.$"):
         preview(database.engine(), rule, now=NOW, keep=DAY)
+
+
+@pytest.mark.usefixtures("any_moment")
+def test_tables_that_were_not_named_fail_no_run(house: House) -> None:
+    """S4: the user can read none of the owner's tables, and each scheduled preview of them failed."""
+    house.grant()
+    house.sql(f'ALTER ROLE "{house.user}" RESET search_path')
+    bodies = {**cleanup.bodies(Settings()), "audit_log": rules.unless_missing("audit_log", audit_archive.body)}
+    with house.as_function():
+        migrate.handler({}, None)
+        for name in {*rules.RULES, "audit_log"} - rules.OWN:
+            run = PhaseRun(a_job(NOW), a_state(name), settings=Settings(), stop_at=NOW + DAY, clock=lambda: NOW)
+            report = bodies[name](run)
+            assert isinstance(report, rules.MissingTable), name
+            assert "permission denied for table" in report.missing
 
 
 def test_without_the_right_to_make_the_schema_the_sentence_says_what_to_run(house: House) -> None:

@@ -243,20 +243,23 @@ def under(*documents: Mapping[str, object]) -> Settings:
 
 def work(name: str, settings: Settings, *, dry_run: bool = False) -> rows.Report:
     """One run of a rule as a phase of the cleanup."""
-    job = Job(
+    report = cleanup.bodies(settings)[name](
+        PhaseRun(a_job(NOW, dry_run=dry_run), a_state(name), settings=settings, stop_at=NOW + DAY, clock=lambda: NOW)
+    )
+    assert isinstance(report, rows.Report)
+    return report
+
+
+def a_job(now: datetime, *, dry_run: bool = False) -> Job:
+    return Job(
         job_id=str(uuid4()),
         job_type="database_cleanup",
         status=Status.RUNNING,
         policy=Policy(timeout=HOUR),
-        created_at=NOW,
-        run_at=NOW,
+        created_at=now,
+        run_at=now,
         dry_run=dry_run,
     )
-    report = cleanup.bodies(settings)[name](
-        PhaseRun(job, a_state(name), settings=settings, stop_at=NOW + DAY, clock=lambda: NOW)
-    )
-    assert isinstance(report, rows.Report)
-    return report
 
 
 def a_state(name: str) -> State:

@@ -43,7 +43,8 @@ class NoTable(Unreadable):
 
 
 class Unfit(Permanent):
-    """A table is there, and is not as a retention rule says: it lacks a column, or the clock is of another type."""
+    """A rule or a phase cannot use the table of its name: it is a view, it lacks a column, a column is of another type,
+    the user has no right to it, or rows that depend on it would change with it."""
 
     traced = False
 
@@ -60,6 +61,22 @@ _SQL: Final = ("42", "3D", "3F", "28", "25006")
 """SQLSTATE classes that no retry mends: names and rights, databases, schemas, who asks; and a read-only database."""
 NO_TABLE: Final = "42P01"
 """SQLSTATE undefined_table."""
+
+
+UNFIT: Final = ("42501", "42703", "42804", "42846", "42883", "22003", "22007", "22008", "22P02")
+"""SQLSTATEs of a statement that is for another table: insufficient_privilege, undefined_column, datatype_mismatch,
+cannot_coerce, undefined_function (operators, too), and literals that the column's type does not take."""
+
+
+def unfit(error: BaseException) -> NoTable | Unfit | None:
+    """An error that says that a table is not there or does not fit, in one sentence; None for any other error."""
+    if isinstance(error, NoTable | Unfit):
+        return error
+    match getattr(getattr(error, "orig", None), "args", None):
+        case ({"C": str(state), "M": str(message)}, *_) if state in (NO_TABLE, *UNFIT):
+            kind = NoTable if state == NO_TABLE else Unfit
+            return kind(_sentence(f"The database refuses a statement ({state}): {message}"))
+    return None
 
 
 def unreadable(error: BaseException) -> Unreadable | None:

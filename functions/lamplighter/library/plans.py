@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from lamplighter import rules
 from lamplighter.deletion import ramp
-from lamplighter.kernel.errors import NoTable, Permanent, unreadable
+from lamplighter.kernel.errors import Permanent, unfit
 from lamplighter.kernel.job import Report as JobReport
 from lamplighter.kernel.job import Run, Unfinished
 from lamplighter.kernel.ledger.ledger import Ledger
@@ -64,7 +64,8 @@ def body(run: Run) -> Report | Unfinished:
     try:
         return _work(run)
     except DBAPIError as error:
-        kind = NoTable if isinstance(unreadable(error), NoTable) else Permanent
+        found = unfit(error)
+        kind = type(found) if found else Permanent
         raise kind(f"analysis_plans: {reason(error.orig or error)}.") from error
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from lamplighter.kernel.errors import NO_TABLE, NoTable, Permanent, Retryable, Unfit
+from lamplighter.kernel.errors import NO_TABLE, UNFIT, NoTable, Permanent, Retryable, Unfit
 from lamplighter.kernel.retention import archives
 from lamplighter.kernel.retention.archives import Column
 from lamplighter.kernel.retention.clock import EARLIEST, Clock, accepted, clock_of, other_unit
@@ -310,7 +310,7 @@ def _misfits(rule: Rule, row: Any) -> Iterator[Permanent]:
     if into:
         yield from _inside(rule, "action", into, {row.into_schema})
     if unfit := [name for _, name, kind, *_ in row.leaves or () if kind != "r"]:
-        yield Permanent(f"{rule.name}: {', '.join(unfit)} is no ordinary or partitioned table.")
+        yield Unfit(f"{rule.name}: {', '.join(unfit)} is no ordinary or partitioned table.")
     columns: dict[str, str] = row.columns or {}
     values = rule.action.values if isinstance(rule.action, Set) else {}
     parent = rule.orphan_of
@@ -476,7 +476,7 @@ def _demand_sound(connection: Connection, rule: Rule, columns: Mapping[str, str]
             facts = facts_of(error)
             state = str(facts.get("C", ""))
             if state.startswith(_UNSOUND) and state not in _NOT_OF_A_PART:
-                kind = Unfit if state == _NO_COLUMN else Permanent
+                kind = Unfit if state in UNFIT else Permanent
                 raise kind(f"retention.rules.{rule.name}.{field}: {facts['M']}.") from error
             raise
 
@@ -531,11 +531,11 @@ def demand_no_dependants(connection: Connection, rule: Rule, table: Table, cutof
     """Nothing but what is due changes with what is due (REQUIREMENTS S8).
 
     Raises:
-        Permanent: a foreign key would delete or change other rows too; names their table.
+        Unfit: a foreign key would delete or change other rows too; names their table.
     """
     for one in table.dependants:
         if sentence := dependants_not_due(connection, rule, table, cutoff, one):
-            raise Permanent(sentence)
+            raise Unfit(sentence)
 
 
 def dependants_not_due(
@@ -613,7 +613,6 @@ _LOCKED: Final = ("55P03", "40P01", "40001")
 _REFUSED: Final = ("09", "22", "23", "27", "44", "P0")
 """SQLSTATE classes that one row can cause: triggers, bad data, constraints, check options, RAISE."""
 _SYNTAX: Final = "42601"
-_NO_COLUMN: Final = "42703"
 _UNSOUND: Final = ("0A", "22", "42", "54", "P0")
 """SQLSTATE classes of an expression that the database does not take: features, data, names and types, size, RAISE."""
 _NOT_OF_A_PART: Final = (NO_TABLE, "42501")
@@ -658,7 +657,8 @@ def named(rule: Rule, error: DBAPIError) -> Exception:
         )
     elif trouble == "locked":
         return Retryable(f"{rule.name}: somebody has locked {rule.table}; try again later.")
-    return Permanent(sentence) if sentence else error
+    kind = Unfit if state in UNFIT and trouble != "refused" else Permanent
+    return kind(sentence) if sentence else error
 
 
 def facts_of(error: DBAPIError) -> Mapping[str, object]:
