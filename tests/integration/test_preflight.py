@@ -239,6 +239,18 @@ def test_a_cancelled_preflight_stops(estate: Estate) -> None:
         assert preflight.examine(run).sections == []
 
 
+def test_a_preflight_that_runs_out_of_time_says_what_it_has_not_looked_at(estate: Estate) -> None:
+    """A verdict over half of the parts must not read like one over all."""
+    run = estate.run({})
+    run.stop = lambda: "out_of_time" if run._progress[0] > 0 else None  # type: ignore[method-assign]
+    with estate.as_user():
+        report = preflight.examine(run)
+    assert [section.title for section in report.sections] == list(PREFLIGHTS)
+    assert report.verdict is Verdict.WARNINGS
+    late = [item for section in report.sections[1:] for item in section.items]
+    assert all("was not looked at" in item.sentence for item in late) and len(late) == len(PREFLIGHTS) - 1
+
+
 def test_reasons_do_not_hide_one_another(estate: Estate) -> None:
     """A clock of the wrong type, a column that is missing, and a rewrite rule, all of one table."""
     estate.sql(

@@ -23,7 +23,17 @@ from lamplighter.catalogue import PREFLIGHTS
 from lamplighter.kernel.job import Params as JobParams
 from lamplighter.kernel.job import Report as JobReport
 from lamplighter.kernel.job import Run, job
-from lamplighter.kernel.preflight import Item, Look, Part, Severity, Verdict, explained, failures, verdict
+from lamplighter.kernel.preflight import (
+    Item,
+    Look,
+    Part,
+    Severity,
+    Verdict,
+    explained,
+    failures,
+    not_reached,
+    verdict,
+)
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -118,9 +128,12 @@ def examine(run: Run) -> Document:
     sections = []
     for number, (title, name) in enumerate(PREFLIGHTS.items()):
         run.progress(95 * number // len(PREFLIGHTS), title)
-        if run.stop():
+        stopped = run.stop()
+        if stopped == "cancelled":
             break
-        items = [*reachable, *_looked_at(name, look)] if title == "Database" else list(_looked_at(name, look))
+        items = [not_reached(title.lower())] if stopped else list(_looked_at(name, look))
+        if title == "Database":
+            items = [*reachable, *items]
         sections.append(Section(title=title, items=items))
     items = [item for section in sections for item in section.items]
     return Document(
