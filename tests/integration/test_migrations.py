@@ -277,6 +277,17 @@ def test_an_earlier_version_is_brought_here_too(database_url: str, version: str,
     assert not tables()["public"] & {"system_logs", "job_history", "lamplighter_schema"}
 
 
+def test_a_former_table_that_its_owner_has_removed_is_made_and_the_others_move(database_url: str) -> None:
+    """A deployment must not stick over a table that is gone, or has been put away."""
+    former()
+    run(*ROWS, "DROP TABLE unattached_volumes", "ALTER TABLE system_logs RENAME TO old_logs")
+    assert migrate.handler({}, None)["applied"] == ["0004"]
+    assert set(OWN) <= tables()["lamplighter"]
+    assert run("SELECT count(*) FROM lamplighter.findings") == [(3,)]
+    assert run("SELECT count(*) FROM lamplighter.system_logs") == [(0,)]
+    assert run("SELECT count(*) FROM public.old_logs") == [(1,)]
+
+
 @pytest.mark.parametrize("schema", ["Our Shop", "lamplighter"])
 def test_former_tables_in_another_schema_than_public_are_found(database_url: str, schema: str) -> None:
     """They were made in the first schema of the user's search path."""

@@ -27,7 +27,9 @@ MADE_BY = {
 
 def upgrade() -> None:
     former, version = _former()
-    ours = [table for made_by, tables in MADE_BY.items() if version >= made_by for table in tables]
+    made = [table for made_by, tables in MADE_BY.items() if version >= made_by for table in tables]
+    there = sa.inspect(op.get_bind()).get_table_names(former) if former else []
+    ours = [table for table in made if table in there]  # the owner may have removed one
     if former != SCHEMA:
         for table in ours:
             _move(table, former)
