@@ -183,6 +183,12 @@ FAULTS = (
     ),
     Fault(
         SESSIONS,
+        "A publication publishes changes of public.sessions, which has no replica identity",
+        _sql("ALTER TABLE sessions REPLICA IDENTITY NOTHING", "CREATE PUBLICATION changes FOR TABLE sessions"),
+        "sessions",
+    ),
+    Fault(
+        SESSIONS,
         "Triggers of sessions fire when the rule acts: soft",
         _sql(
             "CREATE FUNCTION soft() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'",

@@ -312,6 +312,22 @@ def test_a_partition_whose_detachment_was_interrupted_is_no_part_of_the_table(pa
     assert ids(parts, "part_2") == [2]
 
 
+@pytest.mark.parametrize("action", [Delete(), Set({"note": "old"})])
+def test_a_published_table_without_a_replica_identity_is_one_sentence(heap: Engine, action: Delete | Set) -> None:
+    """Logical replication makes the server refuse the change (CoW Protocol #3461, pg-boss #387)."""
+    fill(heap, 40 * DAY)
+    with heap.begin() as connection:
+        connection.execute(text("ALTER TABLE things DROP CONSTRAINT things_pkey"))
+        connection.execute(text("CREATE PUBLICATION everything FOR ALL TABLES"))
+    rule = replace(RULE, action=action)
+    assert due(heap, rule).rows == 1
+    with pytest.raises(
+        Permanent, match=r"^things: cannot (delete from|update) table .* replica identity and publishes"
+    ):
+        go(heap, rule)
+    assert ids(heap) == [1]
+
+
 def test_a_table_that_inherits_twice_is_cleaned_and_counted_once(heap: Engine) -> None:
     with heap.begin() as connection:
         for table, parents in (("b", "things"), ("c", "things"), ("d", "b, c")):

@@ -657,11 +657,17 @@ def test_statements_after_the_condition_are_not_reached(mixed: Engine) -> None:
         (Archive("public.things"), r"^any: the table public\.things holds the rows that are to be archived into it\.$"),
         (Set({"code": "anonymous"}), r"action: the column code of things takes at most 5 characters, got 9\.$"),
         (Set({"code": 123456}), r"action: the column code of things takes at most 5 characters, got 6\.$"),
+        (Set({"twice": 4}), r"^any: the column twice of things is generated, and takes no value\.$"),
+        (Set({"made": 4}), r"^any: the column made of things is generated, and takes no value\.$"),
         (Set({"flags": "1011"}), r"action: the column flags of things takes at most 2 characters, got 4\.$"),
     ],
 )
 def test_an_action_that_cannot_work_is_one_sentence(mixed: Engine, action: Any, sentence: str) -> None:
-    run(mixed, "ALTER TABLE things ADD need int NOT NULL DEFAULT 1, ADD code varchar(5), ADD flags bit(2)")
+    run(
+        mixed,
+        "ALTER TABLE things ADD need int NOT NULL DEFAULT 1, ADD code varchar(5), ADD flags bit(2),"
+        "ADD twice int GENERATED ALWAYS AS (2 * n) STORED, ADD made int GENERATED ALWAYS AS IDENTITY",
+    )
     for attempt in (due, go):
         with pytest.raises(Permanent, match=sentence):
             attempt(mixed, replace(ANY, action=action))

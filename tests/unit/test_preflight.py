@@ -51,6 +51,7 @@ OPEN = Part(
     rights=ALL,
     any_update=True,
     hides_rows=False,
+    unidentified=frozenset(),
     columns={"id": ALL - {"DELETE"}, "at": ALL - {"DELETE"}},
 )
 LEAF = replace(OPEN, name='"odd ""schema".leaf', schema='"odd ""schema"')
@@ -130,6 +131,16 @@ def test_row_security_hides_a_preview_where_it_is_the_tables_own() -> None:
     [leaf] = faults(replace(TABLE, parts=[OPEN, replace(LEAF, hides_rows=True)]), DELETING)
     assert (own.hides, leaf.hides) == (True, False)
     assert "BYPASSRLS" in own.advice
+
+
+@pytest.mark.parametrize(("published", "needs", "found"), [("DELETE", DELETING, 1), ("UPDATE", DELETING, 0)])
+def test_a_publication_without_a_replica_identity_refuses_what_it_publishes(
+    published: str, needs: Needs, found: int
+) -> None:
+    parts = [OPEN, replace(LEAF, unidentified=frozenset({published}))]
+    assert len(sentences(replace(TABLE, parts=parts), needs)) == found
+    setting = Needs(whole=frozenset({"SELECT"}), update=("at",), direct=True)
+    assert len(sentences(replace(TABLE, parts=parts), setting)) == 1 - found
 
 
 # -- indexes -----------------------------------------------------------------------------------------------------------

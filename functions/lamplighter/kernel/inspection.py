@@ -38,6 +38,8 @@ class Part:
     """Whether the user may update some column."""
     hides_rows: bool
     """Whether row-level security hides rows from the user, or would."""
+    unidentified: frozenset[str]
+    """Of DELETE and UPDATE, what a publication publishes while the table has no replica identity: it is refused."""
     columns: Mapping[str, frozenset[str]]
     """What the user may do with each column."""
 
@@ -124,8 +126,13 @@ _DESCRIBE: Final = """
         UNION SELECT inhrelid FROM pg_inherits JOIN tree ON inhparent = tree.oid WHERE NOT inhdetachpending
     ), part AS (
         SELECT pg_class.oid, quote_ident(nspname) AS schema, quote_ident(relname) AS relation, relnamespace, relkind,
-            reltuples, relpages
+            relreplident, reltuples, relpages
         FROM tree JOIN pg_class USING (oid) JOIN pg_namespace ON pg_namespace.oid = relnamespace
+    ), published AS MATERIALIZED (
+        SELECT CAST(to_regclass(quote_ident(schemaname) || '.' || quote_ident(tablename)) AS oid) AS oid, "right"
+        FROM pg_publication_tables JOIN pg_publication USING (pubname),
+            LATERAL (VALUES ('DELETE', pubdelete), ('UPDATE', pubupdate)) AS of("right", is_published)
+        WHERE is_published
     )
     SELECT CAST(quote_ident(current_user) AS text) AS user,
         (SELECT CAST(relkind AS text) FROM part WHERE oid = CAST(:oid AS oid)) AS kind,
@@ -140,6 +147,9 @@ _DESCRIBE: Final = """
                     WHERE has_table_privilege(part.oid, asked)),
                 'any_update', has_any_column_privilege(part.oid, 'UPDATE'),
                 'hides_rows', row_security_active(part.oid),
+                'unidentified', (SELECT json_agg(DISTINCT "right") FROM published
+                    WHERE published.oid IN (part.oid, CAST(:oid AS oid)) AND relkind = 'r' AND relreplident <> 'f'
+                        AND pg_get_replica_identity_index(part.oid) IS NULL),
                 'columns', (SELECT json_object_agg(attname, array_to_json(ARRAY(
                         SELECT asked FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE']) AS asked
                         WHERE has_column_privilege(part.oid, attnum, asked))))
@@ -196,6 +206,7 @@ def describe(connection: Connection, oid: int) -> Description:
             rights=frozenset(one["rights"] or ()),
             any_update=one["any_update"],
             hides_rows=one["hides_rows"],
+            unidentified=frozenset(one["unidentified"] or ()),
             columns={name: frozenset(rights) for name, rights in (one["columns"] or {}).items()},
         )
         for one in row.parts
@@ -233,6 +244,13 @@ def faults(table: Description, needs: Needs) -> Iterator[Fault]:
     if needs.locks and (lacking := [part.name for part in parts if not part.any_update]):
         example = next(iter(table.parts[0].columns), "id")
         yield _missing(f"UPDATE ({_quoted(example)})", lacking, table.user, "UPDATE of any one column")
+    changes = {*needs.whole, *(["UPDATE"] if needs.update else [])}
+    if refused := [part.name for part in table.parts if part.unidentified & changes]:
+        yield Fault(
+            f"A publication publishes changes of {_listed(refused)}, which has no replica identity, so the server "
+            "refuses them",
+            f"Add a primary key; or ALTER TABLE {refused[0]} REPLICA IDENTITY FULL;",
+        )
     if hidden := [part.name for part in parts if part.hides_rows]:
         yield Fault(
             f"Row-level security of {_listed(hidden)} hides rows from the user {table.user}",

@@ -202,6 +202,8 @@ _LOOK: Final = """
             WHERE attrelid = to_regclass(:table) AND attnum > 0 AND NOT attisdropped) AS columns,
         (SELECT json_agg(attname) FROM pg_attribute
             WHERE attrelid = to_regclass(:table) AND attnum > 0 AND attnotnull) AS required,
+        (SELECT json_agg(attname) FROM pg_attribute WHERE attrelid = to_regclass(:table) AND attnum > 0
+            AND (attgenerated <> '' OR attidentity = 'a')) AS generated,
         (SELECT json_object_agg(attname, json_build_array(format_type(atttypid, atttypmod), attgenerated <> '',
                 attnotnull AND NOT atthasdef AND attidentity = '')) FROM pg_attribute
             WHERE attrelid = to_regclass(:into) AND attnum > 0 AND NOT attisdropped) AS into_columns,
@@ -320,6 +322,8 @@ def _misfits(rule: Rule, row: Any) -> Iterator[Permanent]:
             yield Unfit(f"{rule.name}: the table {rule.table} has no column {column}.{hint}")
     if required := [column for column in row.required or () if values.get(column, "") is None]:
         yield Permanent(f"{rule.name}: the column {required[0]} of {rule.table} takes no null.")
+    if generated := [column for column in row.generated or () if column in values]:
+        yield Permanent(f"{rule.name}: the column {generated[0]} of {rule.table} is generated, and takes no value.")
     if rule.clock in columns and not clock_of(quoted(rule.clock), rule.clock_unit, columns[rule.clock]):
         integers = columns[rule.clock] in ("integer", "bigint") and rule.clock_unit in ("timestamp", "date")
         hint = " Is its clock_unit seconds or milliseconds?" if integers else ""
@@ -341,7 +345,9 @@ def _misfits(rule: Rule, row: Any) -> Iterator[Permanent]:
 def _unlike_archive(rule: Rule, action: Archive, row: Any) -> Iterator[Permanent]:
     """Why a table does not keep the rows that are archived into it."""
     columns: dict[str, str] = row.columns or {}
-    if row.into_columns is None:
+    if {*(row.oids or ())} & {*(row.into_oids or ())}:
+        yield Permanent(f"{rule.name}: the table {action.into} holds the rows that are to be archived into it.")
+    elif row.into_columns is None:
         yield Permanent(f"{rule.name}: there is no table {action.into} to archive into.")
     elif missing := [column for column in columns if column not in row.into_columns]:
         yield Permanent(f"{rule.name}: the table {action.into} lacks {', '.join(missing)} of {rule.table}.")
@@ -350,8 +356,6 @@ def _unlike_archive(rule: Rule, action: Archive, row: Any) -> Iterator[Permanent
         unlike = frozenset(row.unlike or ())
         for column, fault in archives.faults(columns, archive, unlike=unlike, fills=bool(row.triggers)):
             yield Permanent(f"retention.rules.{rule.name}.action: the column {column} of {action.into} {fault}.")
-    if {*(row.oids or ())} & {*(row.into_oids or ())}:
-        yield Permanent(f"{rule.name}: the table {action.into} holds the rows that are to be archived into it.")
 
 
 def _table(connection: Connection, rule: Rule, row: Any, event: int, *, is_readable: bool) -> Table:
@@ -607,6 +611,8 @@ def execute(connection: Connection, sql: str, parameters: Mapping[str, object]) 
 _REFERRED: Final = ("23503", "23001")
 """A foreign key is violated: NO ACTION, RESTRICT."""
 _READ_ONLY: Final = "25006"
+_NOT_IN_STATE: Final = "55000"
+"""The table has to be set up otherwise: it publishes deletions and has no replica identity, for instance."""
 _LATE: Final = "57014"
 _LOCKED: Final = ("55P03", "40P01", "40001")
 """A lock was not to be had, a deadlock, a serialization failure."""
@@ -650,6 +656,8 @@ def named(rule: Rule, error: DBAPIError) -> Exception:
         sentence = f"retention.rules.{rule.name}.where: fails on a row of {rule.table}: {reason} (SQLSTATE {state})."
     elif state == _READ_ONLY:
         sentence = f"{rule.name}: the database is read-only, a standby for instance; connect to the primary."
+    elif state == _NOT_IN_STATE:
+        sentence = f"{rule.name}: {facts['M']}."
     elif trouble == "late":
         sentence = (
             f"{rule.name}: looking at {rule.table} takes too long. Do the clock, and the columns that refer to the "
