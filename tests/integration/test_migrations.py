@@ -288,6 +288,29 @@ def test_a_former_table_that_its_owner_has_removed_is_made_and_the_others_move(d
     assert run("SELECT count(*) FROM public.old_logs") == [(1,)]
 
 
+def test_former_tables_that_the_search_path_does_not_have_are_named_and_left(database_url: str) -> None:
+    """An administrator who migrates has another search path than the functions' user. The findings seemed lost."""
+    [(name,)] = run("SELECT current_database()")
+    run("CREATE SCHEMA app", f"ALTER DATABASE {name} SET search_path = app")
+    database.engine().dispose()
+    former()
+    run(*ROWS, f"ALTER DATABASE {name} RESET search_path")
+    database.engine().dispose()
+    before = state("app")
+    with pytest.raises(
+        Permanent,
+        match=r"of a former version are in the schema app, which is not in the search path of the user postgres",
+    ):
+        migrate.handler({}, None)
+    assert state("app") == before
+    assert "lamplighter" not in tables()
+
+    run(f"ALTER DATABASE {name} SET search_path = app")
+    database.engine().dispose()
+    assert migrate.handler({}, None)["applied"] == ["0004"]
+    assert run("SELECT count(*) FROM lamplighter.findings") == [(3,)]
+
+
 @pytest.mark.parametrize("schema", ["Our Shop", "lamplighter"])
 def test_former_tables_in_another_schema_than_public_are_found(database_url: str, schema: str) -> None:
     """They were made in the first schema of the user's search path."""

@@ -11,6 +11,8 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects.postgresql import JSONB
 
+from lamplighter.kernel.errors import Permanent
+
 revision = "0004"
 down_revision = None
 
@@ -48,13 +50,25 @@ def upgrade() -> None:
 
 
 def _former() -> tuple[str | None, str]:
-    """The schema that a former version worked in, and which version; None and an empty text if none did."""
+    """The schema that a former version worked in, and which version; None and an empty text if none did.
+
+    Raises:
+        Permanent: it is one that the search path does not have: its tables would seem lost.
+    """
     where = sa.text(
-        "SELECT nspname FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace"
-        " WHERE pg_class.oid = to_regclass('lamplighter_schema')"
+        "SELECT nspname, quote_ident(nspname) AS shown, current_user AS user,"
+        " pg_class.oid = to_regclass('lamplighter_schema') AS found FROM pg_class"
+        " JOIN pg_namespace ON pg_namespace.oid = relnamespace WHERE relname = 'lamplighter_schema' AND relkind = 'r'"
+        " ORDER BY found DESC NULLS LAST, nspname LIMIT 1"
     )
-    if not (former := op.get_bind().execute(where).scalar_one_or_none()):
+    if not (row := op.get_bind().execute(where).one_or_none()):
         return None, ""
+    former = row.nspname
+    if not row.found:
+        raise Permanent(
+            f"Tables of a former version are in the schema {row.shown}, which is not in the search path of the user "
+            f"{row.user}. Migrate with that search path; or DROP TABLE {row.shown}.lamplighter_schema to leave them."
+        )
     versions = sa.table("lamplighter_schema", sa.column("version_num"), schema=former)
     return former, op.get_bind().execute(sa.select(versions.c.version_num)).scalar_one_or_none() or ""
 
