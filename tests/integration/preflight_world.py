@@ -290,12 +290,38 @@ FAULTS = (
         'no right to UPDATE ("status")',
         _sql("REVOKE UPDATE (status) ON analysis_plans FROM $user"),
         "plans",
+        shape="plans",
+    ),
+    Fault(
+        "retention.rules.plans",
+        "operator does not exist: state = character varying",
+        _sql(
+            "CREATE TYPE state AS ENUM ('PENDING', 'DRAFT')",
+            "ALTER TABLE analysis_plans ALTER status TYPE state USING 'DRAFT'",
+        ),
+        "plans",
+        shape="plans",
+    ),
+    Fault(
+        "retention.rules.plans",
+        "COALESCE types uuid and character varying cannot be matched",
+        _sql("ALTER TABLE analysis_plans ALTER job_id TYPE uuid USING NULL"),
+        "plans",
+        shape="plans",
+    ),
+    Fault(
+        "retention.rules.audit_log",
+        'invalid input syntax for type bigint: "-infinity"',
+        _sql("ALTER TABLE audit_log ALTER created_at DROP DEFAULT, ALTER created_at TYPE bigint USING 1"),
+        "audit_log",
+        shape="audit_log",
     ),
     Fault(
         "retention.rules.audit_log",
         "no right to DELETE on public.audit_log",
         _sql("REVOKE DELETE ON audit_log FROM $user"),
         "audit_log",
+        shape="audit_log",
     ),
     Fault(MEDIA, "there is no table media_files", _sql("DROP TABLE media_files"), "media", shape="media"),
     Fault(

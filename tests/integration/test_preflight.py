@@ -317,6 +317,15 @@ def test_a_table_of_a_well_known_application_gets_a_rule_proposed(estate: Estate
     assert touched.facts["rows"] == 0
 
 
+@pytest.mark.parametrize(("change", "is_named"), [({}, True), ({"clock": "expires_at", "keep_days": 1}, False)])
+def test_an_orphan_without_a_clock_is_a_warning(estate: Estate, change: dict[str, Any], is_named: bool) -> None:
+    """Rows were deleted whose parent was about to be committed (VCell #1992)."""
+    rule = {"table": "sessions", "orphan_of": {"table": "tokens", "column": "user_id"}} | change
+    estate.sql("INSERT INTO tokens VALUES ('ann'), ('x')")
+    found = [item.sentence for item in faults_of(estate.look({"retention": {"rules": {"lost": rule}}}))]
+    assert any("committed before its parent in tokens" in sentence for sentence in found) == is_named
+
+
 def test_a_clock_in_the_wrong_unit_is_named(estate: Estate) -> None:
     estate.sql(
         "CREATE TABLE visits (id int, at bigint)",

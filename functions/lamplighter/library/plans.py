@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import BaseModel
 
@@ -18,6 +18,9 @@ from lamplighter.kernel.errors import Permanent, unfit
 from lamplighter.kernel.job import Report as JobReport
 from lamplighter.kernel.job import Run, Unfinished
 from lamplighter.kernel.ledger.ledger import Ledger
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection, Select
 
 BATCH: Final = 500
 """Plans that are looked at before the run is asked whether to stop; each batch is a transaction."""
@@ -104,33 +107,53 @@ def _work(run: Run) -> Report | Unfinished:
 
 def _pending(before: datetime, after: int | str | None) -> Sequence[Any]:
     """The next plans in PENDING, not touched since `before`, in the order of their ids: `id, job_id, updated_at`."""
-    from lamplighter.kernel.database import analysis_plans as plans
     from lamplighter.kernel.database import engine, whole_view
+
+    with engine().connect() as connection:
+        whole_view(connection, max_lag=GRACE)
+        return connection.execute(_chosen(before, after).limit(BATCH)).all()
+
+
+def _chosen(before: datetime, after: int | str | None) -> Select[Any]:
+    from lamplighter.kernel.database import analysis_plans as plans
 
     chosen = plans.select().where(plans.c.status == "PENDING", plans.c.updated_at < before)
     if after is not None:
         chosen = chosen.where(plans.c.id > after)
-    with engine().connect() as connection:
-        whole_view(connection, max_lag=GRACE)
-        return connection.execute(chosen.order_by(plans.c.id).limit(BATCH)).all()
+    return chosen.order_by(plans.c.id)
 
 
 def _put_back(stuck: Sequence[Any]) -> int:
     """Put those back that are as they were read; how many. One that somebody holds is left for the next run."""
-    from sqlalchemy import func, select, tuple_
+    from sqlalchemy import func
 
     from lamplighter.kernel.database import analysis_plans as plans
     from lamplighter.kernel.database import engine
 
     if not stuck:
         return 0
-    read = tuple_(plans.c.id, plans.c.updated_at, func.coalesce(plans.c.job_id, ""))
-    unchanged = (
-        select(plans.c.id)
-        .where(read.in_([(plan.id, plan.updated_at, plan.job_id or "") for plan in stuck]), plans.c.status == "PENDING")
-        .with_for_update(skip_locked=True)
-    )
+    read = [(plan.id, plan.updated_at, plan.job_id or "") for plan in stuck]
     with engine().begin() as connection:
-        ours = connection.execute(unchanged).scalars().all()
+        ours = connection.execute(_unchanged(read).with_for_update(skip_locked=True)).scalars().all()
         changed = plans.update().where(plans.c.id.in_(ours)).values(status="DRAFT", updated_at=func.now())
         return connection.execute(changed).rowcount if ours else 0
+
+
+def _unchanged(read: Sequence[tuple[int, datetime, str]]) -> Select[Any]:
+    """The ids of the plans that still are in PENDING, with the moment and the job that were read."""
+    from sqlalchemy import func, select, tuple_
+
+    from lamplighter.kernel.database import analysis_plans as plans
+
+    found = tuple_(plans.c.id, plans.c.updated_at, func.coalesce(plans.c.job_id, ""))
+    return select(plans.c.id).where(found.in_(read), plans.c.status == "PENDING")
+
+
+def demand_fitting(connection: Connection, now: datetime) -> None:
+    """Plan the statements of the phase, which reads no row.
+
+    Raises:
+        sqlalchemy.exc.DBAPIError: a column is of a type that they do not take, or the user has no right to it.
+    """
+    for statement in (_chosen(now, 0), _unchanged([(0, now, "")])):
+        connection.execute(statement.limit(0))

@@ -153,6 +153,14 @@ def _looked_at(look: Look, rule: Rule, *, name: str, applied: bool) -> Iterator[
         )
     if table is None:
         return
+    if rule.orphan_of and not rule.clock and not isinstance(rule.action, Set):
+        yield Item(
+            severity=Severity.WARNING,
+            name=name,
+            sentence=f"The rule has no clock: a row of {rule.table} that is committed before its parent in "
+            f"{rule.orphan_of.table} is an orphan until then.",
+            advice="Give the rule a clock, and keep_days that are longer than an application takes to write both.",
+        )
     if table.triggers:
         yield Item(
             severity=Severity.WARNING,
@@ -426,8 +434,12 @@ def _plans(look: Look) -> Iterator[Item]:
                 advice="The phase fits another table; do not apply it.",
             )
         needs = Needs(select=("id", "status", "job_id", "updated_at"), update=("status", "updated_at"))
-        for one in inspection.faults(description, needs):
+        found = list(inspection.faults(description, needs))
+        for one in found:
             yield _item(name, one, fault)
+        if not missing and not found:
+            with look.reading(statement=LOOKING) as connection:
+                plans.demand_fitting(connection, look.now)
     except failures() as error:
         yield Item(
             severity=fault,
