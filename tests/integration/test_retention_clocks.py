@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy import Engine, text
 
 from lamplighter.kernel import database
-from lamplighter.kernel.errors import NoTable, Permanent, Retryable
+from lamplighter.kernel.errors import NoTable, Permanent, Retryable, Unfit
 from lamplighter.kernel.retention import Archive, Candidates, Delete, Parent, Rule, Set, batches, preview, simulate
 from lamplighter.kernel.retention.where import BadWhere, check
 from tests.integration.test_retention import go, held
@@ -528,8 +528,9 @@ def mixed(engine: Engine) -> Engine:
 )
 def test_a_condition_that_the_database_does_not_take_is_one_sentence(mixed: Engine, where: str, sentence: str) -> None:
     for attempt in (due, go):
-        with pytest.raises(Permanent, match=rf"^retention\.rules\.any\.where: {sentence}.*\.$"):
+        with pytest.raises(Permanent, match=rf"^retention\.rules\.any\.where: {sentence}.*\.$") as refused:
             attempt(mixed, replace(ANY, where=where))
+        assert isinstance(refused.value, Unfit) is sentence.startswith("column"), "the table is another one"
     assert len(asked(mixed, "SELECT id FROM things")) == 3
 
 

@@ -469,6 +469,15 @@ def test_a_long_report_travels_shortened(machine: Machine) -> None:
     assert result["errors"] == ["cellar: 5000 failures, which the log has"]
 
 
+def test_a_result_leaves_the_row_room_for_what_it_keeps(machine: Machine, row: Callable[[], Job]) -> None:
+    """Each has less than its own limit, and both together more than a row of DynamoDB takes."""
+    state = machine.take(machine.begin(phases=["cellar", "kitchen"]), cellar=sweeps(1), kitchen=sweeps(1))
+    state["errors"] = {"kitchen": "x" * 200_000}
+    machine.finish(state)
+    result = row().result or {}
+    assert (result["errors"], result["shortened"]) == (1, ["errors"])
+
+
 # -- what another attempt would fail, too ------------------------------------------------------------------------------
 
 
