@@ -22,6 +22,7 @@ class Receiver:
         self.url = url
         self.answers: list[dict[str, Any]] = []
         self.content_types: list[str | None] = []
+        self.lengths: list[int] = []
 
 
 @pytest.fixture
@@ -32,6 +33,7 @@ def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
         def do_PUT(self) -> None:
             here.answers.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
             here.content_types.append(self.headers["Content-Type"])
+            here.lengths.append(int(self.headers["Content-Length"]))
             self.send_response(200)
             self.end_headers()
 
@@ -84,6 +86,19 @@ def test_what_the_work_raises_fails_the_deployment_with_its_sentence(receiver: R
     assert answer["Status"] == "FAILED"
     assert answer["Reason"].startswith("Permanent: size: takes at most 2.")
     assert len(json.dumps(receiver.answers[0])) < 4096
+
+
+@pytest.mark.parametrize("character", ["é", "表", "\U0001f4be", "\x01", "\ud800"])
+def test_the_answer_is_short_enough_in_every_language(receiver: Receiver, character: str) -> None:
+    """A server has its messages in its own language. CloudFormation takes 4096 bytes, and shows nothing of a longer."""
+
+    def fail(_: object) -> dict[str, Any]:
+        raise Permanent(character * 2000)
+
+    stack = "arn:aws:cloudformation:us-east-1:111122223333:stack/" + "s" * 128 + "/" + "0" * 36
+    custom_resource.serve(request(receiver.url, StackId=stack), physical_id="x", work=fail)
+    assert receiver.answers[0]["Status"] == "FAILED"
+    assert receiver.lengths[0] < 4096
 
 
 def test_a_deletion_does_nothing_and_succeeds(receiver: Receiver) -> None:

@@ -22,8 +22,8 @@ logger = Logger(child=True)
 
 FIELDS: Final = ("RequestType", "ResponseURL", "StackId", "RequestId", "LogicalResourceId")
 """What every request has."""
-REASON_LIMIT: Final = 1000
-"""Characters; the whole answer may have 4096 bytes."""
+REASON_LIMIT: Final = 600
+"""Characters, of at most six bytes each in JSON; the whole answer may have 4096."""
 
 
 def is_request(event: object) -> bool:
@@ -61,9 +61,10 @@ def serve(
     except Exception as error:  # whatever it was, CloudFormation waits for an answer
         logger.exception("a custom resource failed")
         answer |= {"Status": "FAILED", "Reason": f"{type(error).__name__}: {error}"[:REASON_LIMIT]}
+    body = json.dumps(answer, ensure_ascii=False).encode(errors="replace")
     # The address is signed for an empty content type; urllib's own would be refused.
     request = urllib.request.Request(  # noqa: S310 - checked above
-        event["ResponseURL"], json.dumps(answer).encode(), {"Content-Type": ""}, method="PUT"
+        event["ResponseURL"], body, {"Content-Type": ""}, method="PUT"
     )
     urllib.request.urlopen(request, timeout=30).close()  # noqa: S310
     return answer
