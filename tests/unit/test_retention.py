@@ -26,6 +26,8 @@ AT = Clock(name="at", kind="timestamptz", step=MICROSECOND)
     [
         {"clock": None},
         {"clock": None, "action": Archive("attic")},
+        {"clock": None, "where": "id > 3"},
+        {"clock": None, "where": "id > 3", "action": Archive("attic")},
         {"floor": 2 * DAY},
         {"keep": -DAY, "floor": -DAY},
         {"where": "true) OR (true"},
