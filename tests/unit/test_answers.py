@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import boto3
@@ -329,7 +331,10 @@ def test_a_nat_gateway(connectivity: str, public: bool) -> None:
         id="nat-1", state="available", created_at=AT, public=public, tags=READ_TAGS
     )
     server = Server(
-        written("A", f"<natGatewaySet><item>{content.replace('available', 'deleted')}</item></natGatewaySet>")
+        written(
+            "DescribeNatGateways",
+            f"<natGatewaySet><item>{content.replace('available', 'deleted')}</item></natGatewaySet>",
+        )
     )
     assert (
         answers.items(server.client, "describe_nat_gateways", "natGatewaySet/item", answers.nat_gateway, size=5) == []
@@ -412,3 +417,154 @@ def test_boto3_does_not_parse_the_items_as_well() -> None:
 
     assert ids(server) == ["vol-1"]
     assert b"volumeSet" not in seen[0]
+
+
+# -- answers that are written otherwise, and what is no answer ---------------------------------------------------------
+
+NAMESPACE = "http://ec2.amazonaws.com/doc/2016-11-15/"
+TWO = "<requestId>1</requestId><volumeSet><item><volumeId>vol-1</volumeId></item><item><volumeId>vol-2</volumeId></item></volumeSet>"  # noqa: E501
+PREFIXED = TWO.replace("</", "</e:").replace("<", "<e:").replace("<e:/e:", "</e:")
+ROOT = "DescribeVolumesResponse"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        f'<{ROOT} xmlns="{NAMESPACE}">{TWO}</{ROOT}>',
+        f"<{ROOT} xmlns='{NAMESPACE}'>{TWO}</{ROOT}>",
+        f'<{ROOT}  xmlns = "{NAMESPACE}" >{TWO}</{ROOT}>',
+        f'<{ROOT}\n\txmlns="{NAMESPACE}"\n>{TWO}</{ROOT}>',
+        f'<{ROOT} xmlns="http://ec2.amazonaws.com/doc/2099-01-01/">{TWO}</{ROOT}>',
+        f'<e:{ROOT} xmlns:e="{NAMESPACE}">{PREFIXED}</e:{ROOT}>',
+        f'<{ROOT} xmlns:x="urn:x" xmlns="{NAMESPACE}">{TWO}</{ROOT}>',
+        f'<?xml version="1.0"?><!-- {"a remark " * 99} --><{ROOT} xmlns="{NAMESPACE}">{TWO}</{ROOT}>',
+        f'<!-- <{ROOT} xmlns="no" --><{ROOT} xmlns="{NAMESPACE}">{TWO}</{ROOT}>',
+        f"<{ROOT}>{TWO}</{ROOT}>",
+        f'\ufeff<?xml version="1.0"?><{ROOT} xmlns="{NAMESPACE}">{TWO}</{ROOT}>',
+        f'<{ROOT} xmlns="{NAMESPACE}">{TWO.replace("<item>", "<item><!-- one --><?one?>")}</{ROOT}>',
+        f'<{ROOT}><volumeSet xmlns="{NAMESPACE}">{TWO.partition("<volumeSet>")[2]}</{ROOT}>',
+    ],
+)
+def test_an_answer_may_be_written_otherwise(answer: str) -> None:
+    assert ids(Server(answer)) == ["vol-1", "vol-2"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "sentence"),
+    [
+        (
+            "<Response><Errors><Error><Code>Busy</Code><Message>Later.</Message></Error></Errors></Response>",
+            r"^DescribeVolumes: the answer of status 200 is an error \(Busy: Later\.\)\.$",
+        ),
+        (
+            f"<{ROOT}><Errors><Error><Code>Busy</Code></Error></Errors><volumeSet/></{ROOT}>",
+            r"is an error \(Busy: None\)",
+        ),
+        ("<html><body><p>Sign in</p></body></html>", r"^DescribeVolumes: the answer is a document html, not Describe"),
+        (f"<DescribeSnapshotsResponse>{TWO}</DescribeSnapshotsResponse>", "a document DescribeSnapshotsResponse"),
+        (f"<{ROOT}><requestId>1</requestId></{ROOT}>", r"^DescribeVolumes: the answer has no volumeSet\.$"),
+        (f"<{ROOT}><wrapped>{TWO}</wrapped></{ROOT}>", "has no volumeSet"),
+        (f"<{ROOT}><VolumeSet/></{ROOT}>", "has no volumeSet"),
+    ],
+)
+def test_what_is_another_answer_is_not_an_empty_one(answer: str, sentence: str) -> None:
+    with pytest.raises(answers.UnexpectedAnswer, match=sentence):
+        ids(Server(answer))
+    with pytest.raises(answers.UnexpectedAnswer, match=sentence):
+        ids(Server(page("vol-1", more="t"), answer))
+
+
+@pytest.mark.parametrize(
+    "answer", ["", "OK", "<html><p>Sign in<br></html>", '{"volumeSet": []}', page("vol-1") + "<more/>", page("v")[:-4]]
+)
+def test_what_is_no_xml_is_no_answer_and_its_sentence_is_short(answer: str) -> None:
+    with pytest.raises(ResponseParserError, match=r"^DescribeVolumes: the answer broke off, or is no XML\.$"):
+        ids(Server(answer))
+
+
+KINDS: dict[str, tuple[answers.Take, str, list[str]]] = {
+    RESERVED: (
+        answers.instance,
+        INSTANCE,
+        ["instanceId", "imageId", "instanceType", "name", "launchTime"],
+    ),
+    "volumeSet/item": (
+        answers.volume,
+        "<volumeId>vol-1</volumeId><volumeType>gp3</volumeType><size>8</size><status>available</status>"
+        "<encrypted>true</encrypted><createTime>2026-10-01T12:00:00Z</createTime>",
+        ["volumeId", "volumeType", "size", "status", "encrypted", "createTime"],
+    ),
+    "snapshotSet/item": (
+        answers.snapshot,
+        "<snapshotId>snap-1</snapshotId><volumeId>vol-1</volumeId><volumeSize>8</volumeSize><status>completed</status>"
+        "<encrypted>false</encrypted><startTime>2026-10-01T12:00:00Z</startTime>",
+        ["snapshotId", "volumeId", "volumeSize", "status", "encrypted", "startTime"],
+    ),
+    "imagesSet/item": (
+        partial(answers.image, owned=True),
+        "<imageId>ami-1</imageId><imageState>available</imageState><creationDate>2026-10-01T12:00:00Z</creationDate>",
+        ["imageId", "imageState", "creationDate"],
+    ),
+    "securityGroupInfo/item": (
+        answers.security_group,
+        "<groupId>sg-1</groupId><ipPermissions><item><ipProtocol>tcp</ipProtocol></item></ipPermissions>",
+        ["groupId", "ipProtocol"],
+    ),
+    "networkInterfaceSet/item": (
+        answers.interface,
+        "<networkInterfaceId>eni-1</networkInterfaceId>",
+        ["networkInterfaceId"],
+    ),
+    "addressesSet/item": (answers.address, "<publicIp>198.51.100.1</publicIp>", ["publicIp"]),
+    "natGatewaySet/item": (
+        answers.nat_gateway,
+        "<natGatewayId>nat-1</natGatewayId><state>available</state><createTime>2026-10-01T12:00:00Z</createTime>",
+        ["natGatewayId", "state", "createTime"],
+    ),
+    "launchTemplateVersionSet/item": (
+        answers.launch_template,
+        "<launchTemplateId>lt-1</launchTemplateId>",
+        ["launchTemplateId"],
+    ),
+    "entrySet/item": (answers.range_of, "<cidr>10.0.0.0/8</cidr>", ["cidr"]),
+}
+LACKS = [(path, element) for path, (_, _, elements) in KINDS.items() for element in elements]
+
+
+@pytest.mark.parametrize(("path", "element"), LACKS)
+@pytest.mark.parametrize("how", ["missing", "empty"])
+def test_an_item_that_lacks_what_all_have_is_named(path: str, element: str, how: str) -> None:
+    """What is not there is not known, and neither is the rest: a default would be judged as if AWS had said it."""
+    take, content, _ = KINDS[path]
+    assert one(path, take, content)
+    odd, times = re.subn(rf"<{element}>[^<]*</{element}>", "" if how == "missing" else f"<{element}/>", content)
+    assert times == 1
+    with pytest.raises(answers.UnexpectedAnswer) as refused:
+        one(path, take, odd)
+    assert re.fullmatch(rf"DescribeVolumes: [\w-]+( 1)? has no [\w/]*{element}\.", str(refused.value)), refused.value
+
+
+def test_a_sentence_names_the_item_by_its_own_id() -> None:
+    content = KINDS["snapshotSet/item"][1].replace("<status>completed</status>", "")
+    with pytest.raises(answers.UnexpectedAnswer, match=r"^DescribeVolumes: snap-1 has no status\.$"):
+        one("snapshotSet/item", answers.snapshot, content)
+
+
+@pytest.mark.parametrize(
+    ("path", "element", "text", "what"),
+    [
+        ("volumeSet/item", "size", "eight", "number"),
+        ("snapshotSet/item", "volumeSize", "8.5", "number"),
+        ("volumeSet/item", "createTime", "yesterday", "moment"),
+        (RESERVED, "launchTime", "0000-00-00T00:00:00Z", "moment"),
+        ("natGatewaySet/item", "createTime", "x" * 400, "moment"),
+    ],
+)
+def test_an_item_that_cannot_be_read_is_named(path: str, element: str, text: str, what: str) -> None:
+    take, content, _ = KINDS[path]
+    odd = re.sub(rf"<{element}>[^<]*<", f"<{element}>{text}<", content, count=1)
+    with pytest.raises(
+        answers.UnexpectedAnswer, match=rf"^DescribeVolumes: \S+ has a {element} that is no {what}: '"
+    ) as refused:
+        one(path, take, odd)
+    assert len(str(refused.value)) < 200

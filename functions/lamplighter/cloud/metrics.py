@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import batched
 from typing import Any, Final
 
+from lamplighter.cloud.answers import UnexpectedAnswer, member, read_by_boto3
 from lamplighter.cloud.inventory import Instance, LoadBalancer, NatGateway, Series
 
 PART: Final = timedelta(hours=6)
@@ -68,7 +69,7 @@ def memory(agents: Iterable[tuple[str, Dimensions]], instances: Iterable[Instanc
     """Of running instances that have a CloudWatch agent: how full they were at most (REQUIREMENTS C3)."""
     running = {instance.id for instance in instances if instance.state == "running"}
     for name, dimensions in agents:
-        if (resource := dict(dimensions)["InstanceId"]) in running:
+        if (resource := dict(dimensions).get("InstanceId")) in running:
             yield _highest("memory", resource, "CWAgent", name, dimensions)
 
 
@@ -76,12 +77,13 @@ def agents(cloudwatch: Any) -> list[tuple[str, Dimensions]]:
     """The agents' memory metrics with their dimensions, which each agent's configuration decides on."""
     pages = cloudwatch.get_paginator("list_metrics")
     asked = {"Namespace": "CWAgent", "Dimensions": [{"Name": "InstanceId"}]}
-    return [
-        (name, tuple((one["Name"], one["Value"]) for one in metric["Dimensions"]))
-        for name in MEMORY
-        for page in pages.paginate(MetricName=name, **asked)
-        for metric in page["Metrics"]
-    ]
+    with read_by_boto3("ListMetrics"):
+        return [
+            (name, tuple((one["Name"], one["Value"]) for one in metric.get("Dimensions", ())))
+            for name in MEMORY
+            for page in pages.paginate(MetricName=name, **asked)
+            for metric in member(page, "Metrics", "ListMetrics")
+        ]
 
 
 _LOAD_BALANCERS: Final = {
@@ -153,19 +155,22 @@ def _ask(cloudwatch: Any, batch: tuple[Query, ...], window: Window) -> list[list
         }
         for number, query in enumerate(batch)
     ]
+    numbers = {one["Id"]: number for number, one in enumerate(request)}
     values: list[list[tuple[int, float]]] = [[] for _ in batch]
     complete = [False] * len(batch)
     pages = cloudwatch.get_paginator("get_metric_data").paginate(
         MetricDataQueries=request, StartTime=window.start, EndTime=window.end
     )
-    for page in pages:
-        for result in page["MetricDataResults"]:
-            number = int(result["Id"][1:])
-            complete[number] = result.get("StatusCode", "Complete") == "Complete"
-            values[number] += (
-                ((at - window.start) // PART, value)
-                for at, value in zip(result["Timestamps"], result["Values"], strict=True)
-            )
+    with read_by_boto3("GetMetricData"):
+        for page in pages:
+            for result in member(page, "MetricDataResults", "GetMetricData"):
+                number = numbers.get(name := member(result, "Id", "GetMetricData", "a result"))
+                if number is None:
+                    raise UnexpectedAnswer(f"GetMetricData: a result has the Id {name:.50}, which was not asked for.")
+                complete[number] = result.get("StatusCode", "Complete") == "Complete"
+                parts = ((at - window.start) // PART for at in result.get("Timestamps", ()))
+                said = zip(parts, result.get("Values", ()), strict=True)
+                values[number] += ((part, value) for part, value in said if 0 <= part <= window.expected)
     return [known if whole else None for known, whole in zip(values, complete, strict=True)]
 
 

@@ -98,7 +98,7 @@ class _Reading:
             self.held["images"] += tuple(found)
         if tagged := self._answers("load_balancers", tags):
             of = {arn: those for some in tagged for arn, those in some.items()}
-            self.held["load_balancers"] = tuple(replace(one, tags=of.get(one.id, {})) for one in balancers)
+            self.held["load_balancers"] = tuple(replace(one, tags=of[one.id]) for one in balancers)
         ranges = {id: tuple(found) for id, future in lists.items() for found in self._answers("prefix_lists", [future])}
         if "prefix_lists" in self._wanted:
             self.held["prefix_lists"] = ranges
@@ -154,7 +154,7 @@ class _Reading:
 
         self._passing |= is_passing(error)
         if not isinstance(error, ClientError):
-            return str(error)
+            return str(error).partition("\n")[0]  # a parser's has the whole answer in it
         how = "did not come through" if is_passing(error) else "was refused"
         code, message = error.response["Error"]["Code"], error.response["Error"].get("Message", "")
         return f"{error.operation_name} {how} ({code}: {message.partition(' Encoded authorization')[0]})"
@@ -192,41 +192,72 @@ def _launch_templates(clients: ClientOf) -> list[LaunchTemplate]:
 
 
 def _load_balancers(clients: ClientOf) -> list[LoadBalancer]:
+    operation = "DescribeLoadBalancers"
     pages = clients("elbv2").get_paginator("describe_load_balancers").paginate(PaginationConfig={"PageSize": 400})
-    return [
-        LoadBalancer(
-            id=one["LoadBalancerArn"],
-            name=one["LoadBalancerName"],
-            type=one["Type"],
-            internet_facing=one.get("Scheme") == "internet-facing",
-            created_at=one["CreatedTime"].astimezone(UTC),
-            site=next((zone.get("OutpostId") or zone["ZoneName"] for zone in one.get("AvailabilityZones", ())), ""),
-            security_groups=tuple(one.get("SecurityGroups", ())),
-        )
-        for page in pages
-        for one in page["LoadBalancers"]
-    ]
+    with answers.read_by_boto3(operation):
+        return [
+            _load_balancer(one, partial(answers.member, one, operation=operation, of=one.get("LoadBalancerArn", "one")))
+            for page in pages
+            for one in answers.member(page, "LoadBalancers", operation)
+        ]
+
+
+def _load_balancer(one: Mapping[str, Any], member: Callable[[str], Any]) -> LoadBalancer:
+    zones = one.get("AvailabilityZones", ())
+    return LoadBalancer(
+        id=member("LoadBalancerArn"),
+        name=member("LoadBalancerName"),
+        type=member("Type"),
+        internet_facing=one.get("Scheme") == "internet-facing",
+        created_at=member("CreatedTime").astimezone(UTC),
+        site=next((zone.get("OutpostId") or zone.get("ZoneName", "") for zone in zones), ""),
+        security_groups=tuple(one.get("SecurityGroups", ())),
+    )
 
 
 def _tags(elbv2: Any, balancers: Iterable[LoadBalancer]) -> dict[str, Tags]:
     """The tags of load balancers by ARN."""
-    described = elbv2.describe_tags(ResourceArns=[one.id for one in balancers])["TagDescriptions"]
-    return {one["ResourceArn"]: {tag["Key"]: tag.get("Value", "") for tag in one["Tags"]} for one in described}
+    operation, arns = "DescribeTags", [one.id for one in balancers]
+    with answers.read_by_boto3(operation):
+        described = answers.member(elbv2.describe_tags(ResourceArns=arns), "TagDescriptions", operation)
+        tags = {
+            answers.member(one, "ResourceArn", operation, "one"): {
+                answers.member(tag, "Key", operation, one["ResourceArn"]): tag.get("Value", "")
+                for tag in answers.member(one, "Tags", operation, one["ResourceArn"])
+            }
+            for one in described
+        }
+    if untold := [arn for arn in arns if arn not in tags]:
+        raise answers.UnexpectedAnswer(f"{operation}: the answer has no tags of {untold[0]}.")
+    return tags
 
 
 def _log_groups(clients: ClientOf) -> list[LogGroup]:
+    operation = "DescribeLogGroups"
     pages = clients("logs").get_paginator("describe_log_groups").paginate(PaginationConfig={"PageSize": 50})
-    return [
-        LogGroup(
-            id=one["logGroupName"],
-            created_at=datetime.fromtimestamp(one["creationTime"] / 1000, UTC),
-            stored_bytes=one.get("storedBytes", 0),
-            retention_days=one.get("retentionInDays"),
-            log_class=one.get("logGroupClass", "STANDARD"),
-        )
-        for page in pages
-        for one in page["logGroups"]
-    ]
+    with answers.read_by_boto3(operation):
+        return [
+            LogGroup(
+                id=answers.member(one, "logGroupName", operation, "one"),
+                created_at=_created(one, operation),
+                stored_bytes=one.get("storedBytes", 0),
+                retention_days=one.get("retentionInDays"),
+                log_class=one.get("logGroupClass", "STANDARD"),
+            )
+            for page in pages
+            for one in answers.member(page, "logGroups", operation)
+        ]
+
+
+def _created(group: Mapping[str, Any], operation: str) -> datetime:
+    """When a log group was made; AWS gives milliseconds."""
+    name = group["logGroupName"]
+    milliseconds = answers.member(group, "creationTime", operation, name)
+    try:
+        return datetime.fromtimestamp(milliseconds / 1000, UTC)
+    except (TypeError, ValueError, OverflowError, OSError) as error:
+        said = f"{operation}: {name} has a creationTime that is no moment: {milliseconds!r:.50}."
+        raise answers.UnexpectedAnswer(said) from error
 
 
 _own_image: Final = partial(answers.image, owned=True)
