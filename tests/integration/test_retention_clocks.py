@@ -687,6 +687,7 @@ LOSSY = (
     *(("numeric", "numeric(20,6)"), ("bigint", "double precision"), ("integer", "real"), ("interval", "interval(0)")),
     *(("text", "integer"), ("bigint", "timestamptz"), ("timestamptz", "bigint"), ("boolean", "numeric")),
     ("integer", "integer GENERATED ALWAYS AS (1) STORED"),
+    *(("numeric[]", "integer[]"), ("numeric", "whole"), ("cents", "integer"), ("timestamptz[]", "date[]")),
 )
 KEPT = (
     *(("integer", kind) for kind in ("smallint", "bigint", "numeric", "numeric(12,2)", "double precision", "text")),
@@ -700,6 +701,7 @@ KEPT = (
         ("real", "double precision"),
         ("date", "timestamp"),
     ),
+    *(("integer", "whole"), ("whole", "bigint"), ("cents", "numeric"), ("whole", "whole"), ("integer[]", "bigint[]")),
 )
 
 
@@ -708,6 +710,7 @@ def test_an_archive_that_would_change_a_value_is_one_sentence(engine: Engine, mi
     """Rows were rounded or cut as they were archived, and then deleted (OpenDXP #185)."""
     run(
         engine,
+        "CREATE DOMAIN whole AS integer; CREATE DOMAIN cents AS numeric(9,2);"
         f"CREATE TABLE things (id bigint PRIMARY KEY, at timestamptz, x {mine});"
         f"CREATE TABLE attic (id bigint, at timestamptz, x {theirs}); INSERT INTO things VALUES (1, '{CUTOFF - DAY}')",
     )
@@ -720,6 +723,7 @@ def test_an_archive_that_would_change_a_value_is_one_sentence(engine: Engine, mi
 def test_an_archive_may_have_types_that_keep_each_value(engine: Engine, mine: str, theirs: str) -> None:
     run(
         engine,
+        "CREATE DOMAIN whole AS integer; CREATE DOMAIN cents AS numeric(9,2);"
         f"CREATE TABLE things (id bigint PRIMARY KEY, at timestamptz, x {mine});"
         f"CREATE TABLE attic (id bigint, at timestamptz, x {theirs}); INSERT INTO things VALUES (1, '{CUTOFF - DAY}')",
     )

@@ -62,7 +62,7 @@ def faults(
 
 def keeps(mine: str, theirs: str) -> bool:
     """Whether a column of type `theirs` stores each value of type `mine` as it is, or refuses it."""
-    one, other = _TYPE.fullmatch(mine), _TYPE.fullmatch(theirs)
+    one, other = (_TYPE.fullmatch(type_.removesuffix("[]")) for type_ in (mine, theirs))
     if mine == theirs or not one or not other:
         return True
     if other["base"] in _ROUNDS.get(one["base"], ()):

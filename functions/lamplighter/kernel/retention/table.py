@@ -188,6 +188,11 @@ _LOOK: Final = """
     ), into_tree AS (
         SELECT CAST(to_regclass(:into) AS oid) AS oid
         UNION SELECT inhrelid FROM pg_inherits JOIN into_tree ON inhparent = into_tree.oid WHERE NOT inhdetachpending
+    ), stored AS (  -- a domain as the type that it is made of
+        SELECT pg_attribute.*, CASE typtype WHEN 'd' THEN format_type(typbasetype, typtypmod)
+            ELSE format_type(atttypid, atttypmod) END AS stored
+        FROM pg_attribute JOIN pg_type ON pg_type.oid = atttypid
+        WHERE attrelid IN (to_regclass(:table), to_regclass(:into)) AND attnum > 0 AND NOT attisdropped
     ), leaf AS (
         SELECT pg_class.oid, nspname, relname, relkind,
             CASE relkind WHEN 'r' THEN pg_relation_size(pg_class.oid) ELSE 0 END
@@ -204,9 +209,10 @@ _LOOK: Final = """
             WHERE attrelid = to_regclass(:table) AND attnum > 0 AND attnotnull) AS required,
         (SELECT json_agg(attname) FROM pg_attribute WHERE attrelid = to_regclass(:table) AND attnum > 0
             AND (attgenerated <> '' OR attidentity = 'a')) AS generated,
-        (SELECT json_object_agg(attname, json_build_array(format_type(atttypid, atttypmod), attgenerated <> '',
-                attnotnull AND NOT atthasdef AND attidentity = '')) FROM pg_attribute
-            WHERE attrelid = to_regclass(:into) AND attnum > 0 AND NOT attisdropped) AS into_columns,
+        (SELECT json_object_agg(attname, stored) FROM stored WHERE attrelid = to_regclass(:table)) AS stored_columns,
+        (SELECT json_object_agg(attname, json_build_array(stored, attgenerated <> '',
+                attnotnull AND NOT atthasdef AND attidentity = '')) FROM stored
+            WHERE attrelid = to_regclass(:into)) AS into_columns,
         (SELECT json_agg(attname) FROM pg_attribute AS mine JOIN pg_attribute AS theirs USING (attname)
                 JOIN pg_type AS one ON one.oid = mine.atttypid JOIN pg_type AS other ON other.oid = theirs.atttypid
             WHERE mine.attrelid = to_regclass(:table) AND theirs.attrelid = to_regclass(:into)
@@ -354,7 +360,8 @@ def _unlike_archive(rule: Rule, action: Archive, row: Any) -> Iterator[Permanent
     else:
         archive = {name: Column(*facts) for name, facts in row.into_columns.items()}
         unlike = frozenset(row.unlike or ())
-        for column, fault in archives.faults(columns, archive, unlike=unlike, fills=bool(row.triggers)):
+        stored: dict[str, str] = row.stored_columns
+        for column, fault in archives.faults(stored, archive, unlike=unlike, fills=bool(row.triggers)):
             yield Permanent(f"retention.rules.{rule.name}.action: the column {column} of {action.into} {fault}.")
 
 
