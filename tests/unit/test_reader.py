@@ -12,7 +12,8 @@ from botocore.awsrequest import AWSResponse
 from botocore.config import Config
 from botocore.stub import Stubber
 
-from lamplighter.cloud import reader
+from lamplighter.cloud import health, reader
+from lamplighter.cloud.answers import UnexpectedAnswer
 from lamplighter.cloud.inventory import Inventory
 from lamplighter.kernel.cloud import Limits
 from lamplighter.kernel.errors import Permanent, Retryable
@@ -141,3 +142,21 @@ def test_what_is_another_answer_is_a_gap_with_its_operation_item_and_element(
             needs=frozenset({needs}),
         )
     assert str(refused.value) == f"Nothing of account 111122223333 can be read in us-east-1: {sentence}"
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("", "the answer has no InstanceStatuses"),
+        ("<instanceStatusSet><item><systemStatus/></item></instanceStatusSet>", "one has no InstanceId"),
+        ("<instanceStatusSet><item><instanceId>i-1</instanceId></item></instanceStatusSet>", "i-1 has no status check"),
+        (
+            "<instanceStatusSet><item><instanceId>i-1</instanceId><systemStatus/></item></instanceStatusSet>",
+            "the answer cannot be read",
+        ),
+    ],
+)
+def test_a_status_that_is_not_told_is_not_known(content: str, sentence: str) -> None:
+    for root in ("DescribeInstanceStatusResponse", "html"):
+        with pytest.raises(UnexpectedAnswer, match=rf"^DescribeInstanceStatus: {sentence}"):
+            health.statuses(answering("ec2", f"<{root}>{content}</{root}>"))

@@ -12,7 +12,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from lamplighter.cloud import reader
+from lamplighter.cloud import answers, reader
 from lamplighter.cloud.access import failures
 from lamplighter.cloud.inventory import Inventory, Series
 from lamplighter.kernel import fan_out
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from lamplighter.cloud.targets import Target
 
 NEEDS: Final = frozenset({"instances", "cpu", "memory"})
+STATUS_CHECKS: Final = ("SystemStatus", "InstanceStatus", "AttachedEbsStatus")
 WORST_FIRST: Final = ("impaired", "insufficient-data", "initializing", "ok", "not-applicable")
 """What status checks say ("Status checks for Amazon EC2 instances")."""
 
@@ -101,14 +102,20 @@ def examine(clients: ClientOf, target: Target, run: Run, now: datetime) -> Exami
 
 
 def statuses(ec2: Any) -> dict[str, str]:
-    """The worst of each running instance's status checks."""
-    worst = {}
-    for page in ec2.get_paginator("describe_instance_status").paginate():
-        for one in page["InstanceStatuses"]:
-            checks = [
-                one[name]["Status"] for name in ("SystemStatus", "InstanceStatus", "AttachedEbsStatus") if name in one
-            ]
-            worst[one["InstanceId"]] = min(checks, key=_rank)
+    """The worst of each running instance's status checks.
+
+    Raises:
+        answers.UnexpectedAnswer: an answer, or an item of it, is not as the operation is documented.
+    """
+    worst, operation = {}, "DescribeInstanceStatus"
+    with answers.read_by_boto3(operation):
+        for page in ec2.get_paginator("describe_instance_status").paginate():
+            for one in answers.member(page, "InstanceStatuses", operation):
+                instance = answers.member(one, "InstanceId", operation, "one")
+                checks = [one[name]["Status"] for name in STATUS_CHECKS if name in one]
+                if not checks:
+                    raise answers.UnexpectedAnswer(f"{operation}: {instance} has no status check.")
+                worst[instance] = min(checks, key=_rank)
     return worst
 
 

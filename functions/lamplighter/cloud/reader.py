@@ -220,7 +220,7 @@ def _tags(elbv2: Any, balancers: Iterable[LoadBalancer]) -> dict[str, Tags]:
     operation, arns = "DescribeTags", [one.id for one in balancers]
     with answers.read_by_boto3(operation):
         described = answers.member(elbv2.describe_tags(ResourceArns=arns), "TagDescriptions", operation)
-        tags = {
+        tags: dict[str, Tags] = {
             answers.member(one, "ResourceArn", operation, "one"): {
                 answers.member(tag, "Key", operation, one["ResourceArn"]): tag.get("Value", "")
                 for tag in answers.member(one, "Tags", operation, one["ResourceArn"])
