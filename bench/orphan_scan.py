@@ -99,7 +99,7 @@ def boto3_set() -> Iterable[str]:
     """All references in memory."""
     from sqlalchemy import text
 
-    with database().connect() as connection:
+    with connected() as connection:
         referenced = set(connection.execute(text("SELECT storage_key FROM media_files")).scalars())
     orphans = [one for one in boto3_keys() if one not in referenced]
     finished()
@@ -112,7 +112,7 @@ def boto3_query() -> Iterable[str]:
 
     statement = text("SELECT EXISTS (SELECT FROM media_files WHERE storage_key = :key)")
     orphans = []
-    with database().connect() as connection:
+    with connected() as connection:
         began = time.perf_counter()
         for one in islice(boto3_keys(), SAMPLED_KEYS):
             if not connection.execute(statement, {"key": one}).scalar_one():
@@ -162,7 +162,7 @@ def floor() -> Iterable[str]:
     )
     orphans: list[str] = []
     after = ""
-    with database().connect() as connection:
+    with connected() as connection:
         while True:
             batch = []
             for _ in range(10):
@@ -205,11 +205,14 @@ def boto3_keys() -> Iterator[str]:
             yield entry["Key"]
 
 
-def database() -> Any:
-    """The package's engine: every way has its TCP_NODELAY."""
+@contextmanager
+def connected() -> Iterator[Any]:
+    """A connection of the package's engine, for every way has its TCP_NODELAY; but statements may take their time."""
     from lamplighter.kernel.database import engine
 
-    return engine()
+    with engine().connect() as connection:
+        connection.exec_driver_sql("SET statement_timeout = 0")
+        yield connection
 
 
 def psql() -> list[str]:
@@ -269,6 +272,7 @@ def run(way: str, environment: dict[str, str]) -> Figure:
     if process.returncode:
         raise SystemExit(f"{way} failed")
     figure = json.loads(said.splitlines()[-1])
+    print(f"{way}: {figure}", file=sys.stderr, flush=True)
     return Figure(peak_mb=peak / 2**20, database_cpu=database_cpu() - before, **figure)
 
 
