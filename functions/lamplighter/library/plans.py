@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from lamplighter import rules
 from lamplighter.deletion import ramp
-from lamplighter.kernel.errors import Permanent, unfit
+from lamplighter.kernel.errors import NoTable, Permanent, unfit
 from lamplighter.kernel.job import Report as JobReport
 from lamplighter.kernel.job import Run, Unfinished
 from lamplighter.kernel.ledger.ledger import Ledger
@@ -68,7 +68,8 @@ def body(run: Run) -> Report | Unfinished:
         return _work(run)
     except DBAPIError as error:
         found = unfit(error)
-        kind = type(found) if found else Permanent
+        excused = isinstance(found, NoTable) or not rules.applied("plans", run.settings)
+        kind = type(found) if found and excused else Permanent
         raise kind(f"analysis_plans: {reason(error.orig or error)}.") from error
 
 
