@@ -33,6 +33,7 @@ from lamplighter.kernel.retention import (
     simulate,
 )
 from lamplighter.kernel.retention.batches import POSITIONS, Blocks
+from lamplighter.kernel.retention.table import look
 
 DAY = timedelta(days=1)
 MICROSECOND = timedelta(microseconds=1)
@@ -307,6 +308,8 @@ def test_a_partition_whose_detachment_was_interrupted_is_no_part_of_the_table(pa
         with pytest.raises(DBAPIError, match="canceling statement due to statement timeout"):
             other.exec_driver_sql("ALTER TABLE things DETACH PARTITION part_2 CONCURRENTLY")
 
+    with parts.connect() as connection:
+        assert not [leaf for leaf in look(connection, RULE).leaves if "part_2" in leaf.name]
     assert due(parts).rows == 2
     assert go(parts).rows == 2
     assert ids(parts, "part_2") == [2]
