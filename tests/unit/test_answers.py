@@ -443,6 +443,8 @@ ROOT = "DescribeVolumesResponse"
         f'\ufeff<?xml version="1.0"?><{ROOT} xmlns="{NAMESPACE}">{TWO}</{ROOT}>',
         f'<{ROOT} xmlns="{NAMESPACE}">{TWO.replace("<item>", "<item><!-- one --><?one?>")}</{ROOT}>',
         f'<{ROOT}><volumeSet xmlns="{NAMESPACE}">{TWO.partition("<volumeSet>")[2]}</{ROOT}>',
+        f'<{ROOT} xmlns="{NAMESPACE}">{TWO.replace("<item>", '<item xmlns="urn:x">')}</{ROOT}>',
+        f'<{ROOT} xmlns="{NAMESPACE}">{TWO.replace("<volumeId>", '<volumeId xmlns="urn:x">')}</{ROOT}>',
     ],
 )
 def test_an_answer_may_be_written_otherwise(answer: str) -> None:
@@ -465,6 +467,7 @@ def test_an_answer_may_be_written_otherwise(answer: str) -> None:
         (f"<{ROOT}><requestId>1</requestId></{ROOT}>", r"^DescribeVolumes: the answer has no volumeSet\.$"),
         (f"<{ROOT}><wrapped>{TWO}</wrapped></{ROOT}>", "has no volumeSet"),
         (f"<{ROOT}><VolumeSet/></{ROOT}>", "has no volumeSet"),
+        (f"<{ROOT}>{TWO.replace('item>', 'member>')}</{ROOT}>", "has a member in its volumeSet, where items belong"),
     ],
 )
 def test_what_is_another_answer_is_not_an_empty_one(answer: str, sentence: str) -> None:
@@ -472,6 +475,22 @@ def test_what_is_another_answer_is_not_an_empty_one(answer: str, sentence: str) 
         ids(Server(answer))
     with pytest.raises(answers.UnexpectedAnswer, match=sentence):
         ids(Server(page("vol-1", more="t"), answer))
+
+
+def test_a_token_of_another_namespace_is_followed() -> None:
+    """Else the first page would be taken for the whole region."""
+    first = page("vol-1", more="t2").replace("<nextToken>", '<nextToken xmlns="urn:x">')
+    assert ids(Server(first, page("vol-2"))) == ["vol-1", "vol-2"]
+
+
+def test_a_reservation_without_its_instances_is_no_empty_one() -> None:
+    for odd, sentence in (
+        ("", "has no instancesSet"),
+        ("<instancesSet><i/></instancesSet>", "a i in its instancesSet"),
+    ):
+        server = Server(written("DescribeInstances", f"<reservationSet><item>{odd}</item></reservationSet>"))
+        with pytest.raises(answers.UnexpectedAnswer, match=sentence):
+            answers.items(server.client, "describe_instances", RESERVED, answers.instance, size=5)
 
 
 @pytest.mark.parametrize(

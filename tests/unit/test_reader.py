@@ -26,14 +26,19 @@ def read(needs: str, service: str, **answers: dict[str, Any]) -> Inventory:
     with Stubber(clients[service]) as stub:
         for operation, answer in answers.items():
             stub.add_response(operation, answer)
-        return reader.read(
-            clients.__getitem__,
-            account="111122223333",
-            region="us-east-1",
-            now=NOW,
-            limits=Limits(),
-            needs=frozenset({needs}),
-        )
+        return read_by(clients, needs)
+
+
+def read_by(clients: dict[str, Any], needs: str) -> Inventory:
+    """What is read of one field by these clients."""
+    return reader.read(
+        clients.__getitem__,
+        account="111122223333",
+        region="us-east-1",
+        now=NOW,
+        limits=Limits(),
+        needs=frozenset({needs}),
+    )
 
 
 def test_a_log_group_has_a_class() -> None:
@@ -133,14 +138,7 @@ def test_what_is_another_answer_is_a_gap_with_its_operation_item_and_element(
 ) -> None:
     clients = {"ec2": boto3.client("ec2"), service: answering(service, body)}
     with pytest.raises((Permanent, Retryable)) as refused:
-        reader.read(
-            clients.__getitem__,
-            account="111122223333",
-            region="us-east-1",
-            now=NOW,
-            limits=Limits(),
-            needs=frozenset({needs}),
-        )
+        read_by(clients, needs)
     assert str(refused.value) == f"Nothing of account 111122223333 can be read in us-east-1: {sentence}"
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
@@ -116,8 +116,8 @@ def _take_items(
             answer = _parsed(response_dict["body"])
         except ParseError:
             return  # it broke off: an error that boto3 knows what to do about
-        _demand(answer, operation_model.name, path)
-        customized_response_dict["Items"] = _made(answer, operation_model.name, path, take)
+        operation = operation_model.name
+        customized_response_dict["Items"] = _made(_found(answer, operation, path), operation, path, take)
         if token := answer.findtext("nextToken"):
             customized_response_dict["NextToken"] = token
     response_dict["body"] = b"<read/>"
@@ -125,41 +125,49 @@ def _take_items(
 
 def _parsed(body: bytes) -> Element:
     """The root of an answer, without the namespace; a large body is not copied."""
-    head = body[:500]
+    head, removed = _NAMESPACE.subn(b"", body[:500], count=1)
     parser = XMLParser()  # noqa: S314 - as boto3 does
-    parser.feed(_NAMESPACE.sub(b"", head, count=1))
-    parser.feed(memoryview(body)[len(head) :])
+    parser.feed(head)
+    parser.feed(memoryview(body)[500:])
     root = parser.close()
-    if root.tag.startswith("{"):  # the namespace is written otherwise, or stands further below
+    if body.count(b"xmlns") > removed:  # a namespace is written otherwise, or there are more of them
         for element in root.iter():
             element.tag = element.tag.rpartition("}")[2]
     return root
 
 
-def _demand(answer: Element, operation: str, path: str) -> None:
-    """The answer is the operation's own, and has the set of its items, which is there when it is empty, too.
+def _found(answer: Element, operation: str, path: str) -> list[Element]:
+    """The items of an answer. Each set on the way has to be there, as it is when it is empty, and to hold items alone.
 
     Raises:
-        UnexpectedAnswer: it is not.
+        UnexpectedAnswer: the answer is not the operation's own, or a set is otherwise.
     """
     if (error := answer.find("Errors/Error")) is not None:
         code, message = error.findtext("Code"), error.findtext("Message")
         raise UnexpectedAnswer(f"{operation}: the answer of status 200 is an error ({code}: {message}).")
     if answer.tag != f"{operation}Response":
         raise UnexpectedAnswer(f"{operation}: the answer is a document {answer.tag[:100]}, not {operation}Response.")
-    whole = path.partition("/")[0]
-    if answer.find(whole) is None:
-        raise UnexpectedAnswer(f"{operation}: the answer has no {whole}.")
+    above = [answer]
+    for name in path.split("/")[::2]:
+        items: list[Element] = []
+        for one in above:
+            if (whole := one.find(name)) is None:
+                raise UnexpectedAnswer(f"{operation}: the answer has no {name}.")
+            items += whole
+        if odd := next((item.tag for item in items if item.tag != "item"), None):
+            raise UnexpectedAnswer(f"{operation}: the answer has a {odd[:100]} in its {name}, where items belong.")
+        above = items
+    return above
 
 
-def _made(answer: Element, operation: str, path: str, take: Take) -> list[object]:
+def _made(items: Iterable[Element], operation: str, path: str, take: Take) -> list[object]:
     """What is made of each item.
 
     Raises:
         UnexpectedAnswer: an item has not what every one of its kind has.
     """
     made = []
-    for number, item in enumerate(answer.iterfind(path), 1):
+    for number, item in enumerate(items, 1):
         try:
             one = take(item)
         except _Odd as error:
